@@ -1,0 +1,253 @@
+"""The settings, and the only reader of the environment.
+
+Each variable stands once in `.env.example` with its meaning. A value that cannot be used stops the
+start with the variable's name and the form wanted; the value itself is never printed, because it
+may hold a password.
+"""
+
+import base64
+import binascii
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dj_database_url
+from corsheaders.defaults import default_headers
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.utils import get_random_secret_key
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+ENV = os.environ
+MAX_UNITS = 2_147_483_647
+
+
+def env_bool(name: str) -> bool:
+    value = ENV.get(name, "").strip().lower()
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    if value in ("1", "true", "yes", "on"):
+        return True
+    raise ImproperlyConfigured(f"{name} must be 1 or 0 (true, yes, on; false, no, off).")
+
+
+def env_int(name: str, default: int, low: int, high: int) -> int:
+    value = ENV.get(name, "").strip() or str(default)
+    if not re.fullmatch(r"[0-9]{1,10}", value) or not low <= int(value) <= high:
+        raise ImproperlyConfigured(f"{name} must be a whole number from {low} to {high}.")
+    return int(value)
+
+
+def env_list(name: str) -> list[str]:
+    return [item.strip() for item in ENV.get(name, "").split(",") if item.strip()]
+
+
+def env_url(name: str, default: str) -> str:
+    value = (ENV.get(name, "").strip() or default).rstrip("/")
+    if value and not is_web_address(value):
+        raise ImproperlyConfigured(f"{name} must be an address such as https://clerk.example.com.")
+    return value
+
+
+def env_origins(name: str) -> list[str]:
+    """Web origins: a scheme, a host, perhaps a port, and nothing behind them."""
+    origins = [item.rstrip("/") for item in env_list(name)]
+    for position, origin in enumerate(origins, start=1):
+        if not is_web_address(origin) or urlsplit(origin).path:
+            raise ImproperlyConfigured(
+                f"{name}: item {position} must be an origin such as https://app.example.com."
+            )
+    return origins
+
+
+def is_web_address(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018 - raises on a port that is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def env_publishable_key() -> str:
+    """Return the issuer that CLERK_PUBLISHABLE_KEY names (`pk_test_` + base64 of `host$`), or ''."""
+    key = ENV.get("CLERK_PUBLISHABLE_KEY", "").strip()
+    if not key:
+        return ""
+    match = re.fullmatch(r"pk_(?:test|live)_([A-Za-z0-9+/_-]+)=*", key)
+    try:
+        encoded = match[1] if match else ""
+        host = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode("ascii")
+    except (binascii.Error, UnicodeDecodeError):
+        host = ""
+    if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?\$", host):
+        raise ImproperlyConfigured(
+            "CLERK_PUBLISHABLE_KEY must be the key that Clerk's dashboard shows: pk_test_… or pk_live_…."
+        )
+    return f"https://{host[:-1]}"
+
+
+def env_database() -> dict[str, object]:
+    """Return the default database from DATABASE_URL, with what each engine needs to be safe."""
+    url = ENV.get("DATABASE_URL", "").strip() or f"sqlite:///{BASE_DIR / 'quotasite.sqlite3'}"
+    try:
+        config: dict[str, object] = {**dj_database_url.parse(url)}
+    except Exception:  # dj-database-url raises several kinds, some with the URL in their text
+        config = {}
+    engine = config.get("ENGINE")
+    if engine == "django.db.backends.postgresql" and config.get("NAME"):
+        config["CONN_MAX_AGE"] = None  # kept open; the store replaces a dead one (quotas/store.py)
+        config["DISABLE_SERVER_SIDE_CURSORS"] = env_bool("DATABASE_POOLED")
+        config["OPTIONS"] = {
+            "connect_timeout": 3,  # seconds, so that a silent host is answered with a 503
+            "tcp_user_timeout": 5_000,  # milliseconds
+            "keepalives_idle": 30,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            **config.get("OPTIONS", {}),  # type: ignore[dict-item] # what the URL's query says wins
+        }
+    elif engine == "django.db.backends.sqlite3" and config.get("NAME"):
+        config["OPTIONS"] = {
+            "transaction_mode": "IMMEDIATE",  # a change holds the write lock from its first read
+            "timeout": 20,  # seconds
+            "init_command": "PRAGMA journal_mode=WAL",
+        }
+    else:
+        raise ImproperlyConfigured(
+            "DATABASE_URL must have the form postgres://USER:PASSWORD@HOST:PORT/NAME "
+            "(special characters in the password percent-encoded), or sqlite:///PATH for a first look. "
+            "What was given is not shown, because it may hold a password."
+        )
+    return config
+
+
+DEBUG = env_bool("DEBUG")
+SECRET_KEY_IS_SET = bool(ENV.get("SECRET_KEY", "").strip())
+# Without one, staff are signed out at each restart and by each other worker: quotas.E003 says so.
+SECRET_KEY = ENV.get("SECRET_KEY", "").strip() or get_random_secret_key()
+ALLOWED_HOSTS = env_list("ALLOWED_HOSTS")
+CSRF_TRUSTED_ORIGINS = env_origins("CSRF_TRUSTED_ORIGINS")
+DATABASES = {"default": env_database()}
+# The variable by which a host tells that its disk is emptied at each deploy, or None.
+EPHEMERAL_HOST = next(
+    (
+        name
+        for name in (
+            "RENDER",
+            "DYNO",
+            "RAILWAY_ENVIRONMENT",
+            "FLY_APP_NAME",
+            "K_SERVICE",
+            "VERCEL",
+            "AWS_LAMBDA_FUNCTION_NAME",
+            "WEBSITE_INSTANCE_ID",
+        )
+        if ENV.get(name)
+    ),
+    None,
+)
+
+_issuer = env_publishable_key()
+CLERK_ISSUER = env_url("CLERK_ISSUER", _issuer)
+CLERK_JWKS_URL = env_url("CLERK_JWKS_URL", f"{_issuer}/.well-known/jwks.json" if _issuer else "")
+CLERK_JWT_KEY = ENV.get("CLERK_JWT_KEY", "").replace("\\n", "\n").strip()
+CLERK_AUTHORIZED_PARTIES = env_origins("CLERK_AUTHORIZED_PARTIES")
+CLERK_WEBHOOK_SIGNING_SECRET = env_list("CLERK_WEBHOOK_SIGNING_SECRET")
+CLERK_SECRET_KEY = ENV.get("CLERK_SECRET_KEY", "").strip()
+CLERK_API_URL = env_url("CLERK_API_URL", "https://api.clerk.com/v1")
+
+QUOTA_DEFAULT_ALLOWANCE = env_int("QUOTA_DEFAULT_ALLOWANCE", 20, 0, MAX_UNITS)
+
+INSTALLED_APPS = [
+    "quotasite",
+    "webhooks",
+    "quotas",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "corsheaders",
+    "rest_framework",
+]
+MIDDLEWARE = [
+    "quotas.middleware.RequestGuard",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "corsheaders.middleware.CorsMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "quotasite.urls"
+WSGI_APPLICATION = "quotasite.wsgi.application"
+APPEND_SLASH = False  # a redirect loses a POST: no path of the API ends with one
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LANGUAGE_CODE = "en"
+USE_I18N = False
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+WHITENOISE_USE_FINDERS = True  # the admin's few files need no collectstatic step
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["quotas.authentication.SessionTokenAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["quotas.parsers.StrictJSONParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "quotas.parsers.AlwaysJSON",
+    "EXCEPTION_HANDLER": "quotas.problems.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+}
+
+CORS_ALLOWED_ORIGINS = env_origins("CORS_ALLOWED_ORIGINS")
+CORS_ALLOW_HEADERS = [*default_headers, "idempotency-key"]
+CORS_EXPOSE_HEADERS = [
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Idempotent-Replayed",
+    "X-Request-Id",
+]
+CORS_URLS_REGEX = r"^/api/"
+
+if env_bool("TRUSTED_PROXY"):  # then, and only then, the scheme that a proxy forwards is believed
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+SECURE_SSL_REDIRECT = not DEBUG
+# A redirect in front of these would lose a POST, or a probe that comes by plain HTTP.
+SECURE_REDIRECT_EXEMPT = [r"^api/", r"^webhooks/", r"^healthz$", r"^readyz$"]
+SECURE_HSTS_SECONDS = 0 if DEBUG else 31_536_000
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
+SILENCED_SYSTEM_CHECKS = [
+    "security.W005",  # HSTS for subdomains: they are the owner's to decide, not this service's
+    "security.W021",  # HSTS preload: the same
+]

@@ -1,0 +1,9 @@
+from django.apps import AppConfig
+
+
+class QuotasConfig(AppConfig):
+    name = "quotas"
+    verbose_name = "Quotas"
+
+    def ready(self) -> None:
+        from quotas import checks  # noqa: F401 - registers them

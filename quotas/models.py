@@ -1,0 +1,387 @@
+"""Plans, quotas and their ledger; the verbs are on the quotas' manager."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, NoReturn
+from zoneinfo import ZoneInfo
+
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models, transaction
+from django.db.models import F, Q
+
+from quotas import policy, store
+from quotas.policy import MAX_UNITS, Actor, Change, Outcome, Quota, Refusal, Request, Snapshot
+
+UNITS = (MinValueValidator(0), MaxValueValidator(MAX_UNITS))
+DAY = 86_400  # seconds
+
+
+def validate_timezone(name: str) -> None:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # an unknown name is a KeyError, a path outside the others
+        raise ValidationError("Name a time zone such as Europe/Berlin or UTC.") from None
+
+
+def validate_actions(actions: object) -> None:
+    """Demand {"name": cost}: names of 1 to 64 characters, costs from 1 to MAX_UNITS."""
+    if not isinstance(actions, dict) or not all(
+        policy.ACTION_NAME.fullmatch(name) and type(cost) is int and 1 <= cost <= MAX_UNITS
+        for name, cost in actions.items()
+    ):
+        raise ValidationError('Write {"name": cost, …}, each cost a whole number from 1.')
+
+
+class Plan(models.Model):
+    """How much a user gets, and when it comes back."""
+
+    class ResetPolicy(models.TextChoices):
+        ROLLING = "rolling", "rolling: a period after the last reset"
+
+    name = models.CharField(
+        max_length=40,
+        primary_key=True,
+        validators=[RegexValidator(r"\A[a-z0-9_-]{1,40}\Z", "Use a-z, 0-9, _ and -, at most 40.")],
+        help_text="The plan's slug in Clerk. It cannot be changed later.",
+    )
+    allowance = models.BigIntegerField(
+        null=True, blank=True, validators=UNITS, help_text="Units a period; empty is unlimited."
+    )
+    reset_policy = models.CharField(max_length=16, choices=ResetPolicy, default=ResetPolicy.ROLLING)
+    period_seconds = models.PositiveIntegerField(
+        default=DAY,
+        validators=[MinValueValidator(1), MaxValueValidator(3_660 * DAY)],
+        help_text="A day is 86400.",
+    )
+    timezone = models.CharField(max_length=64, default="UTC", validators=[validate_timezone])
+    actions = models.JSONField(
+        default=dict,
+        blank=True,
+        validators=[validate_actions],
+        help_text='What a named action costs: {"generate": 1}.',
+    )
+    is_default = models.BooleanField(default=False, help_text="The plan of a user who has no other.")
+
+    class Meta:
+        db_table = "plans"
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint("is_default", condition=Q(is_default=True), name="plans_one_default"),
+            models.CheckConstraint(
+                condition=Q(allowance__isnull=True) | Q(allowance__range=(0, MAX_UNITS)),
+                name="plans_allowance_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(period_seconds__range=(1, 3_660 * DAY)), name="plans_period_in_range"
+            ),
+            models.CheckConstraint(
+                condition=Q(reset_policy__in=list(policy.RESET_POLICIES)), name="plans_reset_policy_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def rules(self) -> policy.Plan:
+        return policy.Plan(
+            name=self.name,
+            allowance=self.allowance,
+            reset_policy=self.reset_policy,
+            period=timedelta(seconds=self.period_seconds),
+            timezone=self.timezone,
+            actions=self.actions,
+        )
+
+
+class Receipt(NamedTuple):
+    """What a verb did: its entry, the quota right after it, and whether it was done before."""
+
+    entry: policy.Entry
+    quota: Quota
+    is_replay: bool
+
+
+class Opened(NamedTuple):
+    """What became of a batch of users: rows made, there already, closed for good."""
+
+    made: int
+    present: int
+    tombstoned: int
+
+
+class QuotaManager(models.Manager["ChallengeQuota"]):
+    """The verbs. Each takes the user's id, asks policy.py, and makes the answer stick.
+
+    All of them raise a `policy.Refusal` for what the rules turn down, ValueError for an id that is
+    none, and `django.db.OperationalError` when the database cannot be reached.
+    """
+
+    def current(self, user_id: str, *, actor: Actor | None = None) -> Quota:
+        """Return the quota as it stands now; it is opened if missing and reset if due."""
+        return self._carry_out(user_id, policy.current, Request(actor or Actor("user", user_id))).quota
+
+    def open_missing(self, user_id: str, *, actor: Actor) -> Quota:
+        """Make the row if there is none; a quota that is there is left as it is, due or not."""
+        return self._carry_out(user_id, policy.open_missing, Request(actor)).quota
+
+    def consume(
+        self,
+        user_id: str,
+        cost: int | None = None,
+        *,
+        action: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        actor: Actor | None = None,
+    ) -> Receipt:
+        """Spend `cost` units, all or nothing, and once per idempotency key.
+
+        Without a cost it is what the plan asks for `action`, or 1. Raises Exhausted when too few
+        are left, CostExceedsLimit, UnknownAction, KeyReused or Deleted.
+        """
+        if cost is not None:
+            _require_units(cost)
+        request = _request(
+            "consume",
+            {"cost": cost, "action": action, "metadata": metadata},
+            actor=actor or Actor("user", user_id),
+            key=key,
+            action=action,
+            metadata=metadata,
+        )
+        return self._write(user_id, partial(policy.consume, cost=cost), request)
+
+    def adjust(
+        self, user_id: str, delta: int, *, reason: str, actor: Actor, key: str | None = None
+    ) -> Receipt:
+        """Add `delta` units (negative: take them away) until the next reset, for a reason.
+
+        Raises AdjustmentOutOfRange where a balance below 0 or above MAX_UNITS would be left.
+        """
+        _require_units(abs(delta))
+        request = _request(
+            "adjust", {"delta": delta, "reason": reason}, actor=actor, key=key, reason=_required(reason)
+        )
+        return self._write(user_id, partial(policy.adjust, delta=delta), request)
+
+    def reset(self, user_id: str, *, reason: str, actor: Actor, key: str | None = None) -> Receipt:
+        """Refill to the plan's allowance now, for a reason."""
+        request = _request("reset", {"reason": reason}, actor=actor, key=key, reason=_required(reason))
+        return self._write(user_id, policy.reset, request)
+
+    def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> None:
+        """Close the quota for good: the row becomes a tombstone without its e-mail."""
+        self._carry_out(user_id, policy.delete, Request(actor, reason=reason))
+
+    def note_profile(self, user_id: str, email: str, clerk_updated_at: datetime) -> bool:
+        """Note the e-mail unless a later one is known or the user is deleted; tell whether it was."""
+        known = self.filter(user_id=user_id, deleted_at=None)
+        older = known.filter(Q(clerk_updated_at=None) | Q(clerk_updated_at__lt=clerk_updated_at))
+        return bool(older.update(email=email, clerk_updated_at=clerk_updated_at))
+
+    def open_many(
+        self, users: Iterable[tuple[str, str, datetime | None]], *, actor: Actor
+    ) -> Opened:
+        """Make the missing rows of a batch of (user_id, e-mail, clerk_updated_at), all or none."""
+        profiles = {user_id: (email, updated_at) for user_id, email, updated_at in users}
+        for user_id in profiles:
+            _require_user_id(user_id)
+        with transaction.atomic():
+            before = self.census(profiles)
+            made = store.open_many(list(profiles), partial(policy.open_missing, request=Request(actor)))
+            for user_id, (email, updated_at) in profiles.items():
+                if updated_at:
+                    self.note_profile(user_id, email, updated_at)
+        return Opened(made, len(profiles) - made - before.tombstoned, before.tombstoned)
+
+    def census(self, user_ids: Iterable[str]) -> Opened:
+        """Tell what `open_many` would do, and do nothing."""
+        ids = set(user_ids)
+        closed = list(self.filter(user_id__in=ids).values_list("deleted_at", flat=True))
+        tombstoned = sum(deleted_at is not None for deleted_at in closed)
+        return Opened(len(ids) - len(closed), len(closed) - tombstoned, tombstoned)
+
+    def _write(
+        self, user_id: str, verb: Callable[[Snapshot, Request], Outcome], request: Request
+    ) -> Receipt:
+        outcome = self._carry_out(user_id, verb, request)
+        if isinstance(outcome, Change):
+            return Receipt(outcome.entries[-1], outcome.quota, is_replay=False)
+        return Receipt(outcome.entry, outcome.quota, is_replay=True)
+
+    def _carry_out(
+        self, user_id: str, verb: Callable[[Snapshot, Request], Outcome], request: Request
+    ) -> Change | policy.Replay:
+        """Read, decide, store: the one path of every verb."""
+        _require_user_id(user_id)
+        outcome = store.carry_out(user_id, partial(verb, request=request), request.idempotency_key)
+        if isinstance(outcome, Refusal):
+            raise outcome
+        if isinstance(outcome, Change) and outcome.refusal:
+            raise outcome.refusal
+        return outcome
+
+
+class ChallengeQuota(models.Model):
+    """One user's quota. It is changed by the manager's verbs alone, and never deleted."""
+
+    user_id = models.CharField(max_length=128, primary_key=True)
+    email = models.CharField(max_length=320, blank=True, default="")
+    plan = models.ForeignKey(Plan, on_delete=models.PROTECT, db_index=False)
+    quota_limit = models.BigIntegerField(null=True)
+    quota_remaining = models.BigIntegerField()
+    last_reset_date = models.DateTimeField()
+    anchor_at = models.DateTimeField()
+    period_seq = models.BigIntegerField()
+    refused_at = models.DateTimeField(null=True)
+    seq = models.BigIntegerField()
+    updated_at = models.DateTimeField()
+    clerk_updated_at = models.DateTimeField(null=True)
+    deleted_at = models.DateTimeField(null=True)
+
+    objects = QuotaManager()
+
+    class Meta:
+        db_table = "challenge_quotas"
+        ordering = ["user_id"]
+        verbose_name = "quota"
+        indexes = [  # none on a column that a spend changes: it would end PostgreSQL's HOT updates
+            models.Index(fields=["plan"], name="quotas_plan"),
+            models.Index(fields=["email"], name="quotas_email", opclasses=["varchar_pattern_ops"]),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(quota_remaining__range=(0, MAX_UNITS)), name="quotas_remaining_in_range"
+            ),
+            models.CheckConstraint(
+                condition=Q(quota_limit__range=(0, MAX_UNITS))
+                | Q(quota_limit__isnull=True, quota_remaining=0),
+                name="quotas_limit_in_range",
+            ),
+            models.CheckConstraint(
+                condition=Q(period_seq__gte=1, period_seq__lte=F("seq")), name="quotas_period_has_begun"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.user_id
+
+    def save(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError("A quota is changed by a verb of its manager, so that the ledger knows of it.")
+
+    def delete(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError("A quota is never deleted: its manager's delete() leaves a tombstone.")
+
+    @property
+    def state(self) -> policy.State:
+        return policy.State(
+            user_id=self.user_id,
+            plan=self.plan_id,
+            quota_limit=self.quota_limit,
+            quota_remaining=self.quota_remaining,
+            last_reset_date=self.last_reset_date,
+            anchor_at=self.anchor_at,
+            period_seq=self.period_seq,
+            refused_at=self.refused_at,
+            seq=self.seq,
+            updated_at=self.updated_at,
+            deleted_at=self.deleted_at,
+        )
+
+    def effective(self, now: datetime) -> Quota:
+        """The quota as a request at `now` would find it, a reset that is due included."""
+        return policy.effective(self.plan.rules, self.state, now)
+
+
+class LedgerEntry(models.Model):
+    """One act on a quota, and the state that it left. Entries are only ever added."""
+
+    KINDS: ClassVar = [(kind.value, kind.value) for kind in policy.Kind]
+
+    id = models.UUIDField(primary_key=True)
+    # No constraint: it would cost each spend a look-up, and a quota's row never goes away.
+    user = models.ForeignKey(
+        ChallengeQuota,
+        on_delete=models.DO_NOTHING,
+        related_name="entries",
+        db_column="user_id",
+        db_constraint=False,
+        db_index=False,
+    )
+    seq = models.BigIntegerField()
+    kind = models.CharField(max_length=16, choices=KINDS)
+    cost = models.BigIntegerField()
+    delta = models.BigIntegerField()
+    plan = models.CharField(max_length=40)
+    quota_limit = models.BigIntegerField(null=True)
+    balance_after = models.BigIntegerField()
+    last_reset_date = models.DateTimeField()
+    resets_at = models.DateTimeField()
+    period_seq = models.BigIntegerField()
+    created_at = models.DateTimeField()
+    actor_kind = models.CharField(max_length=16)
+    actor_id = models.CharField(max_length=150)
+    act = models.CharField(max_length=128, blank=True)
+    reason = models.CharField(max_length=200, blank=True)
+    action = models.CharField(max_length=64, blank=True)
+    metadata = models.JSONField(null=True)
+    idempotency_key = models.CharField(max_length=160, null=True)  # noqa: DJ001 - unique where it is set
+    fingerprint = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        db_table = "ledger_entries"
+        ordering = ["-id"]  # ids are time-ordered: the newest first, over the primary key
+        verbose_name_plural = "ledger entries"
+        constraints = [
+            models.UniqueConstraint(fields=["user", "seq"], name="ledger_seq_once"),
+            models.UniqueConstraint(
+                fields=["user", "idempotency_key"],
+                condition=Q(idempotency_key__isnull=False),
+                name="ledger_key_once",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind__in=[kind.value for kind in policy.Kind]), name="ledger_kind_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(balance_after__range=(0, MAX_UNITS)), name="ledger_balance_in_range"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} #{self.seq} {self.kind}"
+
+
+def _request(
+    verb: str, asked: Mapping[str, object], *, actor: Actor, key: str | None, **remembered: Any
+) -> Request:
+    """A request whose key is stored with a fingerprint of what was asked, to tell a retry from a reuse."""
+    if key is None:
+        return Request(actor, **remembered)
+    canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+    return Request(
+        actor,
+        idempotency_key=f"{verb}:{actor.kind}:{key}",
+        fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
+        **remembered,
+    )
+
+
+def _require_user_id(user_id: str) -> None:
+    if not policy.USER_ID.fullmatch(user_id):
+        raise ValueError("A user id has 1 to 128 characters of A-Z a-z 0-9 _ : . @ -.")
+
+
+def _require_units(units: int) -> None:
+    if not 1 <= units <= MAX_UNITS:
+        raise ValueError(f"Give a whole number of units from 1 to {MAX_UNITS}.")
+
+
+def _required(reason: str) -> str:
+    if not 1 <= len(reason) <= 200:
+        raise ValueError("Give a reason of 1 to 200 characters.")
+    return reason

@@ -1,0 +1,115 @@
+"""The few statements that serve every verb, as text.
+
+Constant text through a cursor costs a quarter of what the ORM takes to build the same query, and
+says in plain sight what each verb rests on. The values are always parameters.
+"""
+
+from functools import lru_cache
+
+# In the order of policy.State, policy.Plan and policy.Entry.
+STATE = (
+    "user_id", "plan_id", "quota_limit", "quota_remaining", "last_reset_date", "anchor_at",
+    "period_seq", "refused_at", "seq", "updated_at", "deleted_at",
+)  # fmt: skip
+PLAN = ("name", "allowance", "reset_policy", "period_seconds", "timezone", "actions")
+ENTRY = (
+    "id", "user_id", "seq", "kind", "cost", "delta", "plan", "quota_limit", "balance_after",
+    "last_reset_date", "resets_at", "period_seq", "created_at", "actor_kind", "actor_id", "act",
+    "reason", "action", "metadata", "idempotency_key", "fingerprint",
+)  # fmt: skip
+ENTRY_TYPES = (
+    "uuid", "text", "bigint", "text", "bigint", "bigint", "text", "bigint", "bigint",
+    "timestamptz", "timestamptz", "bigint", "timestamptz", "text", "text", "text",
+    "text", "text", "jsonb", "text", "text",
+)  # fmt: skip
+MOVING = STATE[1:]  # what a change may set
+
+CLOCK = {
+    "postgresql": "clock_timestamp()",  # now() is the transaction's start: stale after a lock wait
+    "sqlite": "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now')",
+}
+
+
+def _columns(alias: str, names: tuple[str, ...]) -> str:
+    return ", ".join(f"{alias}.{name}" for name in names)
+
+
+def _holes(count: int) -> str:
+    return "(" + ", ".join(["%s"] * count) + ")"
+
+
+# Parameters: user id, user id, stored idempotency key or NULL.
+# One row, always: the clock, the user's plan (the default one if he has no row), his row and the
+# entry of that key, both NULL where there is none. No plan at all means that no default is set.
+SNAPSHOT = {
+    vendor: f"""
+        SELECT {clock}, {_columns("p", PLAN)}, {_columns("q", STATE)}, {_columns("e", ENTRY)}
+        FROM (SELECT 1) AS always
+        LEFT JOIN challenge_quotas AS q ON q.user_id = %s
+        LEFT JOIN plans AS p
+            ON p.name = COALESCE(q.plan_id, (SELECT d.name FROM plans AS d WHERE d.is_default))
+        LEFT JOIN ledger_entries AS e ON e.user_id = %s AND e.idempotency_key = %s
+        """
+    for vendor, clock in CLOCK.items()
+}
+
+# Parameters: user id. Waits for its turn on a busy row; takes nothing where there is no row.
+# It is a statement of its own, because the next one must see what the holder before us wrote.
+LOCK = "SELECT 1 FROM challenge_quotas WHERE user_id = %s FOR UPDATE"
+
+# Parameters: the MOVING columns, deleted_at again, user id, the seq that was read.
+# Changes the row only if nobody else did since; a tombstone loses its e-mail.
+# The CASE keeps one text for every verb.
+_UPDATE = f"""
+    UPDATE challenge_quotas SET {", ".join(f"{name} = %s" for name in MOVING)},
+        email = CASE WHEN {{deleted_at}} IS NULL THEN email ELSE '' END
+    WHERE user_id = %s AND seq = %s
+"""
+_INSERT = f"INSERT INTO challenge_quotas (email, {', '.join(STATE)}) VALUES "
+_ENTRIES = f"INSERT INTO ledger_entries ({', '.join(ENTRY)})"
+
+
+@lru_cache(maxsize=8)
+def swap(entries: int) -> str:
+    """Change the row and add its entries, both or neither, in one statement. Rows: entries added.
+
+    Parameters: as _UPDATE, then the ENTRY columns of each entry.
+    """
+    update = _UPDATE.format(deleted_at="%s::timestamptz")
+    return f"""
+        WITH done AS ({update} RETURNING user_id)
+        {_ENTRIES} SELECT e.* FROM done, {_values(entries)} WHERE e.user_id = done.user_id
+        """
+
+
+@lru_cache(maxsize=8)
+def open_rows(rows: int, entries: int) -> str:
+    """Make the rows that are missing, with the entries of just these. Rows: entries added.
+
+    Two requests may open the same row at once: the second waits, finds it there and adds nothing.
+    Parameters: the STATE columns of each row, then the ENTRY columns of each entry.
+    """
+    states = ", ".join([_state_holes()] * rows)
+    return f"""
+        WITH done AS ({_INSERT} {states} ON CONFLICT (user_id) DO NOTHING RETURNING user_id)
+        {_ENTRIES} SELECT e.* FROM done, {_values(entries)} WHERE e.user_id = done.user_id
+        """
+
+
+def _state_holes() -> str:
+    return "(''" + ", %s" * len(STATE) + ")"
+
+
+def _values(entries: int) -> str:
+    """Typed rows: a bare NULL or literal in VALUES would be text to PostgreSQL."""
+    row = "(" + ", ".join(f"%s::{kind}" for kind in ENTRY_TYPES) + ")"
+    return f"(VALUES {', '.join([row] * entries)}) AS e ({', '.join(ENTRY)})"
+
+
+# SQLite has no data-modifying WITH: the same in steps, inside one BEGIN IMMEDIATE transaction.
+SQLITE_UPDATE = _UPDATE.format(deleted_at="%s")
+SQLITE_INSERT = f"{_INSERT} {_state_holes()} ON CONFLICT (user_id) DO NOTHING"
+SQLITE_ENTRY = f"{_ENTRIES} VALUES {_holes(len(ENTRY))}"
+
+# Parameters: entry id. Tells whether a store whose answer was lost had been carried out.
+ENTRY_EXISTS = "SELECT 1 FROM ledger_entries WHERE id = %s"

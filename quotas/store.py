@@ -1,0 +1,205 @@
+"""The loop that makes a decision stick: read, decide, store, and again if another was first.
+
+The only module that knows PostgreSQL and SQLite apart. A read costs one round trip and a change
+two. Nothing here knows a rule: the deciding function is handed in.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from operator import attrgetter
+from typing import Any, TypeGuard
+from uuid import UUID
+
+from django.db import InterfaceError, OperationalError, connection, transaction
+from uuid_utils.compat import uuid7
+
+from quotas import sql
+from quotas.policy import Change, Entry, Outcome, Plan, Snapshot, State
+
+# After so many tries the row is locked, so that a busy row makes progress too. SQLite's first try only
+# reads: a change is decided once more inside BEGIN IMMEDIATE, which is its row lock.
+FREE_TRIES = {"postgresql": 2, "sqlite": 1}
+MOST_TRIES = 10
+
+Decide = Callable[[Snapshot], Outcome]
+
+_state_values = attrgetter(*(column.name for column in fields(State)))
+_entry_values = attrgetter(*(column.name for column in fields(Entry)))
+
+
+class NoDefaultPlan(Exception):
+    """No plan is marked as the default one, so a user without a row cannot get one."""
+
+
+def carry_out(user_id: str, decide: Decide, key: str | None = None) -> Outcome:
+    """Return what `decide` makes of the user's snapshot, once that is stored.
+
+    `key` is a stored idempotency key: the snapshot has the entry it made. `decide` may be called
+    several times and must be pure. A change is stored whole or not at all, and once, even if the
+    connection dies while its answer is awaited. Raises OperationalError when the database cannot
+    be reached; only then is it unknown whether the change was stored.
+    """
+    for attempt in range(MOST_TRIES):
+        outcome, is_final = _attempt(user_id, decide, key, locked=attempt >= FREE_TRIES[connection.vendor])
+        if outcome is not None and is_final:
+            return outcome
+    raise OperationalError("The row was changed by others again and again.")
+
+
+def open_many(user_ids: Iterable[str], decide: Decide) -> int:
+    """Make the rows of those who have none, as `decide` opens them; return how many were made."""
+    blank = _read("", None)  # nobody has this id: the snapshot of a missing row
+    decided = [
+        decide(replace(blank, user_id=user_id, entry_ids=(uuid7(), uuid7()))) for user_id in user_ids
+    ]
+    changes = [outcome for outcome in decided if isinstance(outcome, Change)]
+    return _open(changes) if changes else 0
+
+
+def _attempt(
+    user_id: str, decide: Decide, key: str | None, *, locked: bool
+) -> tuple[Outcome | None, bool]:
+    """Read, decide and store once; tell the outcome and whether it stands.
+
+    There is no outcome if the read found that the connection had died: it is replaced then.
+    """
+    outcome: Outcome | None = None
+    in_outer_transaction = connection.in_atomic_block
+    was_open = connection.connection is not None
+    try:
+        with transaction.atomic() if locked else nullcontext():
+            if locked and connection.vendor == "postgresql":
+                _run(sql.LOCK, [user_id])
+            outcome = decide(_read(user_id, key))
+            if not _has_entries(outcome):
+                return outcome, True
+            return outcome, (locked or connection.vendor == "postgresql") and _store(outcome)
+    except (OperationalError, InterfaceError):
+        if in_outer_transaction or not _is_cut_off():
+            raise
+        connection.close()
+        if _has_entries(outcome):
+            return outcome, _store_again(outcome)
+        if not was_open:
+            raise
+        return None, False
+
+
+def _has_entries(outcome: Outcome | None) -> TypeGuard[Change]:
+    return isinstance(outcome, Change) and bool(outcome.entries)
+
+
+def _is_cut_off() -> bool:
+    raw = connection.connection
+    return raw is None or bool(getattr(raw, "closed", False))
+
+
+def _store(change: Change) -> bool:
+    """Write the change if the row is still the one that was read; tell whether it was written."""
+    if change.snapshot.state is None:
+        return _open([change]) > 0
+    state = _row(_state_values(change.state)[1:])
+    guarded = [*state, state[-1], change.state.user_id, change.snapshot.state.seq]
+    entries = [_row(_entry_values(entry)) for entry in change.entries]
+    if connection.vendor == "postgresql":
+        return _run(sql.swap(len(entries)), [*guarded, *chain(*entries)]) > 0
+    if not _run(sql.SQLITE_UPDATE, guarded):
+        return False
+    return sum(_run(sql.SQLITE_ENTRY, row) for row in entries) > 0
+
+
+def _store_again(change: Change) -> bool:
+    """Store a change of which it is unknown whether it was stored, or is still under way.
+
+    The same guarded statement waits for one under way and cannot take effect twice. If the guard
+    holds it off, the entry's own id tells whether it was we who came first.
+    """
+    return _store(change) or _run(sql.ENTRY_EXISTS, _row([change.entries[-1].id])) > 0
+
+
+def _open(changes: list[Change]) -> int:
+    """Make the rows that are missing, with their entries; return how many entries were added."""
+    states = [_row(_state_values(change.state)) for change in changes]
+    entries = [[_row(_entry_values(entry)) for entry in change.entries] for change in changes]
+    if connection.vendor == "postgresql":
+        rows = list(chain(*entries))
+        return _run(sql.open_rows(len(states), len(rows)), [*chain(*states), *chain(*rows)])
+    added = 0
+    for state, rows in zip(states, entries, strict=True):
+        if _run(sql.SQLITE_INSERT, state):
+            added += sum(_run(sql.SQLITE_ENTRY, row) for row in rows)
+    return added
+
+
+def _run(statement: str, parameters: list[Any]) -> int:
+    """Return the number of rows found or written."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        return int(cursor.rowcount)
+
+
+def _read(user_id: str, key: str | None) -> Snapshot:
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SNAPSHOT[connection.vendor], [user_id, user_id, key])
+        clock, *row = cursor.fetchone()
+    plan, row = row[: len(sql.PLAN)], row[len(sql.PLAN) :]
+    state, entry = row[: len(sql.STATE)], row[len(sql.STATE) :]
+    if plan[0] is None:
+        raise NoDefaultPlan("No plan is the default one: mark one as such in the admin.")
+    return Snapshot(
+        user_id=user_id,
+        clock=_instant(clock),
+        plan=_plan(*plan),
+        state=_state(*state) if state[0] is not None else None,
+        entry=_entry(*entry) if entry[0] is not None else None,
+        entry_ids=(uuid7(), uuid7()),
+    )
+
+
+def _plan(
+    name: str, allowance: int | None, reset_policy: str, period_seconds: int, timezone: str, actions: str
+) -> Plan:
+    period = timedelta(seconds=period_seconds)
+    return Plan(name, allowance, reset_policy, period, timezone, json.loads(actions))
+
+
+def _state(*row: Any) -> State:
+    values = dict(zip(State.__dataclass_fields__, row, strict=True))
+    for name in ("last_reset_date", "anchor_at", "refused_at", "updated_at", "deleted_at"):
+        values[name] = _instant(values[name])
+    return State(**values)
+
+
+def _entry(*row: Any) -> Entry:
+    values = dict(zip(Entry.__dataclass_fields__, row, strict=True))
+    for name in ("last_reset_date", "resets_at", "created_at"):
+        values[name] = _instant(values[name])
+    values["id"] = values["id"] if isinstance(values["id"], UUID) else UUID(values["id"])
+    values["metadata"] = values["metadata"] and json.loads(values["metadata"])
+    return Entry(**values)
+
+
+def _instant(value: Any) -> Any:
+    """SQLite keeps an instant without its zone, which is UTC, and tells its clock as text."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+def _row(values: Iterable[Any]) -> list[Any]:
+    """The values as parameters: JSON as text, and SQLite's forms of an instant and a UUID."""
+    return [_parameter(value) for value in values]
+
+
+def _parameter(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return json.dumps(value)
+    if connection.vendor == "postgresql":
+        return value
+    if isinstance(value, datetime):
+        return connection.ops.adapt_datetimefield_value(value)
+    return value.hex if isinstance(value, UUID) else value

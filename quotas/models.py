@@ -184,9 +184,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         older = known.filter(Q(clerk_updated_at=None) | Q(clerk_updated_at__lt=clerk_updated_at))
         return bool(older.update(email=email, clerk_updated_at=clerk_updated_at))
 
-    def open_many(
-        self, users: Iterable[tuple[str, str, datetime | None]], *, actor: Actor
-    ) -> Opened:
+    def open_many(self, users: Iterable[tuple[str, str, datetime | None]], *, actor: Actor) -> Opened:
         """Make the missing rows of a batch of (user_id, e-mail, clerk_updated_at), all or none."""
         profiles = {user_id: (email, updated_at) for user_id, email, updated_at in users}
         for user_id in profiles:
@@ -206,9 +204,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         tombstoned = sum(deleted_at is not None for deleted_at in closed)
         return Opened(len(ids) - len(closed), len(closed) - tombstoned, tombstoned)
 
-    def _write(
-        self, user_id: str, verb: Callable[[Snapshot, Request], Outcome], request: Request
-    ) -> Receipt:
+    def _write(self, user_id: str, verb: Callable[[Snapshot, Request], Outcome], request: Request) -> Receipt:
         outcome = self._carry_out(user_id, verb, request)
         if isinstance(outcome, Change):
             return Receipt(outcome.entries[-1], outcome.quota, is_replay=False)
@@ -219,7 +215,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
     ) -> Change | policy.Replay:
         """Read, decide, store: the one path of every verb."""
         _require_user_id(user_id)
-        outcome = store.carry_out(user_id, partial(verb, request=request), request.idempotency_key)
+        outcome = store.carry_out(user_id, lambda snapshot: verb(snapshot, request), request.idempotency_key)
         if isinstance(outcome, Refusal):
             raise outcome
         if isinstance(outcome, Change) and outcome.refusal:

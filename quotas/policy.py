@@ -450,7 +450,10 @@ def _quota(snapshot: Snapshot, state: State) -> Quota:
     )
 
 
+def rfc3339(instant: datetime) -> str:
+    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 def _whole_second(instant: datetime) -> str:
-    """RFC 3339 in UTC, rounded up, so that what is promised for then is true then."""
-    up = instant + timedelta(microseconds=-instant.microsecond % 1_000_000)
-    return up.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Rounded up, so that what is promised for then is true then."""
+    return rfc3339(instant + timedelta(microseconds=-instant.microsecond % 1_000_000))

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from operator import attrgetter
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 from uuid import UUID
 
 from django.db import InterfaceError, OperationalError, connection, transaction
@@ -26,6 +26,7 @@ FREE_TRIES = {"postgresql": 2, "sqlite": 1}
 MOST_TRIES = 10
 
 Decide = Callable[[Snapshot], Outcome]
+Found = TypeVar("Found")
 
 _state_values = attrgetter(*(column.name for column in fields(State)))
 _entry_values = attrgetter(*(column.name for column in fields(Entry)))
@@ -53,16 +54,27 @@ def carry_out(user_id: str, decide: Decide, key: str | None = None) -> Outcome:
 def open_many(user_ids: Iterable[str], decide: Decide) -> int:
     """Make the rows of those who have none, as `decide` opens them; return how many were made."""
     blank = _read("", None)  # nobody has this id: the snapshot of a missing row
-    decided = [
-        decide(replace(blank, user_id=user_id, entry_ids=(uuid7(), uuid7()))) for user_id in user_ids
-    ]
+    decided = [decide(replace(blank, user_id=user_id, entry_ids=(uuid7(), uuid7()))) for user_id in user_ids]
     changes = [outcome for outcome in decided if isinstance(outcome, Change)]
     return _open(changes) if changes else 0
 
 
-def _attempt(
-    user_id: str, decide: Decide, key: str | None, *, locked: bool
-) -> tuple[Outcome | None, bool]:
+def read_surely(read: Callable[[], Found]) -> Found:
+    """Return what `read` finds, by a fresh connection if the one that was kept open has died.
+
+    For the first query of a request only: a read can be repeated, a transaction cannot.
+    """
+    was_open = connection.connection is not None
+    try:
+        return read()
+    except (OperationalError, InterfaceError):
+        if not was_open or connection.in_atomic_block or not _is_cut_off():
+            raise
+        connection.close()
+        return read()
+
+
+def _attempt(user_id: str, decide: Decide, key: str | None, *, locked: bool) -> tuple[Outcome | None, bool]:
     """Read, decide and store once; tell the outcome and whether it stands.
 
     There is no outcome if the read found that the connection had died: it is replaced then.

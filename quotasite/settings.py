@@ -92,7 +92,7 @@ def env_database() -> dict[str, object]:
     url = ENV.get("DATABASE_URL", "").strip() or f"sqlite:///{BASE_DIR / 'quotasite.sqlite3'}"
     try:
         config: dict[str, object] = {**dj_database_url.parse(url)}
-    except Exception:  # dj-database-url raises several kinds, some with the URL in their text
+    except ValueError:  # its text may hold the URL
         config = {}
     engine = config.get("ENGINE")
     if engine == "django.db.backends.postgresql" and config.get("NAME"):
@@ -172,10 +172,10 @@ INSTALLED_APPS = [
     "rest_framework",
 ]
 MIDDLEWARE = [
+    "corsheaders.middleware.CorsMiddleware",  # first: an SPA must be able to read each refusal
     "quotas.middleware.RequestGuard",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "corsheaders.middleware.CorsMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

@@ -1,1 +1,15 @@
-urlpatterns = []
+from django.contrib import admin
+from django.urls import include, path
+
+from quotasite import health
+
+urlpatterns = [
+    path("api/", include("quotas.urls")),
+    path("webhooks/", include("webhooks.urls")),
+    path("admin/", admin.site.urls),
+    path("healthz", health.healthz),
+    path("readyz", health.readyz),
+]
+handler400 = "quotasite.health.bad_request"
+handler404 = "quotasite.health.not_found"
+handler500 = "quotasite.health.server_error"

@@ -2,108 +2,243 @@
 
 import django.core.validators
 import django.db.models.deletion
-import quotas.models
 from django.db import migrations, models
+
+import quotas.models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Plan',
+            name="Plan",
             fields=[
-                ('name', models.CharField(help_text="The plan's slug in Clerk. It cannot be changed later.", max_length=40, primary_key=True, serialize=False, validators=[django.core.validators.RegexValidator('\\A[a-z0-9_-]{1,40}\\Z', 'Use a-z, 0-9, _ and -, at most 40.')])),
-                ('allowance', models.BigIntegerField(blank=True, help_text='Units a period; empty is unlimited.', null=True, validators=[django.core.validators.MinValueValidator(0), django.core.validators.MaxValueValidator(2147483647)])),
-                ('reset_policy', models.CharField(choices=[('rolling', 'rolling: a period after the last reset')], default='rolling', max_length=16)),
-                ('period_seconds', models.PositiveIntegerField(default=86400, help_text='A day is 86400.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(316224000)])),
-                ('timezone', models.CharField(default='UTC', max_length=64, validators=[quotas.models.validate_timezone])),
-                ('actions', models.JSONField(blank=True, default=dict, help_text='What a named action costs: {"generate": 1}.', validators=[quotas.models.validate_actions])),
-                ('is_default', models.BooleanField(default=False, help_text='The plan of a user who has no other.')),
+                (
+                    "name",
+                    models.CharField(
+                        help_text="The plan's slug in Clerk. It cannot be changed later.",
+                        max_length=40,
+                        primary_key=True,
+                        serialize=False,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "\\A[a-z0-9_-]{1,40}\\Z", "Use a-z, 0-9, _ and -, at most 40."
+                            )
+                        ],
+                    ),
+                ),
+                (
+                    "allowance",
+                    models.BigIntegerField(
+                        blank=True,
+                        help_text="Units a period; empty is unlimited.",
+                        null=True,
+                        validators=[
+                            django.core.validators.MinValueValidator(0),
+                            django.core.validators.MaxValueValidator(2147483647),
+                        ],
+                    ),
+                ),
+                (
+                    "reset_policy",
+                    models.CharField(
+                        choices=[("rolling", "rolling: a period after the last reset")],
+                        default="rolling",
+                        max_length=16,
+                    ),
+                ),
+                (
+                    "period_seconds",
+                    models.PositiveIntegerField(
+                        default=86400,
+                        help_text="A day is 86400.",
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(316224000),
+                        ],
+                    ),
+                ),
+                (
+                    "timezone",
+                    models.CharField(
+                        default="UTC", max_length=64, validators=[quotas.models.validate_timezone]
+                    ),
+                ),
+                (
+                    "actions",
+                    models.JSONField(
+                        blank=True,
+                        default=dict,
+                        help_text='What a named action costs: {"generate": 1}.',
+                        validators=[quotas.models.validate_actions],
+                    ),
+                ),
+                (
+                    "is_default",
+                    models.BooleanField(default=False, help_text="The plan of a user who has no other."),
+                ),
             ],
             options={
-                'db_table': 'plans',
-                'ordering': ['name'],
-                'constraints': [models.UniqueConstraint(models.F('is_default'), condition=models.Q(('is_default', True)), name='plans_one_default'), models.CheckConstraint(condition=models.Q(('allowance__isnull', True), ('allowance__range', (0, 2147483647)), _connector='OR'), name='plans_allowance_in_range'), models.CheckConstraint(condition=models.Q(('period_seconds__range', (1, 316224000))), name='plans_period_in_range'), models.CheckConstraint(condition=models.Q(('reset_policy__in', ['rolling'])), name='plans_reset_policy_known')],
+                "db_table": "plans",
+                "ordering": ["name"],
+                "constraints": [
+                    models.UniqueConstraint(
+                        models.F("is_default"),
+                        condition=models.Q(("is_default", True)),
+                        name="plans_one_default",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("allowance__isnull", True),
+                            ("allowance__range", (0, 2147483647)),
+                            _connector="OR",
+                        ),
+                        name="plans_allowance_in_range",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("period_seconds__range", (1, 316224000))),
+                        name="plans_period_in_range",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("reset_policy__in", ["rolling"])), name="plans_reset_policy_known"
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='ChallengeQuota',
+            name="ChallengeQuota",
             fields=[
-                ('user_id', models.CharField(max_length=128, primary_key=True, serialize=False)),
-                ('email', models.CharField(blank=True, default='', max_length=320)),
-                ('quota_limit', models.BigIntegerField(null=True)),
-                ('quota_remaining', models.BigIntegerField()),
-                ('last_reset_date', models.DateTimeField()),
-                ('anchor_at', models.DateTimeField()),
-                ('period_seq', models.BigIntegerField()),
-                ('refused_at', models.DateTimeField(null=True)),
-                ('seq', models.BigIntegerField()),
-                ('updated_at', models.DateTimeField()),
-                ('clerk_updated_at', models.DateTimeField(null=True)),
-                ('deleted_at', models.DateTimeField(null=True)),
-                ('plan', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.PROTECT, to='quotas.plan')),
+                ("user_id", models.CharField(max_length=128, primary_key=True, serialize=False)),
+                ("email", models.CharField(blank=True, default="", max_length=320)),
+                ("quota_limit", models.BigIntegerField(null=True)),
+                ("quota_remaining", models.BigIntegerField()),
+                ("last_reset_date", models.DateTimeField()),
+                ("anchor_at", models.DateTimeField()),
+                ("period_seq", models.BigIntegerField()),
+                ("refused_at", models.DateTimeField(null=True)),
+                ("seq", models.BigIntegerField()),
+                ("updated_at", models.DateTimeField()),
+                ("clerk_updated_at", models.DateTimeField(null=True)),
+                ("deleted_at", models.DateTimeField(null=True)),
+                (
+                    "plan",
+                    models.ForeignKey(
+                        db_index=False, on_delete=django.db.models.deletion.PROTECT, to="quotas.plan"
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'quota',
-                'db_table': 'challenge_quotas',
-                'ordering': ['user_id'],
+                "verbose_name": "quota",
+                "db_table": "challenge_quotas",
+                "ordering": ["user_id"],
             },
         ),
         migrations.CreateModel(
-            name='LedgerEntry',
+            name="LedgerEntry",
             fields=[
-                ('id', models.UUIDField(primary_key=True, serialize=False)),
-                ('seq', models.BigIntegerField()),
-                ('kind', models.CharField(choices=[('opened', 'opened'), ('reset', 'reset'), ('consumed', 'consumed'), ('refused', 'refused'), ('adjusted', 'adjusted'), ('deleted', 'deleted')], max_length=16)),
-                ('cost', models.BigIntegerField()),
-                ('delta', models.BigIntegerField()),
-                ('plan', models.CharField(max_length=40)),
-                ('quota_limit', models.BigIntegerField(null=True)),
-                ('balance_after', models.BigIntegerField()),
-                ('last_reset_date', models.DateTimeField()),
-                ('resets_at', models.DateTimeField()),
-                ('period_seq', models.BigIntegerField()),
-                ('created_at', models.DateTimeField()),
-                ('actor_kind', models.CharField(max_length=16)),
-                ('actor_id', models.CharField(max_length=150)),
-                ('act', models.CharField(blank=True, max_length=128)),
-                ('reason', models.CharField(blank=True, max_length=200)),
-                ('action', models.CharField(blank=True, max_length=64)),
-                ('metadata', models.JSONField(null=True)),
-                ('idempotency_key', models.CharField(max_length=160, null=True)),
-                ('fingerprint', models.CharField(blank=True, max_length=64)),
-                ('user', models.ForeignKey(db_column='user_id', db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='entries', to='quotas.challengequota')),
+                ("id", models.UUIDField(primary_key=True, serialize=False)),
+                ("seq", models.BigIntegerField()),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("opened", "opened"),
+                            ("reset", "reset"),
+                            ("consumed", "consumed"),
+                            ("refused", "refused"),
+                            ("adjusted", "adjusted"),
+                            ("deleted", "deleted"),
+                        ],
+                        max_length=16,
+                    ),
+                ),
+                ("cost", models.BigIntegerField()),
+                ("delta", models.BigIntegerField()),
+                ("plan", models.CharField(max_length=40)),
+                ("quota_limit", models.BigIntegerField(null=True)),
+                ("balance_after", models.BigIntegerField()),
+                ("last_reset_date", models.DateTimeField()),
+                ("resets_at", models.DateTimeField()),
+                ("period_seq", models.BigIntegerField()),
+                ("created_at", models.DateTimeField()),
+                ("actor_kind", models.CharField(max_length=16)),
+                ("actor_id", models.CharField(max_length=150)),
+                ("act", models.CharField(blank=True, max_length=128)),
+                ("reason", models.CharField(blank=True, max_length=200)),
+                ("action", models.CharField(blank=True, max_length=64)),
+                ("metadata", models.JSONField(null=True)),
+                ("idempotency_key", models.CharField(max_length=160, null=True)),
+                ("fingerprint", models.CharField(blank=True, max_length=64)),
+                (
+                    "user",
+                    models.ForeignKey(
+                        db_column="user_id",
+                        db_constraint=False,
+                        db_index=False,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="entries",
+                        to="quotas.challengequota",
+                    ),
+                ),
             ],
             options={
-                'verbose_name_plural': 'ledger entries',
-                'db_table': 'ledger_entries',
-                'ordering': ['-id'],
-                'constraints': [models.UniqueConstraint(fields=('user', 'seq'), name='ledger_seq_once'), models.UniqueConstraint(condition=models.Q(('idempotency_key__isnull', False)), fields=('user', 'idempotency_key'), name='ledger_key_once'), models.CheckConstraint(condition=models.Q(('kind__in', ['opened', 'reset', 'consumed', 'refused', 'adjusted', 'deleted'])), name='ledger_kind_known'), models.CheckConstraint(condition=models.Q(('balance_after__range', (0, 2147483647))), name='ledger_balance_in_range')],
+                "verbose_name_plural": "ledger entries",
+                "db_table": "ledger_entries",
+                "ordering": ["-id"],
+                "constraints": [
+                    models.UniqueConstraint(fields=("user", "seq"), name="ledger_seq_once"),
+                    models.UniqueConstraint(
+                        condition=models.Q(("idempotency_key__isnull", False)),
+                        fields=("user", "idempotency_key"),
+                        name="ledger_key_once",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("kind__in", ["opened", "reset", "consumed", "refused", "adjusted", "deleted"])
+                        ),
+                        name="ledger_kind_known",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("balance_after__range", (0, 2147483647))),
+                        name="ledger_balance_in_range",
+                    ),
+                ],
             },
         ),
         migrations.AddIndex(
-            model_name='challengequota',
-            index=models.Index(fields=['plan'], name='quotas_plan'),
+            model_name="challengequota",
+            index=models.Index(fields=["plan"], name="quotas_plan"),
         ),
         migrations.AddIndex(
-            model_name='challengequota',
-            index=models.Index(fields=['email'], name='quotas_email', opclasses=['varchar_pattern_ops']),
+            model_name="challengequota",
+            index=models.Index(fields=["email"], name="quotas_email", opclasses=["varchar_pattern_ops"]),
         ),
         migrations.AddConstraint(
-            model_name='challengequota',
-            constraint=models.CheckConstraint(condition=models.Q(('quota_remaining__range', (0, 2147483647))), name='quotas_remaining_in_range'),
+            model_name="challengequota",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("quota_remaining__range", (0, 2147483647))),
+                name="quotas_remaining_in_range",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='challengequota',
-            constraint=models.CheckConstraint(condition=models.Q(('quota_limit__range', (0, 2147483647)), models.Q(('quota_limit__isnull', True), ('quota_remaining', 0)), _connector='OR'), name='quotas_limit_in_range'),
+            model_name="challengequota",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("quota_limit__range", (0, 2147483647)),
+                    models.Q(("quota_limit__isnull", True), ("quota_remaining", 0)),
+                    _connector="OR",
+                ),
+                name="quotas_limit_in_range",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='challengequota',
-            constraint=models.CheckConstraint(condition=models.Q(('period_seq__gte', 1), ('period_seq__lte', models.F('seq'))), name='quotas_period_has_begun'),
+            model_name="challengequota",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("period_seq__gte", 1), ("period_seq__lte", models.F("seq"))),
+                name="quotas_period_has_begun",
+            ),
         ),
     ]

@@ -1,0 +1,48 @@
+"""What is settled before a request reaches a view."""
+
+import re
+import uuid
+from collections.abc import Callable
+
+from django.http import HttpRequest, HttpResponse
+
+from quotas.problems import Problem
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+MOST_BYTES = {"/api/": 64 * 1024, "/webhooks/": 1024 * 1024}  # of a body, by the path's beginning
+
+
+class RequestGuard:
+    """Give each request an id, and refuse a body of unknown or excessive length unread.
+
+    A chunked body reads as empty in Django, so that a spend of 2 would be taken for a spend of 1.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        given = request.headers.get("X-Request-Id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        try:
+            _check_length(request)
+            response = self.get_response(request)
+        except Problem as problem:
+            response = problem.response()
+        response["X-Request-Id"] = request_id
+        return response
+
+
+def _check_length(request: HttpRequest) -> None:
+    most = next((most for path, most in MOST_BYTES.items() if request.path.startswith(path)), None)
+    if most is None or request.method not in ("POST", "PUT", "PATCH"):
+        return
+    if "Transfer-Encoding" in request.headers:
+        raise Problem(411, "length_required", "Send the body with a Content-Length, not in chunks.")
+    length = request.headers.get("Content-Length", "") or "0"
+    if not re.fullmatch(r"[0-9]{1,18}", length):
+        raise Problem(400, "malformed_length", "Content-Length must be a whole number.")
+    if int(length) > most:
+        raise Problem(413, "body_too_large", f"The body must not be longer than {most // 1024} KiB.")
+    if int(length) == 0:
+        raise Problem(400, "body_missing", "The body is empty: send a JSON object, {} at the least.")

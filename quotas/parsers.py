@@ -1,0 +1,91 @@
+"""JSON, read strictly: what two readers could understand differently is refused."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.parsers import BaseParser
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
+
+from quotas.problems import Problem
+
+
+class AlwaysJSON(BaseContentNegotiation):
+    """One format in, one out; an Accept header is not a reason to refuse an answer."""
+
+    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
+        media_type = (request.content_type or "").partition(";")[0].strip().lower()
+        return next(iter(parsers)) if media_type == "application/json" else None
+
+    def select_renderer(
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        renderer = next(iter(renderers))
+        return renderer, str(renderer.media_type)
+
+
+class StrictJSONParser(BaseParser):
+    """Read one JSON object in UTF-8, whose size the middleware has bounded.
+
+    Raises a 400 for what is not JSON (NaN is not), for nesting too deep to read, a member that is
+    there twice, and text that PostgreSQL cannot keep: U+0000 and lone surrogates.
+    """
+
+    media_type = "application/json"
+
+    def parse(self, stream: IO[bytes], media_type: str | None = None, parser_context: Any = None) -> Any:
+        try:
+            body = json.loads(
+                stream.read().decode(),
+                parse_float=_finite,
+                parse_constant=_finite,
+                object_pairs_hook=_each_member_once,
+            )
+            for text in _texts(body):
+                text.encode()
+                if "\x00" in text:
+                    raise ValueError("the character U+0000 cannot be stored")
+        except RecursionError:
+            raise _malformed("it is nested too deeply") from None
+        except UnicodeDecodeError:
+            raise _malformed("it is not UTF-8") from None
+        except UnicodeEncodeError:
+            raise _malformed("half of a surrogate pair is no character") from None
+        except ValueError as error:
+            raise _malformed(str(error)) from None
+        if not isinstance(body, dict):
+            raise _malformed("it is not an object")
+        return body
+
+
+def _malformed(why: str) -> Problem:
+    return Problem(400, "malformed_json", f"The body cannot be read as JSON: {why}.")
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number[:20]} is no number that can be kept")
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value read from JSON, names of members included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            yield name
+            yield from _texts(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from _texts(member)
+
+
+def _each_member_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a member is there twice")
+    return members

@@ -1,0 +1,69 @@
+"""Probes for the platform, and the answers of last resort."""
+
+import sys
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.cache import never_cache
+
+from quotas.problems import Problem, from_exception
+from quotas.store import read_surely
+
+JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz")
+
+
+@never_cache
+def healthz(request: HttpRequest) -> HttpResponse:
+    """The process is alive; nothing else is asked."""
+    return JsonResponse({"status": "alive"})
+
+
+@never_cache
+def readyz(request: HttpRequest) -> HttpResponse:
+    """The database answers and is migrated, so that requests can be sent here.
+
+    Where the token keys come from is told and never a reason to fail: an outage at Clerk must not
+    take every instance out of service.
+    """
+    keys = "CLERK_JWT_KEY" if settings.CLERK_JWT_KEY else settings.CLERK_JWKS_URL and "JWKS"
+    try:
+        missing = read_surely(_unapplied_migrations)
+    except (OperationalError, InterfaceError) as error:
+        problem = from_exception(error)
+        assert problem  # noqa: S101 - a dead database always has one
+        return problem.response()
+    if missing:
+        detail = f"{len(missing)} migrations are not applied, {missing[0]} first: run manage.py migrate."
+        return Problem(503, "not_migrated", detail, headers={"Retry-After": "5"}).response()
+    return JsonResponse({"status": "ready", "database": connection.vendor, "keys": keys or "none"})
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """400, which for a stranger is most often a Host that is not in ALLOWED_HOSTS."""
+    return _answer(request, Problem(400, "bad_request", "The request, or its Host header, is malformed."))
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _answer(request, Problem(404, "not_found", "There is nothing at this address."))
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """503 where the database is away, else a 500 that says nothing of its cause."""
+    error = sys.exc_info()[1]
+    known = from_exception(error) if isinstance(error, Exception) else None
+    return _answer(request, known or Problem(500, "server_error", "This is a fault of the server, noted."))
+
+
+def _answer(request: HttpRequest, problem: Problem) -> HttpResponse:
+    if request.path.startswith(JSON_PATHS):
+        return problem.response()
+    page = f"{problem.body['title']}. {problem.body['detail']}\n"
+    return HttpResponse(page, status=problem.status, headers=problem.headers, content_type="text/plain")
+
+
+def _unapplied_migrations() -> list[str]:
+    executor = MigrationExecutor(connection)
+    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    return [f"{migration.app_label}.{migration.name}" for migration, _ in plan]

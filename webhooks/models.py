@@ -1,0 +1,34 @@
+"""The inbox: one row for each delivery that was handled."""
+
+from django.db import models
+
+
+class WebhookEvent(models.Model):
+    """A delivery of Clerk's that was verified and handled. A row here means: done.
+
+    Only what a handler reads is kept of its data: no phone numbers, no addresses, no metadata.
+    """
+
+    class Status(models.TextChoices):
+        SUCCESS = "success"
+        IGNORED = "ignored"
+
+    svix_id = models.CharField(max_length=128, primary_key=True)
+    type = models.CharField(max_length=128)
+    user_id = models.CharField(max_length=128, blank=True)
+    email = models.CharField(max_length=320, blank=True)
+    occurred_at = models.DateTimeField(null=True)
+    handled_at = models.DateTimeField(auto_now_add=True)
+    status = models.CharField(max_length=8, choices=Status)
+    note = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        db_table = "webhook_events"
+        ordering = ["-handled_at"]
+        indexes = [
+            models.Index(fields=["-handled_at"], name="webhook_events_handled"),
+            models.Index(fields=["user_id"], name="webhook_events_user"),
+        ]
+
+    def __str__(self) -> str:
+        return self.svix_id

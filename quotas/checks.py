@@ -1,0 +1,85 @@
+"""What `manage.py check --deploy` refuses, each with what is at stake and what to set."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+
+from quotas import tokens
+
+
+@register(Tags.database, deploy=True)
+def check_storage(**kwargs: Any) -> list[CheckMessage]:
+    """Refuse to keep quotas where the host throws them away."""
+    if settings.DATABASES["default"]["ENGINE"] != "django.db.backends.sqlite3":
+        return []
+    hint = "Set DATABASE_URL to a PostgreSQL: postgres://USER:PASSWORD@HOST:PORT/NAME."
+    if settings.EPHEMERAL_HOST:
+        return [
+            Error(
+                f"The database is a SQLite file, and this host ({settings.EPHEMERAL_HOST} is set) empties "
+                "its disk at each deploy: every quota, ledger entry and staff account would be lost.",
+                hint=hint,
+                id="quotas.E001",
+            )
+        ]
+    return [
+        Warning(
+            "The database is a SQLite file: it serves one machine, and is lost with that machine's disk.",
+            hint=hint,
+            id="quotas.W001",
+        )
+    ]
+
+
+@register(Tags.security, deploy=True)
+def check_site(**kwargs: Any) -> list[CheckMessage]:
+    return list(_site_faults())
+
+
+@register(Tags.security, deploy=True)
+def check_session_tokens(**kwargs: Any) -> list[CheckMessage]:
+    """Without these no user could be recognised, or users of another site would be."""
+    return list(_token_faults())
+
+
+def _site_faults() -> Iterator[CheckMessage]:
+    if not settings.SECRET_KEY_IS_SET:
+        yield Error(
+            "SECRET_KEY is not set: staff would be signed out at each restart and by each other worker.",
+            hint="Set SECRET_KEY to 50 random characters or more, and keep it.",
+            id="quotas.E002",
+        )
+    if not settings.ALLOWED_HOSTS:
+        yield Error(
+            "ALLOWED_HOSTS is not set: every request would be answered 400.",
+            hint="Set ALLOWED_HOSTS to this service's own host names, such as quota.example.com.",
+            id="quotas.E003",
+        )
+
+
+def _token_faults() -> Iterator[CheckMessage]:
+    if settings.CLERK_JWT_KEY:
+        try:
+            tokens.public_key(settings.CLERK_JWT_KEY)
+        except ValueError as error:
+            yield Error(str(error), id="quotas.E004")
+    elif not settings.CLERK_JWKS_URL:
+        yield Error(
+            "There is no key to check session tokens with: every request of a user would be answered 503.",
+            hint="Set CLERK_PUBLISHABLE_KEY, which is enough, or CLERK_JWT_KEY and CLERK_ISSUER.",
+            id="quotas.E004",
+        )
+    if not settings.CLERK_ISSUER:
+        yield Error(
+            "There is no issuer to compare session tokens with: every one would be refused.",
+            hint="Set CLERK_PUBLISHABLE_KEY, or CLERK_ISSUER to the Frontend API URL that Clerk shows.",
+            id="quotas.E005",
+        )
+    if not settings.CLERK_AUTHORIZED_PARTIES:
+        yield Error(
+            "CLERK_AUTHORIZED_PARTIES is not set: a token made for any site of your Clerk would be taken.",
+            hint="Set it to the origins of your SPA, such as https://app.example.com.",
+            id="quotas.E006",
+        )

@@ -216,7 +216,6 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
 WHITENOISE_USE_FINDERS = True  # the admin's few files need no collectstatic step
 
 REST_FRAMEWORK = {

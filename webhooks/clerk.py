@@ -234,7 +234,7 @@ def _storable(email: str) -> str:
 
 def _instant(value: object, unit: timedelta = timedelta(milliseconds=1)) -> datetime | None:
     """Read a whole count of `unit` since 1970; None unless it falls in this century."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int):
         return None
     try:
         instant = EPOCH + value * unit

@@ -1,0 +1,61 @@
+"""Run the tour, then serve the site to look around in."""
+
+import re
+import tempfile
+import threading
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connection
+
+from quotasite import demo
+
+ADDRESS = re.compile(r"(?:(127\.0\.0\.1|localhost):)?([0-9]{1,5})")
+TOKEN_LIFE = 3_600  # seconds
+
+
+class Command(BaseCommand):
+    help = "Show the main job over HTTP on a database of its own, then serve it. Needs nothing set."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("addr", nargs="?", default="8000", help="port, or 127.0.0.1:port")
+        parser.add_argument("--once", action="store_true", help="exit after the tour: 0 if all went well")
+
+    def handle(self, *, addr: str, once: bool, **options: Any) -> None:
+        match = ADDRESS.fullmatch(addr)
+        if not match or not 1 <= int(match[2]) <= 65_515:
+            raise CommandError("The demo listens on this machine alone: give a port, or 127.0.0.1:PORT.")
+        if connection.settings_dict["NAME"] != str(settings.BASE_DIR / "quotasite.sqlite3"):
+            raise CommandError("The demo keeps to a database of its own: unset DATABASE_URL first.")
+        with tempfile.TemporaryDirectory(prefix="quotasite-demo-") as folder:
+            try:
+                self.show(Path(folder), match[1] or "127.0.0.1", int(match[2]), once=once)
+            except demo.DemoFailed as error:
+                raise CommandError(f"The tour went wrong: {error}.") from error
+            except KeyboardInterrupt:
+                self.stdout.write("\nGone, with its database.")
+
+    def show(self, folder: Path, host: str, port: int, *, once: bool) -> None:
+        started, clerk = time.monotonic(), demo.PretendClerk()
+        with demo.served(clerk, folder, host, port) as address:
+            self.stdout.write(f"Quotasite at {address}, on a throw-away SQLite database.")
+            demo.seed_history()
+            demo.Tour(clerk, address, self.stdout.write).run()
+            seconds = time.monotonic() - started
+            self.stdout.write(self.style.SUCCESS(f"\nAll as it should be, in {seconds:.1f} s."))
+            if once:
+                return
+            name, password = demo.make_staff()
+            token = clerk.token(demo.LATE_USER, TOKEN_LIFE)
+            self.stdout.write(
+                f"\nAdmin   {address}/admin/   name {name}, password {password}"
+                f"\nAPI     curl -H 'Authorization: Bearer {token}' {address}/api/v1/quota"
+                f"\nProbes  {address}/healthz  {address}/readyz"
+                "\n\nCtrl-C ends it and removes its database."
+            )
+            threading.Event().wait()

@@ -1,0 +1,167 @@
+"""A loopback stand-in for Clerk's user list, over real HTTP.
+
+    with ClerkAPI(users) as clerk:
+        settings.CLERK_API_URL, settings.CLERK_SECRET_KEY = clerk.url, clerk.key
+
+It answers as Clerk does, and fails when it is told to: `clerk.answer_next(2, status=429)`.
+"""
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+CREATED_AT = 1_700_000_000_000  # milliseconds; the first user's
+
+User = dict[str, object]
+
+
+def make_user(number: int, **changes: object) -> User:
+    """Return a user as the list shows one, made `number` seconds after the first; `changes` win."""
+    return {
+        "object": "user",
+        "id": f"user_{number:06}",
+        "primary_email_address_id": f"idn_{number}",
+        "email_addresses": [
+            {"id": "idn_other", "email_address": "second@example.com"},
+            {"id": f"idn_{number}", "email_address": f"user{number}@example.com"},
+        ],
+        "public_metadata": {},
+        "created_at": CREATED_AT + number * 1_000,
+        "updated_at": CREATED_AT + number * 1_000,
+    } | changes
+
+
+def make_users(count: int) -> list[User]:
+    return [make_user(number) for number in range(1, count + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to say to one request. A status of 0 cuts the connection without a word."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def refusal(status: int, code: str, message: str) -> Answer:
+    error = {"message": message, "long_message": f"{message}, at length.", "code": code}
+    return Answer(status, json.dumps({"errors": [error], "clerk_trace_id": "3f5a9d0c"}).encode())
+
+
+class ClerkAPI:
+    """The server, for as long as the `with` block lasts."""
+
+    key = "sk_test_onlyForTheStandInNeverARealKey0123456789"
+
+    def __init__(self, users: list[User] | None = None) -> None:
+        self.users = users if users is not None else []
+        self.requests: list[str] = []  # path and query of each, as they came over the wire
+        self._planned: deque[Answer | None] = deque()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    @property
+    def url(self) -> str:
+        """The value for CLERK_API_URL."""
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def serve_next(self, count: int) -> None:
+        """Answer `count` requests as usual, before what is planned after this."""
+        self._planned.extend([None] * count)
+
+    def answer_next(
+        self,
+        count: int,
+        *,
+        status: int,
+        body: bytes | None = None,
+        code: str = "made_to_fail",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Answer `count` requests with `status`: with Clerk's form of an error, or with `body`."""
+        told = refusal(status, code, "Told to").body if body is None else body
+        self._planned.extend([Answer(status, told, headers or {})] * count)
+
+    def drop_next(self, count: int) -> None:
+        """Cut the connection of `count` requests."""
+        self._planned.extend([Answer(0, b"")] * count)
+
+    def answer(self, path: str, bearer: str) -> Answer:
+        self.requests.append(path)
+        if self._planned and (planned := self._planned.popleft()):
+            return planned
+        if bearer != f"Bearer {self.key}":
+            return refusal(401, "authentication_invalid", "Invalid authentication")
+        route = urlsplit(path)
+        if route.path == "/v1/users/count":
+            return _ok({"object": "total_count", "total_count": len(self.users)})
+        if route.path == "/v1/users":
+            return self._list({name: values[-1] for name, values in parse_qs(route.query).items()})
+        return refusal(404, "resource_not_found", "not found")
+
+    def _list(self, query: Mapping[str, str]) -> Answer:
+        """A bare array. An unencoded + in order_by arrives as a space, and is no order."""
+        limit, order = query.get("limit", "10"), query.get("order_by", "-created_at")
+        if not limit.isdecimal() or not 1 <= int(limit) <= 500:
+            return refusal(422, "form_param_value_invalid", "limit must be from 1 to 500")
+        if order not in ("+created_at", "-created_at", "created_at"):
+            return refusal(422, "form_param_value_invalid", "order_by is unknown")
+        users = self.users[::-1] if order.startswith("-") else self.users
+        if cursor := query.get("starting_after"):
+            ids = [user.get("id") for user in users]
+            if cursor not in ids:
+                return refusal(404, "resource_not_found", "starting_after is unknown")
+            users = users[ids.index(cursor) + 1 :]
+        return _ok(users[: int(limit)])
+
+
+def _ok(answer: object) -> Answer:
+    return Answer(200, json.dumps(answer).encode())
+
+
+def _handler(api: ClerkAPI) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 5
+        disable_nagle_algorithm = True
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # a client that was killed is what some tests are about
+                super().handle()
+
+        def do_GET(self) -> None:
+            answer = api.answer(self.path, self.headers.get("Authorization", ""))
+            if not answer.status:
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer.body)))
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing: a test's output is its own."""
+
+    return Handler

@@ -1,0 +1,149 @@
+"""What the tests of the HTTP contract share: a signed-in client, quotas to spend, time, deliveries."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models import DateTimeField, F, Model, QuerySet
+from django.http import HttpResponse
+from django.test import Client
+from pytest_django import Settings
+
+from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.policy import Actor
+from tests import keys
+
+USER = "user_1"
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"the first secret of the webhook.").decode()
+STAFF = Actor("staff", "a test")
+
+
+@dataclass(frozen=True)
+class Api:
+    """The API as one signed-in user calls it. A fault of the server comes back as a 500, not raised."""
+
+    user_id: str = USER
+    claims: dict[str, Any] = field(default_factory=dict)
+    client: Client = field(default_factory=lambda: Client(raise_request_exception=False))
+
+    def signed_in_as(self, user_id: str, **claims: object) -> "Api":
+        return Api(user_id, claims, self.client)
+
+    def send(self, method: str, path: str, raw: bytes | str = b"", **headers: str) -> HttpResponse:
+        """Send `raw` as JSON, but for what the headers say: Content_Type stands for Content-Type."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        token = keys.mint(**{"sub": self.user_id, **self.claims})
+        usual = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        return self.client.generic(method, path, raw, headers={**usual, **given})
+
+    def get(self, path: str, **headers: str) -> HttpResponse:
+        return self.send("GET", path, **headers)
+
+    def quota(self) -> HttpResponse:
+        return self.get("/api/quota")
+
+    def consume(
+        self, json: object = None, key: str | None = None, raw: bytes | str | None = None, **headers: str
+    ) -> HttpResponse:
+        body = to_json({} if json is None else json) if raw is None else raw
+        keyed = {} if key is None else {"Idempotency_Key": key}
+        return self.send("POST", "/api/v1/quota/consume", body, **keyed, **headers)
+
+
+to_json = json.dumps  # its own name is taken in Api.consume
+
+
+@pytest.fixture
+def settings_for_clerk(settings: Settings) -> Settings:
+    """The settings of a deployment: Clerk's key as a PEM, its issuer, one SPA, one webhook endpoint."""
+    settings.CLERK_JWT_KEY = keys.public_pem
+    settings.CLERK_JWKS_URL = ""
+    settings.CLERK_ISSUER = keys.ISSUER
+    settings.CLERK_AUTHORIZED_PARTIES = [keys.PARTY]
+    settings.CLERK_WEBHOOK_SIGNING_SECRET = [WEBHOOK_SECRET]
+    settings.CORS_ALLOWED_ORIGINS = [keys.PARTY]
+    settings.ALLOWED_HOSTS = ["testserver"]
+    return settings
+
+
+@pytest.fixture
+def api(settings_for_clerk: Settings) -> Api:
+    return Api()
+
+
+@pytest.fixture
+def make_quota(db: None) -> Callable[..., ChallengeQuota]:
+    """Open a user's quota under a default plan of `allowance` (None: unlimited), and leave `remaining`."""
+
+    def make(
+        user_id: str = USER, *, remaining: int | None = None, allowance: int | None = 20
+    ) -> ChallengeQuota:
+        plan = Plan.objects.get(is_default=True)
+        plan.allowance = allowance
+        plan.save()
+        opened = ChallengeQuota.objects.current(user_id)
+        delta = 0 if remaining is None else remaining - opened.quota_remaining
+        if delta:
+            ChallengeQuota.objects.adjust(user_id, delta, reason="for a test", actor=STAFF)
+        return ChallengeQuota.objects.get(pk=user_id)
+
+    return make
+
+
+@pytest.fixture
+def shift() -> Callable[[str, timedelta], None]:
+    """Move a user's rows back in time, so that to the product it is as if he had waited."""
+
+    def move(user_id: str, by: timedelta) -> None:
+        for rows in (ChallengeQuota.objects, LedgerEntry.objects):
+            move_rows(rows.filter(user_id=user_id), by)
+
+    return move
+
+
+def move_rows(rows: QuerySet[Model], by: timedelta) -> None:
+    """Move every instant of the product's own; clerk_updated_at is of Clerk's clock."""
+    instants = [column.name for column in rows.model._meta.fields if isinstance(column, DateTimeField)]
+    rows.update(**{name: F(name) - by for name in instants if name != "clerk_updated_at"})
+
+
+@pytest.fixture
+def deliver(settings_for_clerk: Settings) -> Callable[..., HttpResponse]:
+    """Post an event of Clerk's, signed as Svix documents it; `body` stands for the whole envelope."""
+    client = Client(raise_request_exception=False)
+
+    def post(
+        event_type: object = "user.created",
+        data: object = None,
+        *,
+        svix_id: str | None = None,
+        secret: str = WEBHOOK_SECRET,
+        timestamp: int | None = None,
+        body: bytes | None = None,
+        path: str = "/webhooks/clerk",
+        **headers: str,
+    ) -> HttpResponse:
+        at = int(time.time()) if timestamp is None else timestamp
+        if body is None:
+            envelope = {"object": "event", "type": event_type, "timestamp": at, "data": data}
+            body = json.dumps(envelope).encode()
+        signed = sign(svix_id or f"msg_{uuid.uuid4().hex}", at, body, secret)
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        return client.post(path, body, content_type="application/json", headers={**signed, **given})
+
+    return post
+
+
+def sign(svix_id: str, at: int, body: bytes, secret: str) -> dict[str, str]:
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    mac = hmac.new(key, f"{svix_id}.{at}.".encode() + body, hashlib.sha256).digest()
+    signature = f"v1,{base64.b64encode(mac).decode()}"
+    return {"svix-id": svix_id, "svix-timestamp": str(at), "svix-signature": signature}

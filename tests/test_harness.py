@@ -1,0 +1,186 @@
+"""The tools of the tests must hold too: the throw-away server and the wire in front of it."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from threading import Thread
+
+import psycopg
+import pytest
+
+from tests.postgres import WHEEL, Server
+from tests.wire import Wire
+
+pytestmark = pytest.mark.postgres
+ROOT = Path(__file__).resolve().parent.parent
+OWNER = """
+from tests.postgres import Server
+server = Server()
+server.start()
+print(server.port, server.folder, flush=True)
+input()
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server(fsync=False) as running:
+        with connect(running.port) as connection:
+            connection.execute("CREATE TABLE note (text varchar)")
+        yield running
+
+
+@pytest.fixture
+def wire(server: Server) -> Iterator[Wire]:
+    with Wire("127.0.0.1", server.port) as between:
+        yield between
+
+
+def connect(port: int) -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(f"postgres://quotasite@127.0.0.1:{port}/quotasite", autocommit=True)
+
+
+def notes(server: Server, text: str) -> int:
+    with connect(server.port) as connection:
+        row = connection.execute("SELECT count(*) FROM note WHERE text = %s", [text]).fetchone()
+        assert row is not None
+        return int(str(row[0]))
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("end", [Server.stop, Server.kill], ids=["stop", "kill"])
+def test_what_was_committed_is_there_after_a_new_start(server: Server, end: Callable[[Server], None]) -> None:
+    with connect(server.port) as session:
+        session.execute("INSERT INTO note VALUES (%s)", [end.__name__])
+        end(server)
+        with pytest.raises(psycopg.OperationalError):
+            connect(server.port)
+        server.start()
+    assert notes(server, end.__name__) == 1
+
+
+def test_a_start_waits_for_a_session_that_outlives_the_kill(server: Server) -> None:
+    with closing(connect(server.port)) as session:
+        session.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 5000000)")
+        time.sleep(0.1)
+        server.kill()
+        server.start()
+        connect(server.port).close()
+
+
+def test_a_server_outlives_the_thread_that_started_it() -> None:
+    with Server(fsync=False) as server:
+        server.stop()
+        starter = Thread(target=server.start)
+        starter.start()
+        starter.join()
+        time.sleep(0.2)
+        connect(server.port).close()
+
+
+def test_a_killed_owner_takes_its_server_along_and_the_next_one_sweeps_up() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        port, folder = owner.stdout.readline().split()
+        connect(int(port)).close()
+        owner.kill()
+    wait_until(lambda: not Path(folder, "data/postmaster.pid").exists())
+    with pytest.raises(psycopg.OperationalError):
+        connect(int(port))
+    Server().close()
+    assert not Path(folder).exists()
+
+
+@pytest.mark.full
+def test_the_programs_of_the_wheel_serve_as_well() -> None:
+    with Server(finders=WHEEL) as server, connect(server.port) as connection:
+        assert "pginstall" in str(server.programs)
+        connection.execute("DO 'BEGIN PERFORM 1; END'")
+
+
+@pytest.mark.full
+def test_the_wheel_serves_from_a_copy_where_its_own_place_cannot_be_read() -> None:
+    with Server(finders=WHEEL[1:]) as server:
+        assert server.programs.is_relative_to(server.folder)
+        connect(server.port).close()
+
+
+def test_one_statement_is_one_round_trip(wire: Wire) -> None:
+    with connect(wire.port) as connection:
+        assert wire.round_trips == 0
+        connection.execute("SELECT 1")
+        assert wire.round_trips == 1
+
+
+def test_a_statement_with_parameters_is_one_round_trip(wire: Wire) -> None:
+    with connect(wire.port) as connection:
+        connection.execute("SELECT %s::int", [1])
+        assert wire.round_trips == 1
+
+
+def test_the_ends_of_a_transaction_are_round_trips_too(wire: Wire) -> None:
+    with connect(wire.port) as connection:
+        connection.execute("SELECT 1")
+        wire.reset()
+        with connection.transaction():
+            connection.execute("SELECT 1")
+        assert wire.round_trips == 3
+
+
+def test_a_message_in_many_segments_arrives_whole(wire: Wire) -> None:
+    with connect(wire.port) as connection:
+        row = connection.execute("SELECT length(%s)", ["x" * 3_000_000]).fetchone()
+        assert row == (3_000_000,)
+        assert wire.round_trips == 1
+
+
+def test_the_hook_sees_each_statement_before_the_server_does(server: Server, wire: Wire) -> None:
+    seen: list[bytes] = []
+
+    def note_and_cut(text: bytes) -> None:
+        seen.append(text)
+        wire.cut()
+
+    wire.on_query = note_and_cut
+    with connect(wire.port) as connection, pytest.raises(psycopg.OperationalError):
+        connection.execute("INSERT INTO note VALUES ('cut before')")
+    assert seen == [b"INSERT INTO note VALUES ('cut before')"]
+    assert notes(server, "cut before") == 0
+
+
+@pytest.mark.parametrize("cursor", [psycopg.Cursor, psycopg.ClientCursor], ids=["Parse", "Query"])
+def test_a_statement_whose_reply_is_dropped_is_stored_all_the_same(
+    server: Server, wire: Wire, cursor: type[psycopg.Cursor]
+) -> None:
+    text = f"dropped {cursor.__name__}"
+    wire.drop_reply_when = lambda sql: b"INSERT" in sql
+    with connect(wire.port) as connection, pytest.raises(psycopg.OperationalError):
+        cursor(connection).execute("INSERT INTO note VALUES (%s)", [text])
+    assert notes(server, text) == 1
+
+
+def test_a_cut_ends_the_sessions_and_lets_new_ones_in(wire: Wire) -> None:
+    with connect(wire.port) as connection:
+        wire.cut()
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+    connect(wire.port).close()
+
+
+def test_a_wire_that_refuses_keeps_the_sessions_it_has(wire: Wire) -> None:
+    with connect(wire.port) as connection:
+        wire.refuse = True
+        with pytest.raises(psycopg.OperationalError):
+            connect(wire.port)
+        connection.execute("SELECT 1")

@@ -1,8 +1,15 @@
 """The WSGI application that the Procfile's `web:` line serves."""
 
+import logging
 import os
 
 from django.core.wsgi import get_wsgi_application
 
+from quotas.checks import check_storage
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "quotasite.settings")
 application = get_wsgi_application()
+
+# `check --deploy` refuses this before a release; here is the last place to say it, if nobody ran that.
+for message in check_storage():
+    logging.getLogger(__name__).critical("%s %s", message.msg, message.hint)

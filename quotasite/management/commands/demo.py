@@ -44,12 +44,12 @@ class Command(BaseCommand):
         started, clerk = time.monotonic(), demo.PretendClerk()
         with demo.served(clerk, folder, host, port) as address:
             self.stdout.write(f"Quotasite at {address}, on a throw-away SQLite database.")
-            demo.seed_history()
             demo.Tour(clerk, address, self.stdout.write).run()
             seconds = time.monotonic() - started
             self.stdout.write(self.style.SUCCESS(f"\nAll as it should be, in {seconds:.1f} s."))
             if once:
                 return
+            demo.seed_history()
             name, password = demo.make_staff()
             token = clerk.token(demo.LATE_USER, TOKEN_LIFE)
             self.stdout.write(

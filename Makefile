@@ -1,0 +1,37 @@
+# The README's two commands, without repeating what was done: make run, make test, make lint, make lock.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test full lint lock
+
+run: .venv/.run
+	$(BIN)/python manage.py demo
+
+test: .venv/.test
+	$(BIN)/python -m tests
+
+full: .venv/.test
+	$(BIN)/python -m tests --full
+
+lint: .venv/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python manage.py makemigrations --check
+
+.venv/.run: requirements.txt
+.venv/.test: requirements-test.txt
+.venv/.dev: requirements-dev.txt
+.venv/.run .venv/.test .venv/.dev: | .venv
+	$(BIN)/pip install -qr $<
+	touch $@
+
+.venv:
+	$(PYTHON) -m venv .venv
+
+# Needs uv. The three files are locked together, so that they agree.
+lock:
+	for name in requirements requirements-test requirements-dev; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-emit-find-links --no-header $$name.in -o $$name.txt || exit 1; done

@@ -1,0 +1,427 @@
+"""What staff see and may do: quotas as they stand now, their ledger, the plans."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, cast
+from uuid import UUID, uuid4
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.utils import quote, unquote
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db.models import Model, QuerySet
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from quotas import policy
+from quotas.models import ChallengeQuota, LedgerEntry, Plan, Receipt
+from quotas.policy import MAX_UNITS, Actor, Change, Outcome, Quota, Refusal, Request, Snapshot
+
+MOST_COUNTED = 10_000  # rows; a list of more says so
+MOST_AT_ONCE = 500  # users that one action may change
+MOST_ENTRIES = 50  # of the ledger, on the page of a quota
+UNITS_OF_TIME = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+admin.site.site_header = admin.site.site_title = "Quotasite"
+admin.site.site_url = None
+
+
+class MoreThan(int):
+    """A count that was broken off: `MoreThan(10_000)` is 10,000, and reads as "more than 10,000"."""
+
+    def __str__(self) -> str:
+        return f"more than {int(self):,}"
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg] # Django's is not generic when it runs
+    """Count no further than MOST_COUNTED, so that the first page of a million rows comes at once."""
+
+    @cached_property
+    def count(self) -> int:
+        rows = cast(QuerySet[Model], self.object_list)
+        found = rows.order_by().values("pk")[: MOST_COUNTED + 1].count()
+        return found if found <= MOST_COUNTED else MoreThan(MOST_COUNTED)
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # nor is this
+    """A list that stays quick when it is long, of what nobody adds, edits or deletes here."""
+
+    paginator = CappedPaginator
+    list_per_page = list_max_show_all = 50
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    sortable_by = ()
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+def in_words(seconds: int) -> str:
+    """5400 is "1 h 30 min"."""
+    words = []
+    for unit, size in UNITS_OF_TIME:
+        count, seconds = divmod(seconds, size)
+        words += [f"{count} {unit}"] if count else []
+    return " ".join(words) or "0 s"
+
+
+def clock_time(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def address(user_id: str) -> str:
+    """Where the page of the user's quota is."""
+    return reverse("admin:quotas_challengequota_change", args=[quote(user_id)])
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a quota stands at one instant, as staff read it."""
+
+    quota: Quota
+    is_deleted: bool = False
+
+    @property
+    def state(self) -> str:
+        """One word: healthy, low (a fifth is left, or less), exhausted or deleted."""
+        limit, remaining = self.quota.quota_limit, self.quota.quota_remaining
+        if self.is_deleted:
+            return "deleted"
+        if limit is None or remaining * 5 > limit:
+            return "healthy"
+        return "low" if remaining else "exhausted"
+
+    @property
+    def chip(self) -> SafeString:
+        return format_html('<span class="chip {0}">{0}</span>', self.state)
+
+    @property
+    def units(self) -> str:
+        if self.is_deleted:
+            return "–"
+        if self.quota.quota_limit is None:
+            return "unlimited"
+        return f"{self.quota.quota_remaining:,} of {self.quota.quota_limit:,}"
+
+    @property
+    def meter(self) -> SafeString:
+        """The units in figures, behind a bar where there is a limit."""
+        limit = self.quota.quota_limit
+        if self.is_deleted or limit is None:
+            return format_html("{}", self.units)
+        bar = (
+            '<meter min="0" max="{}" low="{}" optimum="{}" value="{}" aria-label="{} units left"></meter> {}'
+        )
+        most = max(limit, 1)  # a bar has a length
+        return format_html(
+            f'<span class="units">{bar}</span>',
+            *(most, most / 5, most, self.quota.quota_remaining, self.units, self.units),
+        )
+
+    @property
+    def resets_in(self) -> SafeString:
+        """The time to the reset, rounded up, with the instant behind it."""
+        if self.is_deleted:
+            return format_html("–")
+        seconds = self.quota.seconds_to_reset
+        step = 1 if seconds < 60 else 60 if seconds < 86_400 else 3_600
+        return format_html(
+            '<time datetime="{}" title="{}">{}</time>',
+            policy.rfc3339(self.quota.resets_at),
+            clock_time(self.quota.resets_at),
+            in_words(math.ceil(seconds / step) * step),
+        )
+
+
+def read_clock(quota: ChallengeQuota) -> datetime:
+    """The database's clock when `quota` was read, which is the one that the rules go by."""
+    return cast(datetime, quota.now)  # type: ignore[attr-defined] # QuotaAdmin.get_queryset adds it
+
+
+def standing(quota: ChallengeQuota) -> Standing:
+    return Standing(quota.effective(read_clock(quota)), quota.deleted_at is not None)
+
+
+class ResetForm(forms.Form):
+    """What staff say to refill quotas; what it does to one, in advance and in earnest."""
+
+    title = "Reset now"
+    done = "Reset"
+    shows_at_once = True  # what comes after is known before anything is typed
+
+    reason = forms.CharField(max_length=200, help_text="Kept in the ledger, with your name.")
+    token = forms.UUIDField(
+        widget=forms.HiddenInput
+    )  # made when the form is first shown: sent twice, done once
+
+    def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
+        return policy.reset(snapshot, request)
+
+    def carry_out(self, user_id: str, actor: Actor) -> Receipt:
+        return ChallengeQuota.objects.reset(user_id, actor=actor, **self.particulars)
+
+    @property
+    def particulars(self) -> dict[str, Any]:
+        return {"reason": self.cleaned_data["reason"], "key": str(self.cleaned_data["token"])}
+
+
+class AdjustForm(ResetForm):
+    title = "Adjust by ±N"
+    done = "Adjusted"
+    shows_at_once = False
+
+    delta = forms.IntegerField(
+        label="Units",
+        validators=[MinValueValidator(-MAX_UNITS), MaxValueValidator(MAX_UNITS)],
+        help_text="5 gives five units, -5 takes five away, until the next reset.",
+    )
+    field_order = ["delta", "reason"]
+
+    def clean_delta(self) -> int:
+        delta: int = self.cleaned_data["delta"]
+        if delta == 0:
+            raise forms.ValidationError("An adjustment by 0 changes nothing.")
+        return delta
+
+    def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
+        return policy.adjust(snapshot, request, self.cleaned_data["delta"])
+
+    def carry_out(self, user_id: str, actor: Actor) -> Receipt:
+        delta = self.cleaned_data["delta"]
+        return ChallengeQuota.objects.adjust(user_id, delta, actor=actor, **self.particulars)
+
+
+class Preview(NamedTuple):
+    """One user's line of a confirmation: before, and after or why not."""
+
+    user_id: str
+    before: Standing
+    after: Standing | None = None
+    refusal: Refusal | None = None
+
+
+def preview(quota: ChallengeQuota, form: ResetForm, actor: Actor) -> Preview:
+    """What the form would do to the quota, by the rules that will do it."""
+    ids = (UUID(int=0), UUID(int=0))
+    snapshot = Snapshot(
+        quota.user_id, read_clock(quota), quota.plan.rules, quota.state, entry=None, entry_ids=ids
+    )
+    outcome = form.decide(snapshot, Request(actor))
+    return Preview(
+        quota.user_id,
+        before=standing(quota),
+        after=Standing(outcome.quota) if isinstance(outcome, Change) else None,
+        refusal=outcome if isinstance(outcome, Refusal) else None,
+    )
+
+
+class DeletedFilter(admin.SimpleListFilter):
+    title = "user"
+    parameter_name = "deleted"
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        return [("no", "not deleted"), ("yes", "deleted")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() not in ("no", "yes"):
+            return queryset
+        return queryset.filter(deleted_at__isnull=self.value() == "no")
+
+
+@admin.register(ChallengeQuota)
+class QuotaAdmin(ReadOnlyAdmin):
+    """Quotas as a request would find them now, and two acts on them, each with a reason."""
+
+    list_display = ["user_id", "email", "plan", "remaining", "state", "resets_in"]
+    list_select_related = ["plan"]
+    list_filter = ["plan", DeletedFilter]
+    search_fields = ["user_id__startswith", "email__startswith"]
+    search_help_text = "The beginning of a user id or an e-mail address."
+    actions = ["reset_now", "adjust"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ChallengeQuota]:
+        return ChallengeQuota.objects.annotate(now=Now())
+
+    def has_act_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("quotas.change_challengequota")
+
+    @admin.display
+    def remaining(self, quota: ChallengeQuota) -> SafeString:
+        return standing(quota).meter
+
+    @admin.display
+    def state(self, quota: ChallengeQuota) -> SafeString:
+        return standing(quota).chip
+
+    @admin.display
+    def resets_in(self, quota: ChallengeQuota) -> SafeString:
+        return standing(quota).resets_in
+
+    @admin.action(description=ResetForm.title, permissions=["act"])
+    def reset_now(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
+        return self._act(request, quotas, ResetForm)
+
+    @admin.action(description=AdjustForm.title, permissions=["act"])
+    def adjust(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
+        return self._act(request, quotas, AdjustForm)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show what the user can spend now, and why. Nothing can be sent here."""
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
+            raise PermissionDenied
+        quota = get_object_or_404(self.get_queryset(request).select_related("plan"), pk=unquote(object_id))
+        now = standing(quota)
+        context = {
+            "title": quota.user_id,
+            "subtitle": quota.email,
+            "quota": quota,
+            "now": now,
+            "is_due": quota.last_reset_date != now.quota.last_reset_date,
+            "period": in_words(quota.plan.period_seconds),
+            "entries": quota.entries.order_by("-seq")[:MOST_ENTRIES],
+            "may_act": self.has_act_permission(request) and not now.is_deleted,
+        }
+        return self._page(request, "quota", context)
+
+    def _act(
+        self, request: HttpRequest, quotas: QuerySet[ChallengeQuota], kind: type[ResetForm]
+    ) -> HttpResponse | None:
+        """Ask for a reason, show before and after, and do it when that is confirmed."""
+        if not self.has_act_permission(request):
+            raise PermissionDenied
+        is_sent = "token" in request.POST
+        if is_sent:  # by name, whatever the list's filters would show by now
+            quotas = self.get_queryset(request).filter(pk__in=request.POST.getlist(ACTION_CHECKBOX_NAME))
+        rows = list(quotas.select_related("plan")[: MOST_AT_ONCE + 1])
+        if len(rows) > MOST_AT_ONCE:
+            too_many = f"At most {MOST_AT_ONCE} users at a time: nothing was done."
+            self.message_user(request, too_many, messages.ERROR)
+            return None
+        form = kind(request.POST) if is_sent else kind(initial={"token": uuid4()})
+        actor = Actor("staff", request.user.get_username())
+        back = address(rows[0].user_id) if len(rows) == 1 else request.get_full_path()
+        if form.is_valid() and "confirmed" in request.POST:
+            self._carry_out(request, form, [row.user_id for row in rows], actor)
+            return HttpResponseRedirect(back)
+        shows_after = kind.shows_at_once or form.is_valid()
+        context = {
+            "title": kind.title,
+            "form": form,
+            "action": request.POST["action"],
+            "previews": [
+                preview(row, form, actor) if shows_after else Preview(row.user_id, standing(row))
+                for row in rows
+            ],
+            "shows_after": shows_after,
+            "checkbox_name": ACTION_CHECKBOX_NAME,
+            "back": back,
+        }
+        return self._page(request, "confirm", context)
+
+    def _carry_out(
+        self, request: HttpRequest, form: ResetForm, user_ids: Iterable[str], actor: Actor
+    ) -> None:
+        """Do it to each user by itself, and tell what became of them."""
+        receipts = []
+        for user_id in user_ids:
+            try:
+                receipts.append(form.carry_out(user_id, actor))
+            except Refusal as refusal:
+                self.message_user(request, f"Not done for {user_id}: {refusal}", messages.ERROR)
+        fresh = [receipt.quota for receipt in receipts if not receipt.is_replay]
+        if len(fresh) == 1:
+            units = Standing(fresh[0]).units
+            self.message_user(request, f"{form.done} {fresh[0].user_id}: {units} left.", messages.SUCCESS)
+        elif fresh:
+            self.message_user(request, f"{form.done} {len(fresh)} users.", messages.SUCCESS)
+        if again := len(receipts) - len(fresh):
+            told = f"This form had been sent before: nothing was done again for {again} of the users."
+            self.message_user(request, told, messages.WARNING)
+
+    def _page(self, request: HttpRequest, name: str, context: dict[str, Any]) -> TemplateResponse:
+        context = {**self.admin_site.each_context(request), "opts": self.opts, **context}
+        return TemplateResponse(request, f"admin/quotas/{name}.html", context)
+
+
+@admin.register(LedgerEntry)
+class LedgerEntryAdmin(ReadOnlyAdmin):
+    """Every entry, the newest first. Nobody can add to it but the verbs."""
+
+    list_display = ["when", "of_user", "kind", "cost", "delta", "balance_after", "who", "reason"]
+    list_filter = ["kind"]
+    search_fields = ["user__user_id__exact"]  # needs no join, and has the index of (user_id, seq)
+    search_help_text = "A user id, in full."
+
+    @admin.display(description="when")
+    def when(self, entry: LedgerEntry) -> str:
+        return clock_time(entry.created_at)
+
+    @admin.display(description="user")
+    def of_user(self, entry: LedgerEntry) -> SafeString:
+        return format_html('<a href="{}">{}</a>', address(entry.user_id), entry.user_id)
+
+    @admin.display
+    def who(self, entry: LedgerEntry) -> str:
+        return f"{entry.actor_kind} {entry.actor_id}" + (f", by {entry.act}" if entry.act else "")
+
+
+class PlanForm(forms.ModelForm):  # type: ignore[type-arg]
+    def clean_actions(self) -> object:
+        return self.cleaned_data["actions"] or {}  # an empty box is no action, not NULL
+
+
+@admin.register(Plan)
+class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Plans may be added; of one that is there only the allowance and the costs can be edited."""
+
+    form = PlanForm
+    list_display = ["name", "units", "reset_policy", "period", "timezone", "is_default"]
+    show_facets = admin.ShowFacets.NEVER
+    fieldsets = [
+        (None, {"fields": ["name", "reset_policy", "period_seconds", "timezone", "is_default"]}),
+        (
+            "What it gives",
+            {
+                "fields": ["allowance", "actions"],
+                "description": "An edited allowance takes effect for a user at the next reset.",
+            },
+        ),
+    ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
+        settled = ["name", "reset_policy", "period_seconds", "timezone"] if obj else []
+        return [*settled, "is_default"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Plan | None = None) -> bool:
+        return False
+
+    @admin.display(description="allowance", ordering="allowance")
+    def units(self, plan: Plan) -> str:
+        return "unlimited" if plan.allowance is None else f"{plan.allowance:,}"
+
+    @admin.display(ordering="period_seconds")
+    def period(self, plan: Plan) -> str:
+        return in_words(plan.period_seconds)

@@ -1,0 +1,97 @@
+"""The tour, run as a newcomer runs it."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from tests.test_settings import ROOT, manage
+
+
+def test_the_tour_shows_the_main_job_and_ends_well() -> None:
+    done = manage("demo", "--once", "8750")
+    assert done.returncode == 0, done.stderr
+    for shown in (
+        '200  {"status": "success"}',
+        "400  delivery_refused",
+        "201  20 times, down to 0",
+        "429  quota_exhausted: Quota exhausted: 0 of 20 left, 20 more at ",
+        "seen 1200, made 1200, already there 0",
+        "All as it should be",
+    ):
+        assert shown in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "rule", "broken"),
+    [
+        ("quotas/policy.py", "return now >= resets_at(plan, state)", "return False"),
+        ("quotas/policy.py", "if cost <= remaining:", "if True:"),
+        ("webhooks/handlers.py", "ChallengeQuota.objects.open_missing(", "str("),
+    ],
+)
+def test_the_tour_fails_when_a_rule_is_broken(tmp_path: Path, path: str, rule: str, broken: str) -> None:
+    """A copy of the site with one rule changed must not pass."""
+    for name in ("manage.py", "quotasite", "quotas", "webhooks", "templates"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    source = (tmp_path / path).read_text()
+    assert source.count(rule) == 1
+    (tmp_path / path).write_text(source.replace(rule, broken))
+    done = subprocess.run(
+        [sys.executable, "manage.py", "demo", "--once", "8770"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "The tour went wrong" in done.stderr
+
+
+def test_the_tour_listens_on_this_machine_alone() -> None:
+    for address in ("0.0.0.0:8000", "192.168.1.7:8000", "8000:", "0", "99999"):
+        done = manage("demo", address)
+        assert done.returncode == 1
+        assert "on this machine alone" in done.stderr
+
+
+def test_the_tour_leaves_every_other_database_alone(tmp_path: Path) -> None:
+    done = manage("demo", DATABASE_URL=f"sqlite:///{tmp_path}/mine.sqlite3")
+    assert done.returncode == 1
+    assert "unset DATABASE_URL" in done.stderr
+    assert not (tmp_path / "mine.sqlite3").exists()
+
+
+def test_after_the_tour_the_site_is_served_until_ctrl_c() -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-u", "manage.py", "demo", "8790"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert demo.stdout
+    try:
+        told = ""
+        while "Ctrl-C" not in told:
+            told += (line := demo.stdout.readline())
+            assert line, told
+        address = re.search(r"http://127\.0\.0\.1:(\d+)/readyz", told)
+        assert address
+        client = HTTPConnection("127.0.0.1", int(address[1]), timeout=10)
+        client.request("GET", "/readyz")
+        assert client.getresponse().status == 200
+        client.close()
+    finally:
+        demo.send_signal(signal.SIGINT)
+        demo.wait(15)
+        demo.stdout.close()
+    assert demo.returncode == 0

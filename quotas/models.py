@@ -180,9 +180,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
 
     def note_profile(self, user_id: str, email: str, clerk_updated_at: datetime) -> bool:
         """Note the e-mail unless a later one is known or the user is deleted; tell whether it was."""
-        known = self.filter(user_id=user_id, deleted_at=None)
-        older = known.filter(Q(clerk_updated_at=None) | Q(clerk_updated_at__lt=clerk_updated_at))
-        return bool(older.update(email=email, clerk_updated_at=clerk_updated_at))
+        return store.note_profiles([(user_id, email, clerk_updated_at)]) > 0
 
     def open_many(self, users: Iterable[tuple[str, str, datetime | None]], *, actor: Actor) -> Opened:
         """Make the missing rows of a batch of (user_id, e-mail, clerk_updated_at), all or none."""
@@ -192,9 +190,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         with transaction.atomic():
             before = self.census(profiles)
             made = store.open_many(list(profiles), partial(policy.open_missing, request=Request(actor)))
-            for user_id, (email, updated_at) in profiles.items():
-                if updated_at:
-                    self.note_profile(user_id, email, updated_at)
+            store.note_profiles((user_id, email, at) for user_id, (email, at) in profiles.items() if at)
         return Opened(made, len(profiles) - made - before.tombstoned, before.tombstoned)
 
     def census(self, user_ids: Iterable[str]) -> Opened:

@@ -112,5 +112,12 @@ SQLITE_UPDATE = _UPDATE.format(deleted_at="%s")
 SQLITE_INSERT = f"{_INSERT} {_state_holes()} ON CONFLICT (user_id) DO NOTHING"
 SQLITE_ENTRY = f"{_ENTRIES} VALUES {_holes(len(ENTRY))}"
 
+# Parameters: e-mail, Clerk's time of it, user id, that time again. The later word wins, whichever comes
+# first, and a tombstone takes none; `seq` is left alone, so that it commutes with every verb.
+NOTE_PROFILE = """
+    UPDATE challenge_quotas SET email = %s, clerk_updated_at = %s
+    WHERE user_id = %s AND deleted_at IS NULL AND (clerk_updated_at IS NULL OR clerk_updated_at < %s)
+"""
+
 # Parameters: entry id. Tells whether a store whose answer was lost had been carried out.
 ENTRY_EXISTS = "SELECT 1 FROM ledger_entries WHERE id = %s"

@@ -59,6 +59,16 @@ def open_many(user_ids: Iterable[str], decide: Decide) -> int:
     return _open(changes) if changes else 0
 
 
+def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
+    """Note each (user id, e-mail, Clerk's time of it) that is the latest known; return how many were."""
+    rows = [_row([email, at, user_id, at]) for user_id, email, at in profiles]
+    if not rows:
+        return 0
+    with connection.cursor() as cursor:
+        cursor.executemany(sql.NOTE_PROFILE, rows)
+        return int(cursor.rowcount)
+
+
 def read_surely(read: Callable[[], Found]) -> Found:
     """Return what `read` finds, by a fresh connection if the one that was kept open has died.
 

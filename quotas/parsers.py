@@ -13,6 +13,9 @@ from rest_framework.request import Request
 from quotas.problems import Problem
 
 
+MOST_LEVELS = 32  # of objects and arrays in each other: every reader after us can follow these
+
+
 class AlwaysJSON(BaseContentNegotiation):
     """One format in, one out; an Accept header is not a reason to refuse an answer."""
 
@@ -71,17 +74,17 @@ def _finite(number: str) -> float:
     return value
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, room: int = MOST_LEVELS) -> Iterator[str]:
     """Every text in a value read from JSON, names of members included."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for name, member in value.items():
-            yield name
-            yield from _texts(member)
-    elif isinstance(value, list):
+    elif isinstance(value, dict | list):
+        if not room:
+            raise RecursionError
         for member in value:
-            yield from _texts(member)
+            yield from _texts(member, room - 1)
+        for member in value.values() if isinstance(value, dict) else ():
+            yield from _texts(member, room - 1)
 
 
 def _each_member_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 from tests import keys
 from tests.test_settings import manage
 
+pytestmark = pytest.mark.once
 SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
 GOOD = {
     "SECRET_KEY": "Qn7-wJ0r2xkU5yPz8Vb3LhTfC9sGdEmAa1R4oYi6KuNtXvBqZ2p",

@@ -13,6 +13,8 @@ import pytest
 
 from tests.test_settings import ROOT, manage
 
+pytestmark = pytest.mark.once
+
 
 def test_the_tour_shows_the_main_job_and_ends_well() -> None:
     done = manage("demo", "--once", "8750")

@@ -54,6 +54,7 @@ def test_the_curl_lines_work(site: str) -> None:
     assert '"status": "ready"' in done.stdout
 
 
+@pytest.mark.once
 def test_the_manage_lines_work(tmp_path: Path) -> None:
     """In the README's order, but for Clerk, who is not asked without a key; migrating comes before it."""
     environment = {**GOOD, "PATH": os.environ["PATH"], "DATABASE_URL": f"sqlite:///{tmp_path}/readme.sqlite3"}

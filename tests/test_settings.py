@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (ROOT / "quotasite/settings.py").read_text()
 PUBLISHABLE = "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k"  # clerk.example.com$

@@ -82,13 +82,24 @@ def in_words(seconds: int) -> str:
     return " ".join(words) or "0 s"
 
 
-def clock_time(instant: datetime) -> str:
-    return f"{instant:%Y-%m-%d %H:%M:%S} UTC"
+def clock_time(instant: datetime, text: str = "") -> SafeString:
+    """The instant, or `text` with the instant behind it; in UTC, the time zone of the settings."""
+    shown = f"{instant:%Y-%m-%d %H:%M:%S}"
+    return format_html(
+        '<time datetime="{}" title="{} UTC">{}</time>', policy.rfc3339(instant), shown, text or shown
+    )
 
 
 def address(user_id: str) -> str:
     """Where the page of the user's quota is."""
     return reverse("admin:quotas_challengequota_change", args=[quote(user_id)])
+
+
+def who(entry: LedgerEntry) -> str:
+    actor = f"{entry.actor_kind} {entry.actor_id}"
+    if (entry.actor_kind, entry.actor_id) == ("user", entry.user_id):
+        actor = "the user"
+    return f"{actor}, by {entry.act}" if entry.act else actor
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +153,7 @@ class Standing:
             return format_html("–")
         seconds = self.quota.seconds_to_reset
         step = 1 if seconds < 60 else 60 if seconds < 86_400 else 3_600
-        return format_html(
-            '<time datetime="{}" title="{}">{}</time>',
-            policy.rfc3339(self.quota.resets_at),
-            clock_time(self.quota.resets_at),
-            in_words(math.ceil(seconds / step) * step),
-        )
+        return clock_time(self.quota.resets_at, in_words(math.ceil(seconds / step) * step))
 
 
 def read_clock(quota: ChallengeQuota) -> datetime:
@@ -162,11 +168,15 @@ def standing(quota: ChallengeQuota) -> Standing:
 class ResetForm(forms.Form):
     """What staff say to refill quotas; what it does to one, in advance and in earnest."""
 
-    title = "Reset now"
+    name = "Reset now"
     done = "Reset"
     shows_at_once = True  # what comes after is known before anything is typed
 
-    reason = forms.CharField(max_length=200, help_text="Kept in the ledger, with your name.")
+    reason = forms.CharField(
+        max_length=200,
+        help_text="Kept in the ledger, with your name.",
+        widget=forms.TextInput(attrs={"class": "vTextField"}),
+    )
     token = forms.UUIDField(
         widget=forms.HiddenInput
     )  # made when the form is first shown: sent twice, done once
@@ -178,12 +188,16 @@ class ResetForm(forms.Form):
         return ChallengeQuota.objects.reset(user_id, actor=actor, **self.particulars)
 
     @property
+    def title(self) -> str:
+        return self.name
+
+    @property
     def particulars(self) -> dict[str, Any]:
         return {"reason": self.cleaned_data["reason"], "key": str(self.cleaned_data["token"])}
 
 
 class AdjustForm(ResetForm):
-    title = "Adjust by ±N"
+    name = "Adjust by ±N"
     done = "Adjusted"
     shows_at_once = False
 
@@ -193,6 +207,10 @@ class AdjustForm(ResetForm):
         help_text="5 gives five units, -5 takes five away, until the next reset.",
     )
     field_order = ["delta", "reason"]
+
+    @property
+    def title(self) -> str:
+        return f"Adjust by {self.cleaned_data['delta']:+,}" if self.is_valid() else self.name
 
     def clean_delta(self) -> int:
         delta: int = self.cleaned_data["delta"]
@@ -253,7 +271,7 @@ class QuotaAdmin(ReadOnlyAdmin):
     list_select_related = ["plan"]
     list_filter = ["plan", DeletedFilter]
     search_fields = ["user_id__startswith", "email__startswith"]
-    search_help_text = "The beginning of a user id or an e-mail address."
+    search_help_text = "The beginning of a user id, or of an e-mail address"
     actions = ["reset_now", "adjust"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ChallengeQuota]:
@@ -274,11 +292,11 @@ class QuotaAdmin(ReadOnlyAdmin):
     def resets_in(self, quota: ChallengeQuota) -> SafeString:
         return standing(quota).resets_in
 
-    @admin.action(description=ResetForm.title, permissions=["act"])
+    @admin.action(description=ResetForm.name, permissions=["act"])
     def reset_now(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
         return self._act(request, quotas, ResetForm)
 
-    @admin.action(description=AdjustForm.title, permissions=["act"])
+    @admin.action(description=AdjustForm.name, permissions=["act"])
     def adjust(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
         return self._act(request, quotas, AdjustForm)
 
@@ -301,7 +319,7 @@ class QuotaAdmin(ReadOnlyAdmin):
             "now": now,
             "is_due": quota.last_reset_date != now.quota.last_reset_date,
             "period": in_words(quota.plan.period_seconds),
-            "entries": quota.entries.order_by("-seq")[:MOST_ENTRIES],
+            "entries": [(entry, who(entry)) for entry in quota.entries.order_by("-seq")[:MOST_ENTRIES]],
             "may_act": self.has_act_permission(request) and not now.is_deleted,
         }
         return self._page(request, "quota", context)
@@ -328,7 +346,7 @@ class QuotaAdmin(ReadOnlyAdmin):
             return HttpResponseRedirect(back)
         shows_after = kind.shows_at_once or form.is_valid()
         context = {
-            "title": kind.title,
+            "title": form.title,
             "form": form,
             "action": request.POST["action"],
             "previews": [
@@ -373,10 +391,10 @@ class LedgerEntryAdmin(ReadOnlyAdmin):
     list_display = ["when", "of_user", "kind", "cost", "delta", "balance_after", "who", "reason"]
     list_filter = ["kind"]
     search_fields = ["user__user_id__exact"]  # needs no join, and has the index of (user_id, seq)
-    search_help_text = "A user id, in full."
+    search_help_text = "A user id, in full"
 
-    @admin.display(description="when")
-    def when(self, entry: LedgerEntry) -> str:
+    @admin.display(description="when (UTC)")
+    def when(self, entry: LedgerEntry) -> SafeString:
         return clock_time(entry.created_at)
 
     @admin.display(description="user")
@@ -385,7 +403,7 @@ class LedgerEntryAdmin(ReadOnlyAdmin):
 
     @admin.display
     def who(self, entry: LedgerEntry) -> str:
-        return f"{entry.actor_kind} {entry.actor_id}" + (f", by {entry.act}" if entry.act else "")
+        return who(entry)
 
 
 class PlanForm(forms.ModelForm):  # type: ignore[type-arg]

@@ -74,11 +74,11 @@ def read_surely(read: Callable[[], Found]) -> Found:
 
     For the first query of a request only: a read can be repeated, a transaction cannot.
     """
-    was_open = connection.connection is not None
+    raw = connection.connection
     try:
         return read()
     except (OperationalError, InterfaceError):
-        if not was_open or connection.in_atomic_block or not _is_cut_off():
+        if raw is None or connection.in_atomic_block or not _is_cut_off(raw):
             raise
         connection.close()
         return read()
@@ -92,6 +92,8 @@ def _attempt(user_id: str, decide: Decide, key: str | None, *, locked: bool) -> 
     outcome: Outcome | None = None
     in_outer_transaction = connection.in_atomic_block
     was_open = connection.connection is not None
+    connection.ensure_connection()
+    raw = connection.connection
     try:
         with transaction.atomic() if locked else nullcontext():
             if locked and connection.vendor == "postgresql":
@@ -101,7 +103,7 @@ def _attempt(user_id: str, decide: Decide, key: str | None, *, locked: bool) -> 
                 return outcome, True
             return outcome, (locked or connection.vendor == "postgresql") and _store(outcome)
     except (OperationalError, InterfaceError):
-        if in_outer_transaction or not _is_cut_off():
+        if in_outer_transaction or not _is_cut_off(raw):
             raise
         connection.close()
         if _has_entries(outcome):
@@ -115,9 +117,9 @@ def _has_entries(outcome: Outcome | None) -> TypeGuard[Change]:
     return isinstance(outcome, Change) and bool(outcome.entries)
 
 
-def _is_cut_off() -> bool:
-    raw = connection.connection
-    return raw is None or bool(getattr(raw, "closed", False))
+def _is_cut_off(raw: Any) -> bool:
+    """Tell whether this connection has died; leaving a transaction, Django may have replaced it."""
+    return raw is not connection.connection or bool(getattr(raw, "closed", False))
 
 
 def _store(change: Change) -> bool:

@@ -273,9 +273,7 @@ class JWKS:
         and do not have it.
         """
         key = self._keys.get(kid)
-        if key and self._clock() < self._stale_at:
-            return key
-        # Who knows the key does not wait while another request renews it.
+        # With a key in hand nobody waits for another request's fetch.
         if self._fetching.acquire(timeout=0 if key else FETCH_TIMEOUT):
             try:
                 return self._find_after_fetch(kid)
@@ -329,7 +327,7 @@ def _parse_key_set(raw: bytes) -> dict[str | None, RSAPublicKey]:
     keys: dict[str | None, RSAPublicKey] = {}
     for jwk in members if isinstance(members, list) else []:
         try:
-            if jwk["kty"] == "RSA" and jwk.get("use", "sig") == "sig" and isinstance(jwk["kid"], str):
+            if jwk.get("use", "sig") == "sig" and isinstance(jwk["kid"], str):
                 keys[jwk["kid"]] = _strong(RSAAlgorithm.from_jwk(jwk))
         except (PyJWTError, ValueError, LookupError, TypeError, AttributeError):
             continue  # one odd key must not cost the others

@@ -5,6 +5,7 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.safestring import SafeString
 
 from quotas.admin import ReadOnlyAdmin, clock_time
 from webhooks.handlers import HANDLERS
@@ -30,8 +31,8 @@ class WebhookEventAdmin(ReadOnlyAdmin):
     list_display = ["when", "type", "user_id", "status", "note"]
     list_filter = ["status", TypeFilter]
     search_fields = ["user_id__startswith", "svix_id__startswith"]
-    search_help_text = "The beginning of a user id or of a delivery's id."
+    search_help_text = "The beginning of a user id, or of a delivery's id"
 
-    @admin.display(description="handled")
-    def when(self, event: WebhookEvent) -> str:
+    @admin.display(description="handled (UTC)")
+    def when(self, event: WebhookEvent) -> SafeString:
         return clock_time(event.handled_at)

@@ -26,7 +26,7 @@ from django.utils.safestring import SafeString
 
 from quotas import policy
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, Receipt
-from quotas.policy import MAX_UNITS, Actor, Change, Outcome, Quota, Refusal, Request, Snapshot
+from quotas.policy import MAX_UNITS, Actor, Change, KeyReused, Outcome, Quota, Refusal, Request, Snapshot
 
 MOST_COUNTED = 10_000  # rows; a list of more says so
 MOST_AT_ONCE = 500  # users that one action may change
@@ -132,11 +132,11 @@ class Standing:
         return f"{self.quota.quota_remaining:,} of {self.quota.quota_limit:,}"
 
     @property
-    def meter(self) -> SafeString:
+    def meter(self) -> str:
         """The units in figures, behind a bar where there is a limit."""
         limit = self.quota.quota_limit
         if self.is_deleted or limit is None:
-            return format_html("{}", self.units)
+            return self.units
         bar = (
             '<meter min="0" max="{}" low="{}" optimum="{}" value="{}" aria-label="{} units left"></meter> {}'
         )
@@ -147,10 +147,10 @@ class Standing:
         )
 
     @property
-    def resets_in(self) -> SafeString:
+    def resets_in(self) -> str:
         """The time to the reset, rounded up, with the instant behind it."""
         if self.is_deleted:
-            return format_html("–")
+            return self.units
         seconds = self.quota.seconds_to_reset
         step = 1 if seconds < 60 else 60 if seconds < 86_400 else 3_600
         return clock_time(self.quota.resets_at, in_words(math.ceil(seconds / step) * step))
@@ -177,9 +177,8 @@ class ResetForm(forms.Form):
         help_text="Kept in the ledger, with your name.",
         widget=forms.TextInput(attrs={"class": "vTextField"}),
     )
-    token = forms.UUIDField(
-        widget=forms.HiddenInput
-    )  # made when the form is first shown: sent twice, done once
+    # Made when the form is first shown, so that what is sent twice is done once.
+    token = forms.UUIDField(widget=forms.HiddenInput)
 
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
         return policy.reset(snapshot, request)
@@ -281,7 +280,7 @@ class QuotaAdmin(ReadOnlyAdmin):
         return request.user.has_perm("quotas.change_challengequota")
 
     @admin.display
-    def remaining(self, quota: ChallengeQuota) -> SafeString:
+    def remaining(self, quota: ChallengeQuota) -> str:
         return standing(quota).meter
 
     @admin.display
@@ -289,7 +288,7 @@ class QuotaAdmin(ReadOnlyAdmin):
         return standing(quota).chip
 
     @admin.display
-    def resets_in(self, quota: ChallengeQuota) -> SafeString:
+    def resets_in(self, quota: ChallengeQuota) -> str:
         return standing(quota).resets_in
 
     @admin.action(description=ResetForm.name, permissions=["act"])
@@ -367,12 +366,17 @@ class QuotaAdmin(ReadOnlyAdmin):
         for user_id in user_ids:
             try:
                 receipts.append(form.carry_out(user_id, actor))
+            except KeyReused:
+                told = (
+                    f"Not done for {user_id}: this form was sent before, filled in otherwise. Open it anew."
+                )
+                self.message_user(request, told, messages.ERROR)
             except Refusal as refusal:
                 self.message_user(request, f"Not done for {user_id}: {refusal}", messages.ERROR)
         fresh = [receipt.quota for receipt in receipts if not receipt.is_replay]
         if len(fresh) == 1:
-            units = Standing(fresh[0]).units
-            self.message_user(request, f"{form.done} {fresh[0].user_id}: {units} left.", messages.SUCCESS)
+            told = f"{form.done} {fresh[0].user_id}: now {Standing(fresh[0]).units}."
+            self.message_user(request, told, messages.SUCCESS)
         elif fresh:
             self.message_user(request, f"{form.done} {len(fresh)} users.", messages.SUCCESS)
         if again := len(receipts) - len(fresh):

@@ -7,6 +7,7 @@ from threading import Event, Timer
 
 import psycopg
 import pytest
+import svix.webhooks  # noqa: F401 - the first import takes a second, which is not the database's
 from django.core.management import call_command
 from django.db import connections
 from django.test import Client
@@ -90,6 +91,11 @@ def cut_before(wire, fragment, *, refuse=False):
     wire.on_query = watch
 
 
+def another_session(server):
+    """Connect past Django and the wire; a lock that it cannot get ends the test, not its patience."""
+    return psycopg.connect(server.url, options="-c lock_timeout=5s")
+
+
 def spent():
     return [entry.cost for entry in LedgerEntry.objects.filter(kind="consumed")]
 
@@ -125,7 +131,7 @@ def test_without_a_database_a_request_is_a_503_at_once(server, api, deliver, nam
     server.stop()
     began = time.monotonic()
     assert_unavailable(REQUESTS[name][1](api, deliver))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2
 
 
 @each_request
@@ -252,7 +258,7 @@ def test_another_spend_between_the_loss_and_the_second_try_is_not_taken_for_ours
 
     def spend_first(statement):
         if is_it(statement):
-            with psycopg.connect(server.url) as other:
+            with another_session(server) as other:
                 other.execute("UPDATE challenge_quotas SET seq = seq + 1, quota_remaining = 10")
             wire.cut()
 
@@ -264,7 +270,7 @@ def test_another_spend_between_the_loss_and_the_second_try_is_not_taken_for_ours
 @with_and_without_a_key
 def test_a_spend_that_is_still_under_way_when_its_connection_dies_is_made_once(server, wire, api, key):
     api.quota()
-    with psycopg.connect(server.url) as holder:
+    with another_session(server) as holder:
         holder.execute("SELECT 1 FROM challenge_quotas FOR UPDATE")  # the store waits for this
         timers = [Timer(0.3, wire.cut), Timer(0.8, holder.commit)]
         for timer in timers:
@@ -366,7 +372,7 @@ def test_the_same_delivery_twice_at_once_is_a_success_twice_and_one_event(server
 
     def deliver_first(statement):
         if is_it(statement):
-            with psycopg.connect(server.url) as other:
+            with another_session(server) as other:
                 other.execute(
                     "INSERT INTO webhook_events (svix_id, type, user_id, email, handled_at, status, note) "
                     "VALUES ('msg_1', 'user.created', 'user_1', '', now(), 'success', '')"

@@ -1,5 +1,6 @@
 from django.contrib import admin
 from django.urls import include, path
+from django.views.generic import RedirectView
 
 from quotasite import health
 
@@ -7,6 +8,7 @@ urlpatterns = [
     path("api/", include("quotas.urls")),
     path("webhooks/", include("webhooks.urls")),
     path("admin/", admin.site.urls),
+    path("admin", RedirectView.as_view(url="/admin/")),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
 ]

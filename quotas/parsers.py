@@ -12,7 +12,6 @@ from rest_framework.request import Request
 
 from quotas.problems import Problem
 
-
 MOST_LEVELS = 32  # of objects and arrays in each other: every reader after us can follow these
 
 

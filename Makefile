@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test full lint lock
+.PHONY: run test full lint lock schema
 
 run: .venv/.run
 	$(BIN)/python manage.py demo
@@ -19,6 +19,10 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check
+	$(BIN)/python manage.py spectacular --validate --fail-on-warn | diff docs/openapi.yaml -
+
+schema: .venv/.dev
+	$(BIN)/python manage.py spectacular --file docs/openapi.yaml
 
 .venv/.run: requirements.txt
 .venv/.test: requirements-test.txt

@@ -1,11 +1,11 @@
-"""What staff see and may do: quotas as they stand now, their ledger, the plans."""
+"""What staff see and may do: quotas as they stand now, their ledger, the plans, the service keys."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from django import forms
 from django.contrib import admin, messages
@@ -25,7 +25,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from quotas import policy
-from quotas.models import ChallengeQuota, LedgerEntry, Plan, Receipt
+from quotas.authentication import MEMORY
+from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanRules, Receipt, ServiceKey
 from quotas.policy import MAX_UNITS, Actor, Change, KeyReused, Outcome, Quota, Refusal, Request, Snapshot
 
 MOST_COUNTED = 10_000  # rows; a list of more says so
@@ -82,12 +83,21 @@ def in_words(seconds: int) -> str:
     return " ".join(words) or "0 s"
 
 
+def length(plan: policy.Plan) -> str:
+    """How long a period of the plan is, in words."""
+    return in_words(int(plan.window.total_seconds())) if plan.window else "a month"
+
+
 def clock_time(instant: datetime, text: str = "") -> SafeString:
     """The instant, or `text` with the instant behind it; in UTC, the time zone of the settings."""
     shown = f"{instant:%Y-%m-%d %H:%M:%S}"
     return format_html(
         '<time datetime="{}" title="{} UTC">{}</time>', policy.rfc3339(instant), shown, text or shown
     )
+
+
+def chip(word: str, colour: str) -> SafeString:
+    return format_html('<span class="chip {}">{}</span>', colour, word)
 
 
 def address(user_id: str) -> str:
@@ -121,7 +131,7 @@ class Standing:
 
     @property
     def chip(self) -> SafeString:
-        return format_html('<span class="chip {0}">{0}</span>', self.state)
+        return chip(self.state, self.state)
 
     @property
     def units(self) -> str:
@@ -236,11 +246,7 @@ class Preview(NamedTuple):
 
 def preview(quota: ChallengeQuota, form: ResetForm, actor: Actor) -> Preview:
     """What the form would do to the quota, by the rules that will do it."""
-    ids = (UUID(int=0), UUID(int=0))
-    snapshot = Snapshot(
-        quota.user_id, read_clock(quota), quota.plan.rules, quota.state, entry=None, entry_ids=ids
-    )
-    outcome = form.decide(snapshot, Request(actor))
+    outcome = form.decide(quota.snapshot(read_clock(quota)), Request(actor))
     return Preview(
         quota.user_id,
         before=standing(quota),
@@ -329,7 +335,7 @@ class QuotaAdmin(ReadOnlyAdmin):
             "quota": quota,
             "now": now,
             "is_due": quota.last_reset_date != now.quota.last_reset_date,
-            "period": in_words(quota.plan.period_seconds),
+            "period": length(now.quota.plan),
             "entries": [(entry, who(entry)) for entry in quota.entries.order_by("-seq")[:MOST_ENTRIES]],
             "may_act": self.has_act_permission(request) and not now.is_deleted,
         }
@@ -429,25 +435,24 @@ class PlanForm(forms.ModelForm):  # type: ignore[type-arg]
 
 @admin.register(Plan)
 class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Plans may be added; of one that is there only the allowance and the costs can be edited."""
+    """Plans may be added, and all of their rules edited: a running period goes on by the old ones."""
 
     form = PlanForm
-    list_display = ["name", "units", "reset_policy", "period", "timezone", "is_default"]
+    list_display = ["name", "units", "reset_policy", "period", "timezone", "is_public", "is_default"]
     show_facets = admin.ShowFacets.NEVER
     fieldsets = [
-        (None, {"fields": ["name", "reset_policy", "period_seconds", "timezone", "is_default"]}),
+        (None, {"fields": ["name", "is_public", "is_default"]}),
         (
-            "What it gives",
+            "What it gives, and when it comes back",
             {
-                "fields": ["allowance", "actions"],
-                "description": "An edited allowance takes effect for a user at the next reset.",
+                "fields": [*PlanRules.RULES],
+                "description": "What is edited here takes effect for a user at the next reset.",
             },
         ),
     ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Plan | None = None) -> list[str]:
-        settled = ["name", "reset_policy", "period_seconds", "timezone"] if obj else []
-        return [*settled, "is_default"]
+        return ["name", "is_default"] if obj else ["is_default"]
 
     def has_delete_permission(self, request: HttpRequest, obj: Plan | None = None) -> bool:
         return False
@@ -456,6 +461,105 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def units(self, plan: Plan) -> str:
         return "unlimited" if plan.allowance is None else f"{plan.allowance:,}"
 
-    @admin.display(ordering="period_seconds")
+    @admin.display
     def period(self, plan: Plan) -> str:
-        return in_words(plan.period_seconds)
+        return length(plan.rules)
+
+
+class ServiceKeyForm(forms.ModelForm):  # type: ignore[type-arg]
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope, scope) for scope in ServiceKey.SCOPES],
+        widget=forms.CheckboxSelectMultiple,
+        help_text="What the key may do: give it no more than it needs.",
+    )
+
+    class Meta:
+        help_texts = {"expires_at": "In UTC; empty is never."}
+
+    def clean_expires_at(self) -> datetime | None:
+        expires_at: datetime | None = self.cleaned_data["expires_at"]
+        if expires_at and expires_at <= datetime.now(UTC):
+            raise forms.ValidationError("This is past: the key would never work.")
+        return expires_at
+
+
+@admin.register(ServiceKey)
+class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Keys may be made and revoked; there is nothing else to do to one."""
+
+    form = ServiceKeyForm
+    list_display = ["name", "state", "key", "holds", "created", "expires", "last_used"]
+    show_facets = admin.ShowFacets.NEVER
+    actions = ["revoke"]
+
+    def get_fields(self, request: HttpRequest, obj: ServiceKey | None = None) -> list[Any]:
+        return [*self.list_display] if obj else ["name", "scopes", "expires_at"]
+
+    def has_change_permission(self, request: HttpRequest, obj: ServiceKey | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ServiceKey | None = None) -> bool:
+        return False
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("quotas.change_servicekey")
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        one_button = {"show_save_and_add_another": False, "show_save_and_continue": False}
+        return super().add_view(request, form_url, one_button)
+
+    def save_model(self, request: HttpRequest, obj: ServiceKey, form: forms.ModelForm, change: bool) -> None:  # type: ignore[type-arg]
+        made, obj.text = ServiceKey.make(obj.name, obj.scopes, obj.expires_at)  # type: ignore[attr-defined] # for response_add
+        obj.pk, obj.prefix = made.pk, made.prefix
+
+    def response_add(
+        self, request: HttpRequest, obj: ServiceKey, post_url_continue: str | None = None
+    ) -> HttpResponse:
+        """Show the key in this one answer: a message would lie in a cookie or session until it is read."""
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": f"Key of {obj.name}",
+            "key": obj,
+        }
+        return TemplateResponse(request, "admin/quotas/service_key.html", context)
+
+    @admin.action(description="Revoke", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, keys: QuerySet[ServiceKey]) -> None:
+        """Revoke what is not revoked yet, at once."""
+        revoked = list(keys.filter(revoked_at=None))
+        for key in revoked:
+            keys.filter(pk=key.pk, revoked_at=None).update(revoked_at=datetime.now(UTC))
+            self.log_change(request, key, "Revoked.")
+        told = f"Revoked {len(revoked)} of {len(keys)}: they stop working within {MEMORY} seconds."
+        self.message_user(request, told, messages.SUCCESS)
+
+    @admin.display
+    def key(self, key: ServiceKey) -> str:
+        return f"qs_{key.prefix}_…"
+
+    @admin.display(description="scopes")
+    def holds(self, key: ServiceKey) -> str:
+        return ", ".join(key.scopes)
+
+    @admin.display(description="created (UTC)", ordering="created_at")
+    def created(self, key: ServiceKey) -> SafeString:
+        return clock_time(key.created_at)
+
+    @admin.display(description="expires (UTC)", ordering="expires_at")
+    def expires(self, key: ServiceKey) -> str:
+        return clock_time(key.expires_at) if key.expires_at else "never"
+
+    @admin.display(description="last used (UTC)", ordering="last_used_at")
+    def last_used(self, key: ServiceKey) -> str:
+        return clock_time(key.last_used_at) if key.last_used_at else "never"
+
+    @admin.display
+    def state(self, key: ServiceKey) -> SafeString:
+        if key.revoked_at:
+            return chip("revoked", "deleted")
+        if key.expires_at and key.expires_at <= datetime.now(UTC):
+            return chip("expired", "low")
+        return chip("active", "healthy")

@@ -1,18 +1,30 @@
-"""From the Authorization header to the user who asks."""
+"""From the Authorization header to who asks: a signed-in user, or one of the product's own servers."""
 
-from dataclasses import dataclass
+import hmac
+import re
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from django.db.models import Q
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
 from quotas import tokens
+from quotas.models import ServiceKey
 from quotas.policy import Actor
 from quotas.problems import unauthorized
+from quotas.store import read_surely
+
+SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
+MEMORY = 10  # seconds for which a process remembers a key, so that a revoked one works no longer
+MOST_REMEMBERED = 1_000
+USED_EVERY = timedelta(minutes=1)  # how fine last_used_at is
 
 
 @dataclass(frozen=True, slots=True)
-class Principal:
+class User:
     """The Clerk user whose session token came with the request."""
 
     user_id: str
@@ -24,8 +36,26 @@ class Principal:
         return Actor("user", self.user_id, self.act)
 
 
-class SessionTokenAuthentication(BaseAuthentication):
-    """`Authorization: Bearer <session token>`; a request without one is a 401 of its own kind."""
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The holder of a service key."""
+
+    key_id: str
+    scopes: frozenset[str]
+    expires_at: datetime | None
+    known_since: float = field(default_factory=time.monotonic)
+    is_authenticated: Literal[True] = True
+
+    @property
+    def actor(self) -> Actor:
+        return Actor("service", self.key_id)
+
+
+Principal = User | Service
+
+
+class BearerAuthentication(BaseAuthentication):
+    """`Authorization: Bearer` with a session token of Clerk's, or a service key (`qs_…`)."""
 
     def authenticate(self, request: Request) -> tuple[Principal, None]:
         header = request.headers.get("Authorization", "").strip()
@@ -34,10 +64,48 @@ class SessionTokenAuthentication(BaseAuthentication):
                 "token_missing", "Send the session token: Authorization: Bearer <await getToken()>."
             )
         scheme, _, token = header.partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
             raise unauthorized("token_malformed", "The Authorization header must be: Bearer <token>.")
-        session = tokens.verify(token.strip())
-        return Principal(session.user_id, session.act or ""), None
+        if token.startswith("qs_"):
+            return _service(token), None
+        session = tokens.verify(token)
+        return User(session.user_id, session.act or ""), None
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
+
+
+_remembered: dict[str, Service] = {}
+
+
+def _service(text: str) -> Service:
+    """Return who holds the key, or raise a 401 that says what is wrong with it."""
+    digest = ServiceKey.digest_of(text)
+    service = _remembered.get(digest)
+    if service is None or service.known_since < time.monotonic() - MEMORY:
+        service = _look_up(text, digest)
+        if len(_remembered) >= MOST_REMEMBERED:
+            _remembered.clear()
+        _remembered[digest] = service
+    if service.expires_at and service.expires_at <= datetime.now(UTC):
+        raise unauthorized("key_expired", "This service key has expired: make a new one.")
+    return service
+
+
+def _look_up(text: str, digest: str) -> Service:
+    match = SERVICE_KEY.fullmatch(text)
+    key = match and read_surely(lambda: ServiceKey.objects.filter(prefix=match[1]).first())
+    if not key or not hmac.compare_digest(key.digest, digest):
+        raise unauthorized("key_unknown", "This service key is not known: see Service keys in the admin.")
+    if key.revoked_at:
+        raise unauthorized("key_revoked", "This service key was revoked: make a new one.")
+    _note_use(key)
+    return Service(str(key.id), frozenset(key.scopes), key.expires_at)
+
+
+def _note_use(key: ServiceKey) -> None:
+    now = datetime.now(UTC)
+    if key.last_used_at is None or key.last_used_at <= now - USED_EVERY:
+        unnoted = Q(last_used_at=None) | Q(last_used_at__lte=now - USED_EVERY)
+        ServiceKey.objects.filter(unnoted, pk=key.pk).update(last_used_at=now)

@@ -44,5 +44,3 @@ def _check_length(request: HttpRequest) -> None:
         raise Problem(400, "malformed_length", "Content-Length must be a whole number.")
     if int(length) > most:
         raise Problem(413, "body_too_large", f"The body must not be longer than {most // 1024} KiB.")
-    if int(length) == 0:
-        raise Problem(400, "body_missing", "The body is empty: send a JSON object, {} at the least.")

@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, NoReturn
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
 from django.db.models import F, Q
+from django.db.models.functions import Now
+from uuid_utils.compat import uuid7
 
 from quotas import policy, store
 from quotas.policy import MAX_UNITS, Actor, Change, Outcome, Quota, Refusal, Request, Snapshot
@@ -36,18 +40,17 @@ def validate_actions(actions: object) -> None:
         raise ValidationError('Write {"name": cost, …}, each cost a whole number from 1.')
 
 
-class Plan(models.Model):
-    """How much a user gets, and when it comes back."""
+class PlanRules(models.Model):
+    """What a plan says, in one of its versions."""
 
     class ResetPolicy(models.TextChoices):
         ROLLING = "rolling", "rolling: a period after the last reset"
+        ANCHORED = "anchored", "anchored: every period, to the second, from the first day"
+        DAILY = "daily", "daily: at local midnight"
+        WEEKLY = "weekly", "weekly: on Monday at local midnight"
+        MONTHLY = "monthly", "monthly: on the day of the month of the first day"
 
-    name = models.CharField(
-        max_length=40,
-        primary_key=True,
-        validators=[RegexValidator(r"\A[a-z0-9_-]{1,40}\Z", "Use a-z, 0-9, _ and -, at most 40.")],
-        help_text="The plan's slug in Clerk. It cannot be changed later.",
-    )
+    version = models.PositiveIntegerField(default=1, editable=False)
     allowance = models.BigIntegerField(
         null=True, blank=True, validators=UNITS, help_text="Units a period; empty is unlimited."
     )
@@ -55,16 +58,49 @@ class Plan(models.Model):
     period_seconds = models.PositiveIntegerField(
         default=DAY,
         validators=[MinValueValidator(1), MaxValueValidator(3_660 * DAY)],
-        help_text="A day is 86400.",
+        help_text="For rolling and anchored; a day is 86400.",
     )
-    timezone = models.CharField(max_length=64, default="UTC", validators=[validate_timezone])
+    timezone = models.CharField(
+        max_length=64,
+        default="UTC",
+        validators=[validate_timezone],
+        help_text="For daily, weekly and monthly, such as Europe/Berlin.",
+    )
     actions = models.JSONField(
         default=dict,
         blank=True,
         validators=[validate_actions],
         help_text='What a named action costs: {"generate": 1}.',
     )
+
+    class Meta:
+        abstract = True
+
+    def named(self, name: str) -> policy.Plan:
+        return policy.Plan(
+            name=name,
+            version=self.version,
+            allowance=self.allowance,
+            reset_policy=self.reset_policy,
+            period=timedelta(seconds=self.period_seconds),
+            timezone=self.timezone,
+            actions=self.actions,
+        )
+
+    RULES: ClassVar = ["allowance", "reset_policy", "period_seconds", "timezone", "actions"]
+
+
+class Plan(PlanRules):
+    """How much a user gets, and when it comes back, as of now."""
+
+    name = models.CharField(
+        max_length=40,
+        primary_key=True,
+        validators=[RegexValidator(r"\A[a-z0-9_-]{1,40}\Z", "Use a-z, 0-9, _ and -, at most 40.")],
+        help_text="The plan's slug in Clerk. It cannot be changed later.",
+    )
     is_default = models.BooleanField(default=False, help_text="The plan of a user who has no other.")
+    is_public = models.BooleanField(default=True, help_text="Whether GET /api/v1/plans lists it.")
 
     class Meta:
         db_table = "plans"
@@ -86,16 +122,45 @@ class Plan(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def save(self, **options: Any) -> None:
+        """Save, and append a version if the rules are new; running periods go on by the old one."""
+        rules = {rule: getattr(self, rule) for rule in self.RULES}
+        with transaction.atomic():
+            # One edit at a time. A lock on the last version would not show us the one that we waited for.
+            Plan.objects.select_for_update(no_key=True).filter(pk=self.name).first()
+            last = PlanVersion.objects.filter(plan_id=self.name).order_by("version").last()
+            is_new = last is None or any(rules[rule] != getattr(last, rule) for rule in rules)
+            self.version = (last.version if last else 0) + is_new
+            if (some := options.get("update_fields")) is not None:
+                options["update_fields"] = {*some, *self.RULES, "version"}
+            super().save(**options)
+            if is_new:
+                PlanVersion.objects.create(
+                    id=uuid7(), plan=self, version=self.version, valid_from=Now(), **rules
+                )
+
     @property
     def rules(self) -> policy.Plan:
-        return policy.Plan(
-            name=self.name,
-            allowance=self.allowance,
-            reset_policy=self.reset_policy,
-            period=timedelta(seconds=self.period_seconds),
-            timezone=self.timezone,
-            actions=self.actions,
-        )
+        return self.named(self.name)
+
+
+class PlanVersion(PlanRules):
+    """A plan as it was from `valid_from` on; versions are only ever added."""
+
+    id = models.UUIDField(primary_key=True)
+    plan = models.ForeignKey(Plan, on_delete=models.PROTECT, related_name="versions", db_index=False)
+    valid_from = models.DateTimeField()  # by the database's clock, as the entries
+
+    class Meta:
+        db_table = "plan_versions"
+        constraints = [models.UniqueConstraint(fields=["plan", "version"], name="plan_versions_version_once")]
+
+    def __str__(self) -> str:
+        return f"{self.plan_id} {self.version}"
+
+    @property
+    def rules(self) -> policy.Plan:
+        return self.named(self.plan_id)
 
 
 class Receipt(NamedTuple):
@@ -103,6 +168,15 @@ class Receipt(NamedTuple):
 
     entry: policy.Entry
     quota: Quota
+    standing: Quota  # as it is now, which for a replay is later
+    is_replay: bool
+
+
+class PlanChange(NamedTuple):
+    """How a change of plan left the quota; there is no entry if he had the plan already."""
+
+    quota: Quota
+    standing: Quota
     is_replay: bool
 
 
@@ -174,6 +248,57 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         request = _request("reset", {"reason": reason}, actor=actor, key=key, reason=_required(reason))
         return self._write(user_id, policy.reset, request)
 
+    def refund(
+        self,
+        user_id: str,
+        consumption_id: UUID,
+        amount: int | None = None,
+        *,
+        reason: str,
+        actor: Actor,
+        key: str | None = None,
+    ) -> Receipt:
+        """Give back `amount` units (all that is left if None) of one consumption, for a reason.
+
+        A closed period gets nothing back, and the balance is not lifted above the allowance: the
+        entry's `amount` tells what was given. Raises ConsumptionNotFound, RefundTooLarge or
+        AlreadyRefunded.
+        """
+        if amount is not None:
+            _require_units(amount)
+        request = _request(
+            "refund",
+            {"consumption": str(consumption_id), "amount": amount, "reason": reason},
+            actor=actor,
+            key=key,
+            reason=_required(reason),
+        )
+        verb = partial(policy.refund, amount=amount)
+        return self._write(user_id, verb, request, ("consumption", consumption_id))
+
+    def change_plan(
+        self,
+        user_id: str,
+        plan: str | None,
+        on_change: policy.OnChange = policy.OnChange.KEEP,
+        *,
+        actor: Actor,
+        reason: str = "",
+        key: str | None = None,
+    ) -> PlanChange:
+        """Give the user another plan (the default one if None). Raises UnknownPlan."""
+        request = _request(
+            "change_plan",
+            {"plan": plan, "on_change": str(on_change), "reason": reason},
+            actor=actor,
+            key=key,
+            reason=reason,
+        )
+        verb = partial(policy.change_plan, on_change=on_change)
+        outcome = self._carry_out(user_id, verb, request, ("target", plan))
+        is_replay = isinstance(outcome, policy.Replay)
+        return PlanChange(outcome.quota, outcome.standing, is_replay)
+
     def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> None:
         """Close the quota for good: the row becomes a tombstone without its e-mail."""
         self._carry_out(user_id, policy.delete, Request(actor, reason=reason))
@@ -200,18 +325,29 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         tombstoned = sum(deleted_at is not None for deleted_at in closed)
         return Opened(len(ids) - len(closed), len(closed) - tombstoned, tombstoned)
 
-    def _write(self, user_id: str, verb: Callable[[Snapshot, Request], Outcome], request: Request) -> Receipt:
-        outcome = self._carry_out(user_id, verb, request)
+    def _write(
+        self,
+        user_id: str,
+        verb: Callable[[Snapshot, Request], Outcome],
+        request: Request,
+        also: tuple[str, Any] = ("", None),
+    ) -> Receipt:
+        outcome = self._carry_out(user_id, verb, request, also)
         if isinstance(outcome, Change):
-            return Receipt(outcome.entries[-1], outcome.quota, is_replay=False)
-        return Receipt(outcome.entry, outcome.quota, is_replay=True)
+            return Receipt(outcome.entries[-1], outcome.quota, outcome.standing, is_replay=False)
+        return Receipt(outcome.entry, outcome.quota, outcome.standing, is_replay=True)
 
     def _carry_out(
-        self, user_id: str, verb: Callable[[Snapshot, Request], Outcome], request: Request
+        self,
+        user_id: str,
+        verb: Callable[[Snapshot, Request], Outcome],
+        request: Request,
+        also: tuple[str, Any] = ("", None),
     ) -> Change | policy.Replay:
         """Read, decide, store: the one path of every verb."""
         _require_user_id(user_id)
-        outcome = store.carry_out(user_id, lambda snapshot: verb(snapshot, request), request.idempotency_key)
+        look = store.Look(request.idempotency_key, *also)
+        outcome = store.carry_out(user_id, lambda snapshot: verb(snapshot, request), look)
         if isinstance(outcome, Refusal):
             raise outcome
         if isinstance(outcome, Change) and outcome.refusal:
@@ -225,6 +361,7 @@ class ChallengeQuota(models.Model):
     user_id = models.CharField(max_length=128, primary_key=True)
     email = models.CharField(max_length=320, blank=True, default="")
     plan = models.ForeignKey(Plan, on_delete=models.PROTECT, db_index=False)
+    plan_version = models.PositiveIntegerField(default=1)
     quota_limit = models.BigIntegerField(null=True)
     quota_remaining = models.BigIntegerField()
     last_reset_date = models.DateTimeField()
@@ -274,6 +411,7 @@ class ChallengeQuota(models.Model):
         return policy.State(
             user_id=self.user_id,
             plan=self.plan_id,
+            plan_version=self.plan_version,
             quota_limit=self.quota_limit,
             quota_remaining=self.quota_remaining,
             last_reset_date=self.last_reset_date,
@@ -285,9 +423,18 @@ class ChallengeQuota(models.Model):
             deleted_at=self.deleted_at,
         )
 
+    def snapshot(self, now: datetime) -> Snapshot:
+        """What the store would read of this row at `now`, to decide by without storing."""
+        plan = self.plan.rules
+        rules = plan
+        if self.plan_version != plan.version:
+            rules = self.plan.versions.get(version=self.plan_version).rules
+        ids = (UUID(int=0), UUID(int=0))
+        return Snapshot(self.user_id, now, plan, rules, self.state, None, None, ids)
+
     def effective(self, now: datetime) -> Quota:
         """The quota as a request at `now` would find it, a reset that is due included."""
-        return policy.effective(self.plan.rules, self.state, now)
+        return policy.effective(self.snapshot(now))
 
 
 class LedgerEntry(models.Model):
@@ -310,9 +457,11 @@ class LedgerEntry(models.Model):
     cost = models.BigIntegerField()
     delta = models.BigIntegerField()
     plan = models.CharField(max_length=40)
+    plan_version = models.PositiveIntegerField(default=1)
     quota_limit = models.BigIntegerField(null=True)
     balance_after = models.BigIntegerField()
     last_reset_date = models.DateTimeField()
+    anchor_at = models.DateTimeField()
     resets_at = models.DateTimeField()
     period_seq = models.BigIntegerField()
     created_at = models.DateTimeField()
@@ -324,11 +473,19 @@ class LedgerEntry(models.Model):
     metadata = models.JSONField(null=True)
     idempotency_key = models.CharField(max_length=160, null=True)  # noqa: DJ001 - unique where it is set
     fingerprint = models.CharField(max_length=64, blank=True)
+    refund_of = models.UUIDField(null=True)
 
     class Meta:
         db_table = "ledger_entries"
         ordering = ["-id"]  # ids are time-ordered: the newest first, over the primary key
         verbose_name_plural = "ledger entries"
+        indexes = [
+            models.Index(
+                fields=["user", "refund_of"],
+                name="ledger_refunds",
+                condition=Q(refund_of__isnull=False),
+            ),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["user", "seq"], name="ledger_seq_once"),
             models.UniqueConstraint(
@@ -346,6 +503,45 @@ class LedgerEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user_id} #{self.seq} {self.kind}"
+
+
+class ServiceKey(models.Model):
+    """What one of the product's own servers signs in with. The key itself is shown once, and not kept."""
+
+    SCOPES: ClassVar = ("read", "consume", "refund", "adjust", "admin")
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    name = models.CharField(max_length=100, help_text="Who uses it, such as: api server.")
+    prefix = models.CharField(max_length=8, unique=True, editable=False)
+    digest = models.CharField(max_length=64, editable=False)  # SHA-256: the key has 256 random bits
+    scopes = models.JSONField(default=list)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        db_table = "service_keys"
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return f"{self.name} (qs_{self.prefix}_…)"
+
+    @classmethod
+    def make(
+        cls, name: str, scopes: Iterable[str], expires_at: datetime | None = None
+    ) -> tuple["ServiceKey", str]:
+        """Store a new key and return it with its text, which can never be shown again."""
+        prefix = secrets.token_hex(4)
+        text = f"qs_{prefix}_{secrets.token_urlsafe(32)}"
+        digest = cls.digest_of(text)
+        key = cls(name=name, prefix=prefix, digest=digest, scopes=sorted(scopes), expires_at=expires_at)
+        key.save(force_insert=True)
+        return key, text
+
+    @staticmethod
+    def digest_of(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _request(

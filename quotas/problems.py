@@ -12,7 +12,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpResponse, JsonResponse
 from rest_framework import exceptions
 
-from quotas import policy
+from quotas import policy, ratelimit
 from quotas.store import NoDefaultPlan
 from quotas.tokens import KeysUnavailable, TokenRefused
 
@@ -20,11 +20,16 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5  # what a client shall wait when the database is away
 
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's, in every Python
 STATUS = {
     policy.CostExceedsLimit.code: 422,
     policy.UnknownAction.code: 422,
     policy.KeyReused.code: 422,
     policy.AdjustmentOutOfRange.code: 409,
+    policy.RefundTooLarge.code: 409,
+    policy.AlreadyRefunded.code: 409,
+    policy.ConsumptionNotFound.code: 404,
+    policy.UnknownPlan.code: 404,
     policy.Deleted.code: 410,
 }
 
@@ -46,7 +51,7 @@ class Problem(Exception):
         self.headers = {"Cache-Control": "no-store", **(headers or {})}
         self.body = {
             "type": "about:blank",
-            "title": HTTPStatus(status).phrase,
+            "title": TITLES.get(status) or HTTPStatus(status).phrase,
             "status": status,
             "code": code,
             "detail": detail,
@@ -115,7 +120,7 @@ def _exhausted(refusal: policy.Exhausted) -> Problem:
         429,
         refusal.code,
         str(refusal),
-        headers={"Retry-After": str(wait)},
+        headers={"Retry-After": str(wait), **ratelimit.fields(quota)},
         **{
             "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
             "title": "Quota exceeded",

@@ -5,8 +5,10 @@ from typing import Any
 
 from rest_framework import serializers
 
-from quotas.models import Receipt
-from quotas.policy import MAX_UNITS, Quota, rfc3339
+from quotas import policy
+from quotas.history import Explanation
+from quotas.models import LedgerEntry, Plan, Receipt
+from quotas.policy import MAX_UNITS, OnChange, Quota, rfc3339
 
 
 class WholeNumber(serializers.Field[int, Any, int, Any]):
@@ -15,6 +17,15 @@ class WholeNumber(serializers.Field[int, Any, int, Any]):
     def to_internal_value(self, data: object) -> int:
         if type(data) is not int or not 1 <= data <= MAX_UNITS:
             raise serializers.ValidationError(f"must be a whole number from 1 to {MAX_UNITS}.")
+        return data
+
+
+class Difference(serializers.Field[int, Any, int, Any]):
+    """An integer of JSON from -MAX_UNITS to MAX_UNITS, but not 0."""
+
+    def to_internal_value(self, data: object) -> int:
+        if type(data) is not int or not 1 <= abs(data) <= MAX_UNITS:
+            raise serializers.ValidationError(f"must be a whole number up to ±{MAX_UNITS}, and not 0.")
         return data
 
 
@@ -63,6 +74,26 @@ class ConsumeSerializer(StrictSerializer):
     metadata = Metadata(required=False)
 
 
+class RefundSerializer(StrictSerializer):
+    amount = WholeNumber(required=False)
+    reason = Text(200)
+
+
+class AdjustSerializer(StrictSerializer):
+    delta = Difference()
+    reason = Text(200)
+
+
+class ResetSerializer(StrictSerializer):
+    reason = Text(200)
+
+
+class ChangePlanSerializer(StrictSerializer):
+    plan = Text(40, allow_null=True)
+    on_change = serializers.ChoiceField([way.value for way in OnChange], default=OnChange.KEEP.value)
+    reason = Text(200, required=False)
+
+
 def simple_quota(quota: Quota) -> dict[str, Any]:
     """The three members of `GET /api/quota`, frozen."""
     return {
@@ -80,9 +111,7 @@ def full_quota(quota: Quota) -> dict[str, Any]:
         "quota_limit": quota.quota_limit,
         "quota_used": quota.used,
         "quota_remaining": quota.spendable,
-        "reset_policy": quota.plan.reset_policy,
-        "period_seconds": int(quota.plan.period.total_seconds()),
-        "timezone": quota.plan.timezone,
+        **_period(quota.plan),
         "last_reset_date": rfc3339(quota.last_reset_date),
         "resets_at": rfc3339(quota.resets_at),
         "seconds_to_reset": quota.seconds_to_reset,
@@ -91,12 +120,95 @@ def full_quota(quota: Quota) -> dict[str, Any]:
 
 def consumption(receipt: Receipt) -> dict[str, Any]:
     entry = receipt.entry
+    return {**_written(receipt), "cost": entry.cost, "action": entry.action or None}
+
+
+def refund(receipt: Receipt) -> dict[str, Any]:
+    entry = receipt.entry
+    return {
+        **_written(receipt),
+        "consumption_id": str(entry.refund_of),
+        "amount": entry.amount,
+        "period_closed": entry.is_period_closed,
+    }
+
+
+def adjustment(receipt: Receipt) -> dict[str, Any]:
+    return {**_written(receipt), "delta": receipt.entry.delta, "reason": receipt.entry.reason}
+
+
+def own_entry(entry: LedgerEntry) -> dict[str, Any]:
+    """An entry as its user sees it."""
+    return {
+        "id": str(entry.id),
+        "seq": entry.seq,
+        "kind": entry.kind,
+        "delta": entry.delta,
+        "balance_after": entry.balance_after,
+        "action": entry.action or None,
+        "created_at": rfc3339(entry.created_at),
+        "metadata": entry.metadata,
+    }
+
+
+def full_entry(entry: LedgerEntry) -> dict[str, Any]:
+    """An entry as the product's servers and staff see it: with who, why, and the state after it."""
+    return {
+        **own_entry(entry),
+        "cost": entry.cost,
+        "plan": entry.plan,
+        "quota_limit": entry.quota_limit,
+        "last_reset_date": rfc3339(entry.last_reset_date),
+        "resets_at": rfc3339(entry.resets_at),
+        "period_seq": entry.period_seq,
+        "actor": {"kind": entry.actor_kind, "id": entry.actor_id, "act": entry.act or None},
+        "reason": entry.reason or None,
+        "refund_of": str(entry.refund_of) if entry.refund_of else None,
+    }
+
+
+def explanation(explained: Explanation, cost: int) -> dict[str, Any]:
+    refusal = explained.refusal
+    return {
+        "at": rfc3339(explained.quota.at),
+        "deleted": explained.is_deleted,
+        "reset_was_due": explained.is_reset_due,
+        "quota": full_quota(explained.quota),
+        "spend": {
+            "cost": cost,
+            "granted": refusal is None,
+            "code": refusal.code if refusal else None,
+            "detail": str(refusal) if refusal else None,
+        },
+        "entries": [full_entry(entry) for entry in explained.entries],
+    }
+
+
+def shown_plan(plan: Plan) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "is_default": plan.is_default,
+        "unlimited": plan.allowance is None,
+        "allowance": plan.allowance,
+        **_period(plan.rules),
+        "actions": plan.actions,
+    }
+
+
+def _written(receipt: Receipt) -> dict[str, Any]:
+    entry = receipt.entry
     return {
         "id": str(entry.id),
         "user_id": entry.user_id,
         "seq": entry.seq,
-        "cost": entry.cost,
-        "action": entry.action or None,
         "created_at": rfc3339(entry.created_at),
         "quota": full_quota(receipt.quota),
+    }
+
+
+def _period(plan: policy.Plan) -> dict[str, Any]:
+    return {
+        "reset_policy": plan.reset_policy,
+        "period_seconds": int(plan.window.total_seconds()) if plan.window else None,
+        "timezone": plan.timezone,
     }

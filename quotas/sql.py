@@ -9,19 +9,20 @@ from functools import lru_cache
 
 # In the order of policy.State, policy.Plan and policy.Entry.
 STATE = (
-    "user_id", "plan_id", "quota_limit", "quota_remaining", "last_reset_date", "anchor_at",
+    "user_id", "plan_id", "plan_version", "quota_limit", "quota_remaining", "last_reset_date", "anchor_at",
     "period_seq", "refused_at", "seq", "updated_at", "deleted_at",
 )  # fmt: skip
-PLAN = ("name", "allowance", "reset_policy", "period_seconds", "timezone", "actions")
+PLAN = ("name", "version", "allowance", "reset_policy", "period_seconds", "timezone", "actions")
+VERSION = ("plan_id", *PLAN[1:])  # the same, of a plan as it was
 ENTRY = (
-    "id", "user_id", "seq", "kind", "cost", "delta", "plan", "quota_limit", "balance_after",
-    "last_reset_date", "resets_at", "period_seq", "created_at", "actor_kind", "actor_id", "act",
-    "reason", "action", "metadata", "idempotency_key", "fingerprint",
+    "id", "user_id", "seq", "kind", "cost", "delta", "plan", "plan_version", "quota_limit", "balance_after",
+    "last_reset_date", "anchor_at", "resets_at", "period_seq", "created_at", "actor_kind", "actor_id", "act",
+    "reason", "action", "metadata", "idempotency_key", "fingerprint", "refund_of",
 )  # fmt: skip
 ENTRY_TYPES = (
-    "uuid", "text", "bigint", "text", "bigint", "bigint", "text", "bigint", "bigint",
-    "timestamptz", "timestamptz", "bigint", "timestamptz", "text", "text", "text",
-    "text", "text", "jsonb", "text", "text",
+    "uuid", "text", "bigint", "text", "bigint", "bigint", "text", "bigint", "bigint", "bigint",
+    "timestamptz", "timestamptz", "timestamptz", "bigint", "timestamptz", "text", "text", "text",
+    "text", "text", "jsonb", "text", "text", "uuid",
 )  # fmt: skip
 MOVING = STATE[1:]  # what a change may set
 
@@ -39,20 +40,46 @@ def _holes(count: int) -> str:
     return "(" + ", ".join(["%s"] * count) + ")"
 
 
-# Parameters: user id, user id, stored idempotency key or NULL.
-# One row, always: the clock, the user's plan (the default one if he has no row), his row and the
-# entry of that key, both NULL where there is none. No plan at all means that no default is set.
-SNAPSHOT = {
-    vendor: f"""
-        SELECT {clock}, {_columns("p", PLAN)}, {_columns("q", STATE)}, {_columns("e", ENTRY)}
-        FROM (SELECT 1) AS always
-        LEFT JOIN challenge_quotas AS q ON q.user_id = %s
+# What a verb may want to know besides: more columns, more joins, and one parameter each.
+ALSO = {
+    "": ("", ""),
+    # Entry id: the consumption, and the units of it that were asked back before.
+    "consumption": (
+        f""", {_columns("c", ENTRY)}, (
+            SELECT COALESCE(SUM(r.cost), 0) FROM ledger_entries AS r
+            WHERE r.user_id = c.user_id AND r.refund_of = c.id
+        )""",
+        "LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %s",
+    ),
+    # Plan's name, NULL for the default one: the plan as it is now.
+    "target": (
+        f", {_columns('t', PLAN)}",
+        "LEFT JOIN plans AS t ON t.name = COALESCE(%s, (SELECT f.name FROM plans AS f WHERE f.is_default))",
+    ),
+}
+
+
+# Parameters: user id, stored idempotency key or NULL, and that of ALSO.
+# One row, always: the clock, the user's plan (the default one if he has no row), the version of it that
+# his running period goes by, his row, the entry of that key and the version it was made under; NULL
+# where there is none. No plan at all means that no default is set.
+@lru_cache
+def snapshot(vendor: str, also: str = "") -> str:
+    columns, joins = ALSO[also]
+    user = "text" if vendor == "postgresql" else "varchar"
+    return f"""
+        SELECT {CLOCK[vendor]}, {_columns("p", PLAN)}, {_columns("v", VERSION)}, {_columns("q", STATE)},
+            {_columns("e", ENTRY)}, {_columns("w", VERSION)}{columns}
+        FROM (SELECT CAST(%s AS {user}) AS user_id) AS u
+        LEFT JOIN challenge_quotas AS q ON q.user_id = u.user_id
         LEFT JOIN plans AS p
             ON p.name = COALESCE(q.plan_id, (SELECT d.name FROM plans AS d WHERE d.is_default))
-        LEFT JOIN ledger_entries AS e ON e.user_id = %s AND e.idempotency_key = %s
+        LEFT JOIN plan_versions AS v ON v.plan_id = q.plan_id AND v.version = q.plan_version
+        LEFT JOIN ledger_entries AS e ON e.user_id = u.user_id AND e.idempotency_key = %s
+        LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version
+        {joins}
         """
-    for vendor, clock in CLOCK.items()
-}
+
 
 # Parameters: user id. Waits for its turn on a busy row; takes nothing where there is no row.
 # It is a statement of its own, because the next one must see what the holder before us wrote.

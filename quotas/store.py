@@ -5,13 +5,13 @@ two. Nothing here knows a rule: the deciding function is handed in.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
-from itertools import chain
+from itertools import chain, islice
 from operator import attrgetter
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 from uuid import UUID
 
 from django.db import InterfaceError, OperationalError, connection, transaction
@@ -36,16 +36,24 @@ class NoDefaultPlan(Exception):
     """No plan is marked as the default one, so a user without a row cannot get one."""
 
 
-def carry_out(user_id: str, decide: Decide, key: str | None = None) -> Outcome:
+class Look(NamedTuple):
+    """What to look for besides the user's row; see the statement `snapshot` in sql.py."""
+
+    key: str | None = None  # a stored idempotency key
+    also: str = ""  # of sql.ALSO,
+    what: Any = None  # and its parameter
+
+
+def carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
     """Return what `decide` makes of the user's snapshot, once that is stored.
 
-    `key` is a stored idempotency key: the snapshot has the entry it made. `decide` may be called
+    `decide` may be called
     several times and must be pure. A change is stored whole or not at all, and once, even if the
     connection dies while its answer is awaited. Raises OperationalError when the database cannot
     be reached; only then is it unknown whether the change was stored.
     """
     for attempt in range(MOST_TRIES):
-        outcome, is_final = _attempt(user_id, decide, key, locked=attempt >= FREE_TRIES[connection.vendor])
+        outcome, is_final = _attempt(user_id, decide, look, locked=attempt >= FREE_TRIES[connection.vendor])
         if outcome is not None and is_final:
             return outcome
     raise OperationalError("The row was changed by others again and again.")
@@ -53,7 +61,7 @@ def carry_out(user_id: str, decide: Decide, key: str | None = None) -> Outcome:
 
 def open_many(user_ids: Iterable[str], decide: Decide) -> int:
     """Make the rows of those who have none, as `decide` opens them; return how many were made."""
-    blank = _read("", None)  # nobody has this id: the snapshot of a missing row
+    blank = _read("", Look())  # nobody has this id: the snapshot of a missing row
     decided = [decide(replace(blank, user_id=user_id, entry_ids=(uuid7(), uuid7()))) for user_id in user_ids]
     changes = [outcome for outcome in decided if isinstance(outcome, Change)]
     return _open(changes) if changes else 0
@@ -84,7 +92,7 @@ def read_surely(read: Callable[[], Found]) -> Found:
         return read()
 
 
-def _attempt(user_id: str, decide: Decide, key: str | None, *, locked: bool) -> tuple[Outcome | None, bool]:
+def _attempt(user_id: str, decide: Decide, look: Look, *, locked: bool) -> tuple[Outcome | None, bool]:
     """Read, decide and store once; tell the outcome and whether it stands.
 
     There is no outcome if the read found that the connection had died: it is replaced then.
@@ -98,7 +106,7 @@ def _attempt(user_id: str, decide: Decide, key: str | None, *, locked: bool) -> 
         with transaction.atomic() if locked else nullcontext():
             if locked and connection.vendor == "postgresql":
                 _run(sql.LOCK, [user_id])
-            outcome = decide(_read(user_id, key))
+            outcome = decide(_read(user_id, look))
             if not _has_entries(outcome):
                 return outcome, True
             return outcome, (locked or connection.vendor == "postgresql") and _store(outcome)
@@ -166,43 +174,55 @@ def _run(statement: str, parameters: list[Any]) -> int:
         return int(cursor.rowcount)
 
 
-def _read(user_id: str, key: str | None) -> Snapshot:
+def _read(user_id: str, look: Look) -> Snapshot:
+    parameters = [user_id, look.key, *([look.what] if look.also else [])]
     with connection.cursor() as cursor:
-        cursor.execute(sql.SNAPSHOT[connection.vendor], [user_id, user_id, key])
-        clock, *row = cursor.fetchone()
-    plan, row = row[: len(sql.PLAN)], row[len(sql.PLAN) :]
-    state, entry = row[: len(sql.STATE)], row[len(sql.STATE) :]
-    if plan[0] is None:
+        cursor.execute(sql.snapshot(connection.vendor, look.also), _row(parameters))
+        row = iter(cursor.fetchone())
+    clock, plan, rules = next(row), _plan(row), _plan(row)
+    state, entry, entry_rules = _state(row), _entry(row), _plan(row)
+    if plan is None:
         raise NoDefaultPlan("No plan is the default one: mark one as such in the admin.")
     return Snapshot(
         user_id=user_id,
         clock=_instant(clock),
-        plan=_plan(*plan),
-        state=_state(*state) if state[0] is not None else None,
-        entry=_entry(*entry) if entry[0] is not None else None,
+        plan=plan,
+        rules=rules or plan,
+        state=state,
+        entry=entry,
+        entry_rules=entry_rules,
         entry_ids=(uuid7(), uuid7()),
+        consumption=_entry(row) if look.also == "consumption" else None,
+        refunded=int(next(row)) if look.also == "consumption" else 0,
+        target=_plan(row) if look.also == "target" else None,
     )
 
 
-def _plan(
-    name: str, allowance: int | None, reset_policy: str, period_seconds: int, timezone: str, actions: str
-) -> Plan:
+def _plan(row: Iterator[Any]) -> Plan | None:
+    name, version, allowance, reset_policy, period_seconds, timezone, actions = islice(row, len(sql.PLAN))
+    if name is None:
+        return None
     period = timedelta(seconds=period_seconds)
-    return Plan(name, allowance, reset_policy, period, timezone, json.loads(actions))
+    return Plan(name, version, allowance, reset_policy, period, timezone, json.loads(actions))
 
 
-def _state(*row: Any) -> State:
-    values = dict(zip(State.__dataclass_fields__, row, strict=True))
+def _state(row: Iterator[Any]) -> State | None:
+    values = dict(zip(State.__dataclass_fields__, islice(row, len(sql.STATE)), strict=True))
+    if values["user_id"] is None:
+        return None
     for name in ("last_reset_date", "anchor_at", "refused_at", "updated_at", "deleted_at"):
         values[name] = _instant(values[name])
     return State(**values)
 
 
-def _entry(*row: Any) -> Entry:
-    values = dict(zip(Entry.__dataclass_fields__, row, strict=True))
-    for name in ("last_reset_date", "resets_at", "created_at"):
+def _entry(row: Iterator[Any]) -> Entry | None:
+    values = dict(zip(Entry.__dataclass_fields__, islice(row, len(sql.ENTRY)), strict=True))
+    if values["id"] is None:
+        return None
+    for name in ("last_reset_date", "anchor_at", "resets_at", "created_at"):
         values[name] = _instant(values[name])
-    values["id"] = values["id"] if isinstance(values["id"], UUID) else UUID(values["id"])
+    for name in ("id", "refund_of"):
+        values[name] = UUID(values[name]) if isinstance(values[name], str) else values[name]
     values["metadata"] = values["metadata"] and json.loads(values["metadata"])
     return Entry(**values)
 

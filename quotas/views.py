@@ -2,64 +2,198 @@
 
 import re
 from contextlib import suppress
-from typing import cast
+from datetime import UTC, datetime
+from typing import Any, ClassVar, cast
+from uuid import UUID
 
 import http_sf
+from django.utils.dateparse import parse_datetime
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
-from quotas.authentication import Principal
-from quotas.models import ChallengeQuota
+from quotas import history, ratelimit, serializers
+from quotas.authentication import Principal, Service, User
+from quotas.models import ChallengeQuota, Plan
+from quotas.policy import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
 from quotas.problems import Problem
-from quotas.serializers import ConsumeSerializer, consumption, full_quota, simple_quota
+from quotas.store import read_surely
 
 RAW_KEY = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+DEFAULT_PAGE, MOST_ON_A_PAGE = 50, 200  # entries
+quotas = ChallengeQuota.objects
 
 
 class QuotaView(APIView):
-    """A view for a signed-in user and his own quota; no answer of it may be kept by a cache."""
+    """A view on quotas. No answer of it may be kept by a cache."""
 
-    def finalize_response(
-        self, request: Request, response: Response, *args: object, **kw: object
-    ) -> Response:
+    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Response:
         response["Cache-Control"] = "no-store"
-        return super().finalize_response(request, response, *args, **kw)
+        return super().finalize_response(request, response, *args, **kwargs)
 
     @property
     def principal(self) -> Principal:
         return cast(Principal, self.request.user)
 
 
-class SimpleQuota(QuotaView):
+class UserView(QuotaView):
+    """For a signed-in user, on his own quota."""
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        if not isinstance(self.principal, User):
+            detail = "This address is for signed-in users; a service asks below /api/v1/users/."
+            raise Problem(403, "user_only", detail)
+        self.user_id = self.principal.user_id
+
+
+class ServiceView(QuotaView):
+    """For a service key with `scope`, on the quota of the user in the path."""
+
+    scope: ClassVar[str]
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        if not isinstance(self.principal, Service):
+            raise Problem(403, "service_only", "This address is for service keys, not for session tokens.")
+        if self.scope not in self.principal.scopes:
+            raise Problem(403, "scope_missing", f"This service key lacks the scope {self.scope}.")
+        if not USER_ID.fullmatch(kwargs["user_id"]):
+            raise Problem(404, "unknown_user_id", "What stands in the path is no user id.")
+        self.user_id = kwargs["user_id"]
+
+
+class SimpleQuota(UserView):
     """`GET /api/quota`: what can be spent, made or reset when that is due."""
 
     def get(self, request: Request) -> Response:
-        quota = ChallengeQuota.objects.current(self.principal.user_id, actor=self.principal.actor)
-        return Response(simple_quota(quota))
+        quota = quotas.current(self.user_id, actor=self.principal.actor)
+        return answer(serializers.simple_quota(quota), quota)
 
 
-class FullQuota(QuotaView):
+class OwnQuota(UserView):
     """`GET /api/v1/quota`: the same with plan, period and reset."""
 
     def get(self, request: Request) -> Response:
-        quota = ChallengeQuota.objects.current(self.principal.user_id, actor=self.principal.actor)
-        return Response(full_quota(quota))
+        quota = quotas.current(self.user_id, actor=self.principal.actor)
+        return answer(serializers.full_quota(quota), quota)
 
 
-class Consume(QuotaView):
+class OwnConsume(UserView):
     """`POST /api/v1/quota/consume`: spend, all or nothing, once per Idempotency-Key."""
 
     def post(self, request: Request) -> Response:
-        key = idempotency_key(request)
-        order = ConsumeSerializer(data=request.data)
-        order.is_valid(raise_exception=True)
-        receipt = ChallengeQuota.objects.consume(
-            self.principal.user_id, **order.validated_data, key=key, actor=self.principal.actor
-        )
-        headers = {"Idempotent-Replayed": "true"} if receipt.is_replay else None
-        return Response(consumption(receipt), status=201, headers=headers)
+        return consume(self, request, idempotency_key(request))
+
+
+class OwnHistory(UserView):
+    """`GET /api/v1/quota/history`: the user's ledger, newest first."""
+
+    def get(self, request: Request) -> Response:
+        return ledger_page(self.user_id, request, serializers.own_entry)
+
+
+class UserQuota(ServiceView):
+    """`GET /api/v1/users/{user_id}/quota`."""
+
+    scope = "read"
+
+    def get(self, request: Request, user_id: str) -> Response:
+        quota = quotas.current(user_id, actor=self.principal.actor)
+        return answer(serializers.full_quota(quota), quota)
+
+
+class UserConsume(ServiceView):
+    """`POST /api/v1/users/{user_id}/consume`."""
+
+    scope = "consume"
+
+    def post(self, request: Request, user_id: str) -> Response:
+        return consume(self, request, required_key(request))
+
+
+class UserHistory(ServiceView):
+    """`GET /api/v1/users/{user_id}/history`."""
+
+    scope = "read"
+
+    def get(self, request: Request, user_id: str) -> Response:
+        return ledger_page(user_id, request, serializers.full_entry)
+
+
+class Refund(ServiceView):
+    """`POST /api/v1/users/{user_id}/consumptions/{id}/refund`."""
+
+    scope = "refund"
+
+    def post(self, request: Request, user_id: str, consumption_id: UUID) -> Response:
+        key, order = required_key(request), checked(serializers.RefundSerializer, request)
+        receipt = quotas.refund(user_id, consumption_id, **order, key=key, actor=self.principal.actor)
+        return answer(serializers.refund(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
+
+
+class Adjust(ServiceView):
+    """`POST /api/v1/users/{user_id}/adjust`."""
+
+    scope = "adjust"
+
+    def post(self, request: Request, user_id: str) -> Response:
+        key, order = required_key(request), checked(serializers.AdjustSerializer, request)
+        receipt = quotas.adjust(user_id, **order, key=key, actor=self.principal.actor)
+        return answer(serializers.adjustment(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
+
+
+class Reset(ServiceView):
+    """`POST /api/v1/users/{user_id}/reset`."""
+
+    scope = "admin"
+
+    def post(self, request: Request, user_id: str) -> Response:
+        key, order = required_key(request), checked(serializers.ResetSerializer, request)
+        receipt = quotas.reset(user_id, **order, key=key, actor=self.principal.actor)
+        quota = serializers.full_quota(receipt.quota)
+        return answer(quota, receipt.standing, is_replay=receipt.is_replay)
+
+
+class ChangePlan(ServiceView):
+    """`PUT /api/v1/users/{user_id}/plan`."""
+
+    scope = "admin"
+
+    def put(self, request: Request, user_id: str) -> Response:
+        key, order = idempotency_key(request), checked(serializers.ChangePlanSerializer, request)
+        order["on_change"] = OnChange(order["on_change"])
+        changed = quotas.change_plan(user_id, **order, key=key, actor=self.principal.actor)
+        quota = serializers.full_quota(changed.quota)
+        return answer(quota, changed.standing, is_replay=changed.is_replay)
+
+
+class Explain(ServiceView):
+    """`GET /api/v1/users/{user_id}/explain?at=…&cost=…`: why the quota stood as it did then."""
+
+    scope = "read"
+
+    def get(self, request: Request, user_id: str) -> Response:
+        at, cost = instant(request, "at"), number(request, "cost", 1, MAX_UNITS)
+        try:
+            explained = read_surely(lambda: history.explain(user_id, at, cost))
+        except history.NotOpenedYet:
+            raise Problem(404, "not_opened_yet", "This user had no quota at that time.") from None
+        except history.HistoryPruned as error:
+            earliest = rfc3339(error.earliest)
+            detail = f"The history of that time was pruned; it begins at {earliest}."
+            raise Problem(410, "history_pruned", detail, earliest=earliest) from None
+        return Response(serializers.explanation(explained, cost))
+
+
+class Plans(QuotaView):
+    """`GET /api/v1/plans`: the plans that may be shown, to whoever is signed in."""
+
+    def get(self, request: Request) -> Response:
+        shown = read_surely(lambda: list(Plan.objects.filter(is_public=True)))
+        return Response({"plans": [serializers.shown_plan(plan) for plan in shown]})
 
 
 class NothingHere(APIView):
@@ -70,6 +204,71 @@ class NothingHere(APIView):
 
     def initial(self, request: Request, *args: object, **kwargs: object) -> None:
         raise NotFound
+
+
+def consume(view: UserView | ServiceView, request: Request, key: str | None) -> Response:
+    order = checked(serializers.ConsumeSerializer, request)
+    receipt = quotas.consume(view.user_id, **order, key=key, actor=view.principal.actor)
+    return answer(serializers.consumption(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
+
+
+def ledger_page(user_id: str, request: Request, shown: Any) -> Response:
+    """One page of a ledger; `next_cursor` is null on the last one."""
+    limit = number(request, "limit", DEFAULT_PAGE, MOST_ON_A_PAGE)
+    before = number(request, "cursor", 0, 2**62) if "cursor" in request.query_params else None
+    entries = read_surely(lambda: history.page(user_id, before=before, limit=limit + 1))
+    more = entries[limit - 1].seq if len(entries) > limit else None
+    return Response(
+        {"entries": [shown(entry) for entry in entries[:limit]], "next_cursor": more and str(more)}
+    )
+
+
+def answer(body: dict[str, Any], quota: Quota, status: int = 200, *, is_replay: bool = False) -> Response:
+    """An answer about a quota, with the fields that tell how it stands now."""
+    replayed = {"Idempotent-Replayed": "true"} if is_replay else {}
+    return Response(body, status, headers={**ratelimit.fields(quota), **replayed})
+
+
+def checked(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:
+    if not int(request.headers.get("Content-Length") or 0):  # the middleware saw that it is a number
+        raise Problem(400, "body_missing", "The body is empty: send a JSON object, {} at the least.")
+    order = kind(data=request.data)
+    order.is_valid(raise_exception=True)
+    return dict(order.validated_data)
+
+
+def number(request: Request, name: str, default: int, most: int) -> int:
+    """A query parameter as a whole number from 1 to `most`."""
+    text = request.query_params.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,19}", text) or not 1 <= int(text) <= most:
+        raise Problem(400, "invalid_request", f"{name}: must be a whole number from 1 to {most}.")
+    return int(text)
+
+
+def instant(request: Request, name: str) -> datetime:
+    """A query parameter as an instant that is past, now if it is not there."""
+    now = datetime.now(UTC)
+    text = request.query_params.get(name)
+    if text is None:
+        return now
+    try:
+        at = parse_datetime(text)
+        at = at.astimezone(UTC) if at and at.tzinfo else None
+    except (ValueError, OverflowError):  # in the year 1 the offset may lead out of the calendar
+        at = None
+    if at is None:
+        detail = f"{name}: must be an instant with its offset, such as 2026-09-24T08:00:00Z."
+        raise Problem(400, "invalid_request", detail)
+    if at > now:
+        raise Problem(422, "instant_in_future", f"{name}: what is still to come cannot be explained.")
+    return at
+
+
+def required_key(request: Request) -> str:
+    if key := idempotency_key(request):
+        return key
+    detail = "Send an Idempotency-Key, such as a UUID made for this act, so that a retry is safe."
+    raise Problem(400, "idempotency_key_missing", detail)
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -4,91 +4,39 @@ The tour's Clerk is played here: a key pair of its own signs the session tokens,
 the deliveries, and a loopback server gives the list of users. All else is the product as it is.
 """
 
-import json
 import logging
 import random
 import secrets
 import textwrap
 import threading
-import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import httpx
-import jwt
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from django.contrib.auth.models import User
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
 from django.db import connection
-from django.db.models import F
+from django.db.models import DateTimeField, F
 from django.test.utils import override_settings
 
 from quotas import policy
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotasite.pretend_clerk import ISSUER, ORIGIN, USERS, PretendClerk
 
-ISSUER = "https://clerk.demo.example"
-ORIGIN = "http://localhost:3000"
 NEW_USER, LATE_USER = "user_demo_new", "user_demo_late"
 HISTORY_USERS, HISTORY_DAYS = 300, 30
-CLERK_USERS = 1_200  # in three pages
 
 
 class DemoFailed(Exception):
     """A step of the tour did not show what it should; the text says which and what came."""
-
-
-class PretendClerk:
-    """What the tour needs of Clerk: tokens, signed deliveries, the list of users."""
-
-    def __init__(self) -> None:
-        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        self.secret = "whsec_" + b64encode(secrets.token_bytes(24)).decode()
-        self.users = [
-            {"id": f"user_listed_{n:04}", "created_at": n, "updated_at": 1_700_000_000_000 + n}
-            for n in range(CLERK_USERS)
-        ]
-
-    @property
-    def public_key(self) -> str:
-        form = serialization.PublicFormat.SubjectPublicKeyInfo
-        return self.key.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
-
-    def token(self, user_id: str, life: int = 60) -> str:
-        """A session token as Clerk signs it; `life` in seconds."""
-        now = int(time.time())
-        claims = {"iss": ISSUER, "azp": ORIGIN, "sub": user_id, "sid": "sess_demo", "iat": now, "nbf": now}
-        return jwt.encode({**claims, "exp": now + life}, self.key, "RS256", headers={"kid": "ins_demo"})
-
-    def delivery(self, event_type: str, data: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
-        """The body and headers of a delivery, signed as svix does it."""
-        from svix.webhooks import Webhook
-
-        body = json.dumps({"object": "event", "type": event_type, "data": data})
-        message_id, now = f"msg_{secrets.token_hex(8)}", datetime.now(UTC)
-        signature = Webhook(self.secret).sign(message_id, now, body)
-        headers = {"svix-id": message_id, "svix-timestamp": str(int(now.timestamp()))}
-        return body.encode(), {**headers, "svix-signature": signature, "Content-Type": "application/json"}
-
-    def page(self, path: str) -> object:
-        """What the Backend API answers to a GET of `path`."""
-        url = urlsplit(path)
-        query = parse_qs(url.query)
-        if url.path.endswith("/count"):
-            return {"total_count": len(self.users)}
-        after = query.get("starting_after", [""])[0]
-        start = next((n + 1 for n, user in enumerate(self.users) if user["id"] == after), 0)
-        return self.users[start : start + int(query["limit"][0])]
 
 
 class Tour:
@@ -141,12 +89,12 @@ class Tour:
         self.expect(self.get("/api/quota", LATE_USER), 200, quota_remaining=self.allowance)
 
     def backfill(self) -> None:
-        self.tell(f"\n5. Backfill: {CLERK_USERS} users in Clerk have no row yet.")
+        self.tell(f"\n5. Backfill: {USERS} users in Clerk have no row yet.")
         before = ChallengeQuota.objects.count()
         self.tell("   $ manage.py backfill_quotas")
         call_command("backfill_quotas")
-        if (made := ChallengeQuota.objects.count() - before) != CLERK_USERS:
-            raise DemoFailed(f"the backfill should make {CLERK_USERS} rows, and made {made}")
+        if (made := ChallengeQuota.objects.count() - before) != USERS:
+            raise DemoFailed(f"the backfill should make {USERS} rows, and made {made}")
 
     @property
     def allowance(self) -> int:
@@ -177,10 +125,10 @@ class Tour:
 
 def shift(user_id: str, by: timedelta) -> None:
     """Move a user's rows into the past, which is how tests and the tour let time pass."""
-    quota = ("last_reset_date", "anchor_at", "refused_at", "updated_at", "deleted_at")
-    entry = ("created_at", "last_reset_date", "resets_at")
-    ChallengeQuota.objects.filter(user_id=user_id).update(**{name: F(name) - by for name in quota})
-    LedgerEntry.objects.filter(user_id=user_id).update(**{name: F(name) - by for name in entry})
+    for rows in (ChallengeQuota.objects, LedgerEntry.objects):
+        columns = [column.name for column in rows.model._meta.fields if isinstance(column, DateTimeField)]
+        ours = [name for name in columns if name != "clerk_updated_at"]  # that one is by Clerk's clock
+        rows.filter(user_id=user_id).update(**{name: F(name) - by for name in ours})
 
 
 def seed_history() -> None:
@@ -212,7 +160,7 @@ def served(clerk: PretendClerk, folder: Path, host: str, port: int) -> Iterator[
     connection.close()
     connection.settings_dict["NAME"] = str(folder / "demo.sqlite3")
     logging.disable(logging.ERROR)  # the refusals of the tour are no news
-    clerk_api = ThreadingHTTPServer(("127.0.0.1", 0), _clerk_handler(clerk))
+    clerk_api = ThreadingHTTPServer(("127.0.0.1", 0), clerk.handler())
     with (
         _listening(clerk_api),
         override_settings(
@@ -247,7 +195,7 @@ def _history(
     entries: list[policy.Entry] = []
     while state is None or clock < datetime.now(UTC):
         ids = (_uuid7(clock, chance), _uuid7(clock + timedelta(milliseconds=1), chance))
-        snapshot = policy.Snapshot(user_id, clock, plan, state, entry=None, entry_ids=ids)
+        snapshot = policy.Snapshot(user_id, clock, plan, plan, state, None, None, ids)
         outcome = policy.consume(snapshot, request)
         if isinstance(outcome, policy.Change):
             state = outcome.state
@@ -293,17 +241,3 @@ def _listening(server: ThreadingHTTPServer | ThreadedWSGIServer) -> Iterator[Non
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, *args: object) -> None:
         """The tour tells what is asked and answered itself."""
-
-
-def _clerk_handler(clerk: PretendClerk) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(clerk.page(self.path)).encode())
-
-        def log_message(self, *args: object) -> None:
-            """Clerk's log is not ours to print."""
-
-    return Handler

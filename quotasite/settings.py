@@ -60,6 +60,14 @@ def env_origins(name: str) -> list[str]:
     return origins
 
 
+def env_choice(name: str, *choices: str) -> str:
+    """Return one of the choices, the first if the variable is not set."""
+    value = ENV.get(name, "").strip().lower() or choices[0]
+    if value not in choices:
+        raise ImproperlyConfigured(f"{name} must be one of: {', '.join(choices)}.")
+    return value
+
+
 def is_web_address(value: str) -> bool:
     try:
         parts = urlsplit(value)
@@ -157,6 +165,7 @@ CLERK_SECRET_KEY = ENV.get("CLERK_SECRET_KEY", "").strip()
 CLERK_API_URL = env_url("CLERK_API_URL", "https://api.clerk.com/v1")
 
 QUOTA_DEFAULT_ALLOWANCE = env_int("QUOTA_DEFAULT_ALLOWANCE", 20, 0, MAX_UNITS)
+QUOTA_RATELIMIT_DRAFT = env_choice("QUOTA_RATELIMIT_DRAFT", "11", "off")
 
 INSTALLED_APPS = [
     "quotasite",
@@ -170,6 +179,8 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "corsheaders",
     "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
     "corsheaders.middleware.CorsMiddleware",  # first: an SPA must be able to read each refusal
@@ -219,13 +230,24 @@ STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # the admin's few files need no collectstatic step
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["quotas.authentication.SessionTokenAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["quotas.authentication.BearerAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["quotas.parsers.StrictJSONParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "quotas.parsers.AlwaysJSON",
     "EXCEPTION_HANDLER": "quotas.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
+    "DEFAULT_SCHEMA_CLASS": "quotas.schema.Schema",
+}
+SPECTACULAR_SETTINGS = {
+    "OAS_VERSION": "3.1.1",
+    "TITLE": "Quotasite",
+    "VERSION": "1",
+    "SORT_OPERATIONS": False,  # they stand as in urls.py
+    "POSTPROCESSING_HOOKS": ["quotas.schema.complete"],
+    "SWAGGER_UI_DIST": "SIDECAR",  # local files: the page works offline, and under a strict CSP
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "defaultModelsExpandDepth": 0},
 }
 
 CORS_ALLOWED_ORIGINS = env_origins("CORS_ALLOWED_ORIGINS")

@@ -12,13 +12,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db.models import DateTimeField, F, Model, QuerySet
 from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
 
-from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.models import ChallengeQuota, Plan
 from quotas.policy import Actor
+from quotasite.demo import shift
 from tests import keys
 
 USER = "user_1"
@@ -98,21 +98,10 @@ def make_quota(db: None) -> Callable[..., ChallengeQuota]:
     return make
 
 
-@pytest.fixture
-def shift() -> Callable[[str, timedelta], None]:
+@pytest.fixture(name="shift")
+def _shift() -> Callable[[str, timedelta], None]:
     """Move a user's rows back in time, so that to the product it is as if he had waited."""
-
-    def move(user_id: str, by: timedelta) -> None:
-        for rows in (ChallengeQuota.objects, LedgerEntry.objects):
-            move_rows(rows.filter(user_id=user_id), by)
-
-    return move
-
-
-def move_rows(rows: QuerySet[Model], by: timedelta) -> None:
-    """Move every instant of the product's own; clerk_updated_at is of Clerk's clock."""
-    instants = [column.name for column in rows.model._meta.fields if isinstance(column, DateTimeField)]
-    rows.update(**{name: F(name) - by for name in instants if name != "clerk_updated_at"})
+    return shift
 
 
 @pytest.fixture

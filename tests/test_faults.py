@@ -20,7 +20,7 @@ from tests.wire import Wire
 from webhooks.models import WebhookEvent
 
 pytestmark = pytest.mark.postgres
-READ, STORE, COMMIT = b"AS always", b"INSERT INTO ledger_entries", b"COMMIT"
+READ, STORE, COMMIT = b"clock_timestamp()", b"INSERT INTO ledger_entries", b"COMMIT"
 PERSON = {"id": USER, "updated_at": 1_716_883_200_000, "email_addresses": []}
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,21 +15,22 @@ from quotas.policy import MAX_UNITS, Actor, Change, Plan, Refusal, Replay, Reque
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
-FREE = Plan("free", 20, "rolling", DAY, "UTC", {"generate": 3})
+FREE = Plan("free", 1, 20, "rolling", DAY, "UTC", {"generate": 3})
 UNLIMITED = replace(FREE, name="unlimited", allowance=None)
 USER = Request(Actor("user", "user_1"))
 STAFF = Request(Actor("staff", "bo"), reason="a gift")
 
 
 def state_with(remaining: int, limit: int | None = 20, **changes: object) -> State:
-    state = State("user_1", "free", limit, remaining, NOON, NOON, 1, None, 7, NOON, None)
+    state = State("user_1", "free", 1, limit, remaining, NOON, NOON, 1, None, 7, NOON, None)
     return replace(state, **changes)  # type: ignore[arg-type]
 
 
 def at(
-    clock: datetime, state: State | None, plan: Plan = FREE, entry: policy.Entry | None = None
+    clock: datetime, state: State | None, plan: Plan = FREE, entry: policy.Entry | None = None, **more: Any
 ) -> Snapshot:
-    return Snapshot("user_1", clock, plan, state, entry, (uuid4(), uuid4()))
+    rules = more.pop("rules", plan)
+    return Snapshot("user_1", clock, plan, rules, state, entry, None, (uuid4(), uuid4()), **more)
 
 
 def changed(outcome: policy.Outcome) -> Change:

@@ -20,10 +20,16 @@ pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, seri
 CLIENTS, UNITS, USER = 64, 50, "user_race"
 
 
+def give_everyone(allowance: int) -> None:
+    plan = Plan.objects.get(is_default=True)
+    plan.allowance = allowance
+    plan.save()
+
+
 @pytest.fixture(params=["missing", "full", "expired by 25 hours"])
 def raced(request: pytest.FixtureRequest) -> str:
     """A quota of 50 in one of the states that a race may find it in."""
-    Plan.objects.filter(is_default=True).update(allowance=UNITS)
+    give_everyone(UNITS)
     if request.param != "missing":
         ChallengeQuota.objects.current(USER)
     if request.param.startswith("expired"):
@@ -72,7 +78,7 @@ def test_64_threads_are_granted_exactly_50(raced: str) -> None:
 
 
 def test_the_same_race_without_the_guard_grants_more() -> None:
-    Plan.objects.filter(is_default=True).update(allowance=UNITS)
+    give_everyone(UNITS)
     ChallengeQuota.objects.current(USER)
     assert grants(spend_one_naively, each=2) > UNITS
 

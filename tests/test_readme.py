@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
+from quotas.models import ServiceKey
 from tests import keys
 from tests.site import served
 from tests.test_checks import GOOD
@@ -32,7 +34,7 @@ def test_every_command_of_the_readme_is_run_by_a_test_or_by_ci() -> None:
     assert [line for line in LINES if line in CURLS + COMMANDS + BY_CI] == LINES
     ci = (ROOT / ".ci/run").read_text()
     assert all(f"'{line.rpartition('.venv/bin/python ')[2]}'" in ci for line in BY_CI)
-    assert (len(CURLS), len(COMMANDS), len(BY_CI)) == (4, 5, 2)
+    assert (len(CURLS), len(COMMANDS), len(BY_CI)) == (5, 8, 2)
 
 
 @pytest.fixture
@@ -47,11 +49,11 @@ def site() -> Iterator[str]:
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not on this machine")
 def test_the_curl_lines_work(site: str) -> None:
+    _, key = ServiceKey.make("the README's", ["read", "consume"])
     for line in CURLS:
-        environment = {**os.environ, "SITE": site, "TOKEN": keys.mint(sub="user_reader")}
+        environment = {**os.environ, "SITE": site, "TOKEN": keys.mint(sub="user_reader"), "KEY": key}
         done = subprocess.run(["sh", "-c", f"{line} -sSf"], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-    assert '"status": "ready"' in done.stdout
 
 
 @pytest.mark.once
@@ -59,15 +61,17 @@ def test_the_manage_lines_work(tmp_path: Path) -> None:
     """In the README's order, but for Clerk, who is not asked without a key; migrating comes before it."""
     environment = {**GOOD, "PATH": os.environ["PATH"], "DATABASE_URL": f"sqlite:///{tmp_path}/readme.sqlite3"}
     said = [run(line, environment) for line in COMMANDS]
-    assert [done.returncode for done in said] == [0, 0, 1, 1, 0]
+    assert [done.returncode for done in said] == [0, 0, 1, 1, 0, 0, 0, 0]
     assert "CLERK_SECRET_KEY" in said[2].stderr
     assert "CLERK_SECRET_KEY" in said[3].stderr
+    assert said[4].stdout.startswith("qs_")
+    assert "0 faults" in said[6].stdout
 
 
 def run(line: str, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     asked = {"DJANGO_SUPERUSER_PASSWORD": "quite-a-long-one", "DJANGO_SUPERUSER_USERNAME": "staff"}
     extra = ["--noinput", "--email", "s@example.com"] if line.endswith("createsuperuser") else []
-    command = [sys.executable, *line.split()[1:], *extra]
+    command = [sys.executable, *shlex.split(line)[1:], *extra]
     return subprocess.run(
         command,
         cwd=ROOT,

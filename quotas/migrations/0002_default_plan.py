@@ -2,12 +2,18 @@ from django.apps.registry import Apps
 from django.conf import settings
 from django.db import migrations
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.models.functions import Now
+from uuid_utils.compat import uuid7
 
 
 def make_default_plan(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    plans = apps.get_model("quotas", "Plan").objects
-    if not plans.filter(is_default=True).exists():
-        plans.create(name="free", allowance=settings.QUOTA_DEFAULT_ALLOWANCE, is_default=True)
+    """Make the default plan and its first version, unless there is a default one."""
+    plans, versions = apps.get_model("quotas", "Plan"), apps.get_model("quotas", "PlanVersion")
+    if plans.objects.filter(is_default=True).exists():
+        return
+    allowance = settings.QUOTA_DEFAULT_ALLOWANCE
+    plan = plans.objects.create(name="free", allowance=allowance, is_default=True)
+    versions.objects.create(id=uuid7(), plan=plan, allowance=allowance, valid_from=Now())
 
 
 class Migration(migrations.Migration):

@@ -13,6 +13,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
 from quotasite import demo
+from quotasite.pretend_clerk import PretendClerk
 
 ADDRESS = re.compile(r"(?:(127\.0\.0\.1|localhost):)?([0-9]{1,5})")
 TOKEN_LIFE = 3_600  # seconds
@@ -41,7 +42,7 @@ class Command(BaseCommand):
                 self.stdout.write("\nGone, with its database.")
 
     def show(self, folder: Path, host: str, port: int, *, once: bool) -> None:
-        started, clerk = time.monotonic(), demo.PretendClerk()
+        started, clerk = time.monotonic(), PretendClerk()
         with demo.served(clerk, folder, host, port) as address:
             self.stdout.write(f"Quotasite at {address}, on a throw-away SQLite database.")
             demo.Tour(clerk, address, self.stdout.write).run()

@@ -1,0 +1,273 @@
+"""What must be true of every ledger, asked of the database.
+
+Each `Check` is one statement, and so sees one instant of the database whatever is spent meanwhile:
+a relation whose lines tell a `user_id` and a `seq`, and the conditions that make a line a fault. The
+text is the same for PostgreSQL and SQLite; only the faulty lines leave the database.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from django.db import connection, transaction
+
+from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.prune import LEAST_AGE, clock
+
+Parameters = dict[str, Any]
+
+
+class Fault(NamedTuple):
+    """Something that is not true of a user's ledger, and where."""
+
+    user_id: str
+    seq: int
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.user_id} seq {self.seq}: {self.kind}: {self.detail}"
+
+
+class Census(NamedTuple):
+    users: int
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A relation over the ledger; {one} stands for the condition that picks a single user.
+
+    `faults` gives each kind of fault its condition, and the detail to tell, from the line's columns.
+    """
+
+    relation: str
+    faults: Mapping[str, tuple[str, str]]
+
+    def statement(self, *, of_one_user: bool) -> str:
+        """Return the faulty lines: their columns, and then a truth value for each kind of fault."""
+        conditions = [f"({condition})" for condition, _ in self.faults.values()]
+        relation = self.relation.format(one="t.user_id = %(user_id)s" if of_one_user else "1 = 1")
+        return (
+            f"SELECT f.*, {', '.join(conditions)} FROM ({relation}) AS f "  # noqa: S608 - text of this file
+            f"WHERE {' OR '.join(conditions)} ORDER BY user_id, seq"
+        )
+
+
+# Each entry between its neighbours, the newest beside the user's row. Entries begin a period with its
+# allowance, move the balance by what their kind allows, and leave the rest of the state alone; from
+# that it follows too that no period gives more than it has.
+ENTRIES = Check(
+    """
+    SELECT t.user_id, t.seq, t.kind, t.cost, t.delta, t.balance_after, t.period_seq, t.created_at,
+        COALESCE(t.quota_limit, 0) AS allowance, t.quota_limit IS NULL AS is_unlimited,
+        t.refund_of IS NOT NULL AS is_tied,
+        LAG(t.seq) OVER w AS seq_before,
+        LAG(t.kind) OVER w AS kind_before,
+        LAG(t.period_seq) OVER w AS period_before,
+        LAG(t.created_at) OVER w AS created_before,
+        CASE t.seq WHEN 1 THEN 0 ELSE LAG(t.balance_after) OVER w END AS balance_before,
+        t.plan <> LAG(t.plan) OVER w OR t.anchor_at <> LAG(t.anchor_at) OVER w AS is_other_plan,
+        t.plan_version <> LAG(t.plan_version) OVER w
+            OR COALESCE(t.quota_limit, -1) <> LAG(COALESCE(t.quota_limit, -1)) OVER w
+            OR t.last_reset_date <> LAG(t.last_reset_date) OVER w AS is_other_term,
+        LEAD(t.seq) OVER w IS NULL AS is_newest,
+        q.user_id IS NULL AS is_rowless, q.seq AS row_seq, q.quota_remaining AS row_balance,
+        q.plan_id <> t.plan
+            OR q.plan_version <> t.plan_version
+            OR COALESCE(q.quota_limit, -1) <> COALESCE(t.quota_limit, -1)
+            OR q.last_reset_date <> t.last_reset_date
+            OR q.anchor_at <> t.anchor_at
+            OR q.updated_at <> t.created_at
+            OR q.period_seq <> t.period_seq AS is_other_row,
+        (q.deleted_at IS NOT NULL) <> (t.kind = 'deleted') AS is_other_end
+    FROM ledger_entries AS t LEFT JOIN challenge_quotas AS q ON q.user_id = t.user_id
+    WHERE {one}
+    WINDOW w AS (PARTITION BY t.user_id ORDER BY t.seq, t.id)
+    """,
+    {
+        "gap": ("seq > seq_before + 1", "seq {seq} follows {seq_before}"),
+        "duplicate": ("seq = seq_before", "seq {seq} is there twice"),
+        "start": (
+            "seq < 1 OR (seq = 1) <> (kind = 'opened')",
+            "seq {seq} is {kind}; a ledger opens with seq 1",
+        ),
+        # Pruning leaves whole periods, and none that began of late.
+        "lost prefix": (
+            "seq_before IS NULL AND seq > 1 AND (seq <> period_seq OR created_at > %(young)s)",
+            "begins with seq {seq} of the period {period_seq}, at {created_at}: no pruning leaves this",
+        ),
+        "chain": (
+            "balance_after <> balance_before + delta",
+            "{balance_before} {delta:+} is not {balance_after}",
+        ),
+        "negative": ("balance_after < 0", "the balance is {balance_after}"),
+        "allowance": (
+            "seq = period_seq AND balance_after <> allowance",
+            "begins a period of {allowance} with {balance_after}",
+        ),
+        "amount": (
+            """
+            CASE kind
+                WHEN 'consumed' THEN cost < 1 OR delta <> CASE WHEN is_unlimited THEN 0 ELSE -cost END
+                WHEN 'refunded' THEN delta < 0 OR delta > cost
+                WHEN 'refused' THEN delta <> 0
+                WHEN 'deleted' THEN delta <> 0
+                ELSE cost <> 0
+            END
+            """,
+            "{kind} with cost {cost} and delta {delta:+}",
+        ),
+        "period": (
+            """
+            CASE
+                WHEN seq = period_seq THEN kind NOT IN ('opened', 'reset', 'plan_changed')
+                ELSE kind IN ('opened', 'reset') OR period_seq <> period_before
+            END
+            """,
+            "{kind} in the period {period_seq}, after {period_before}",
+        ),
+        "state": (
+            "kind <> 'plan_changed' AND (is_other_plan OR is_other_term AND seq <> period_seq)",
+            "{kind} changes the plan, its version, the limit, the anchor or the reset date",
+        ),
+        "time": ("created_at < created_before", "{created_at} is before {created_before}"),
+        "after deletion": ("kind_before = 'deleted'", "{kind} after the deletion"),
+        "tie": (
+            "is_tied <> (kind = 'refunded')",
+            "{kind}; refunds and nothing else are tied to a consumption",
+        ),
+        "no row": ("is_newest AND is_rowless", "entries up to seq {seq} of a user without a row"),
+        "row's seq": ("is_newest AND seq <> row_seq", "the row is at {row_seq}, the newest entry at {seq}"),
+        "row's balance": (
+            "is_newest AND balance_after <> row_balance",
+            "the row has {row_balance}, the newest entry {balance_after}",
+        ),
+        "row's state": (
+            "is_newest AND is_other_row AND NOT is_rowless",
+            "plan, limit, period or dates of the row are not the newest entry's",
+        ),
+        "row's end": (
+            "is_newest AND is_other_end AND NOT is_rowless",
+            "row and newest entry ({kind}) disagree on deletion",
+        ),
+    },
+)
+
+EMPTY = Check(
+    """
+    SELECT t.user_id, t.seq FROM challenge_quotas AS t
+    WHERE {one} AND NOT EXISTS (SELECT 1 FROM ledger_entries AS e WHERE e.user_id = t.user_id)
+    """,
+    {"no entries": ("1 = 1", "the row is at seq {seq}, and there is no entry")},
+)
+
+# The same by another way than the chain: by the costs, whatever deltas and balances say. A period whose
+# beginning was lost is not summed: what it began with is unknown, and the loss is told above.
+PERIODS = Check(
+    """
+    SELECT t.user_id, t.period_seq, MIN(t.seq) AS first_seq, MAX(t.seq) AS seq,
+        SUM(CASE
+            WHEN t.seq = t.period_seq THEN COALESCE(t.quota_limit, 0)
+            WHEN t.kind = 'consumed' THEN 0
+            ELSE t.delta
+        END) AS given,
+        SUM(CASE WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost ELSE 0 END) AS taken
+    FROM ledger_entries AS t WHERE {one} GROUP BY t.user_id, t.period_seq
+    """,
+    {
+        "overspend": (
+            "taken > given AND first_seq = period_seq",
+            "{taken} taken of {given} in the period {period_seq}",
+        )
+    },
+)
+
+# A refund that gave nothing, its consumption's period being closed, may outlive it.
+REFUNDS = Check(
+    """
+    SELECT t.user_id, t.seq, t.cost, t.delta, t.period_seq, t.refund_of,
+        c.seq AS spend_seq, c.kind AS spend_kind, c.cost AS spent, c.period_seq AS spend_period,
+        SUM(t.cost) OVER (PARTITION BY t.user_id, t.refund_of ORDER BY t.seq) AS refunded,
+        EXISTS (SELECT 1 FROM ledger_entries AS o WHERE o.user_id = t.user_id AND o.seq = 1) AS is_whole
+    FROM ledger_entries AS t LEFT JOIN ledger_entries AS c ON c.user_id = t.user_id AND c.id = t.refund_of
+    WHERE {one} AND t.refund_of IS NOT NULL
+    """,
+    {
+        "refund of nothing": (
+            "CASE WHEN spend_seq IS NULL THEN cost > 0 OR delta > 0 OR is_whole "
+            "ELSE spend_kind <> 'consumed' OR spend_seq >= seq END",
+            "refunds {refund_of}, which is no earlier consumption of this user",
+        ),
+        "double refund": (
+            "refunded > spent",
+            "{refunded} refunded of the {spent} spent by seq {spend_seq}",
+        ),
+        "late refund": (
+            "spend_period <> period_seq AND (cost > 0 OR delta > 0)",
+            "{delta:+} in the period {period_seq} for a spend of the period {spend_period}",
+        ),
+    },
+)
+
+KEYS = Check(
+    """
+    SELECT t.user_id, t.idempotency_key, MAX(t.seq) AS seq, COUNT(*) AS times
+    FROM ledger_entries AS t WHERE {one} AND t.idempotency_key IS NOT NULL
+    GROUP BY t.user_id, t.idempotency_key
+    """,
+    {"duplicate key": ("times > 1", "{idempotency_key} is on {times} entries")},
+)
+
+CHECKS = (ENTRIES, EMPTY, PERIODS, REFUNDS, KEYS)
+
+
+@contextmanager
+def snapshot() -> Iterator[None]:
+    """Let all that is read inside see one instant of the database, where it is PostgreSQL.
+
+    In a transaction that has begun, and on SQLite, where it would hold up who spends, each statement
+    has an instant of its own.
+    """
+    if connection.in_atomic_block or connection.vendor != "postgresql":
+        yield
+        return
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield
+
+
+def faults(user_id: str | None = None) -> Iterator[Fault]:
+    """Yield what is wrong with the ledger of one user, or of all, as it is found.
+
+    Read it to the end, or close it, before you ask the database for something else.
+    """
+    with snapshot():
+        parameters = {
+            "user_id": user_id,
+            "young": connection.ops.adapt_datetimefield_value(clock() - LEAST_AGE),
+        }
+        for check in CHECKS:
+            yield from _found(check, parameters)
+
+
+def census(user_id: str | None = None) -> Census:
+    """Count what is to be audited."""
+    one = {} if user_id is None else {"user_id": user_id}
+    entries = LedgerEntry.objects.filter(**one)
+    return Census(ChallengeQuota.objects.filter(**one).count(), entries.count())
+
+
+def _found(check: Check, parameters: Parameters) -> Iterator[Fault]:
+    statement = check.statement(of_one_user=parameters["user_id"] is not None)
+    with connection.chunked_cursor() as cursor:
+        cursor.execute(statement, parameters)
+        names = [column[0] for column in cursor.description]
+        for row in cursor:
+            line = dict(zip(names, row, strict=False))
+            wrong = row[-len(check.faults) :]
+            for is_wrong, (kind, (_, detail)) in zip(wrong, check.faults.items(), strict=True):
+                if is_wrong:
+                    yield Fault(line["user_id"], line["seq"], kind, detail.format(**line))

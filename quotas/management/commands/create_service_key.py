@@ -1,0 +1,31 @@
+"""Make a key for one of the product's own servers, and show it once."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import InterfaceError, OperationalError
+
+from quotas.models import ServiceKey
+
+
+class Command(BaseCommand):
+    help = "Make a service key and print it. It is stored hashed, so it can never be shown again."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name", help="who will use it, such as 'api server'")
+        parser.add_argument("--scopes", nargs="+", required=True, choices=ServiceKey.SCOPES, metavar="SCOPE")
+        parser.add_argument("--days", type=int, help="how long it is good for; without end if not given")
+
+    def handle(self, *, name: str, scopes: list[str], days: int | None, **options: Any) -> None:
+        if not 1 <= len(name) <= 100:
+            raise CommandError("Give a name of 1 to 100 characters.")
+        if days is not None and not 1 <= days <= 3_660:
+            raise CommandError("--days must be from 1 to 3660.")
+        expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
+        try:
+            key, text = ServiceKey.make(name, set(scopes), expires_at)
+        except (OperationalError, InterfaceError) as error:
+            raise CommandError(f"The database (DATABASE_URL) cannot be used: {error}".strip()) from error
+        self.stderr.write(f"{key}: {', '.join(key.scopes)}. Keep it now, it is not shown again:")
+        self.stdout.write(text)

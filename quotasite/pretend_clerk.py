@@ -1,0 +1,77 @@
+"""What the tour needs of Clerk, played on this machine: tokens, signed deliveries, the list of users."""
+
+import json
+import secrets
+import time
+from base64 import b64encode
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+ISSUER = "https://clerk.demo.example"
+ORIGIN = "http://localhost:3000"
+USERS = 1_200  # in three pages
+
+
+class PretendClerk:
+    """A Clerk instance with a key pair, a signing secret and users of its own."""
+
+    def __init__(self) -> None:
+        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.secret = "whsec_" + b64encode(secrets.token_bytes(24)).decode()
+        self.users = [
+            {"id": f"user_listed_{n:04}", "created_at": n, "updated_at": 1_700_000_000_000 + n}
+            for n in range(USERS)
+        ]
+
+    @property
+    def public_key(self) -> str:
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        return self.key.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
+
+    def token(self, user_id: str, life: int = 60) -> str:
+        """A session token as Clerk signs it; `life` in seconds."""
+        now = int(time.time())
+        claims = {"iss": ISSUER, "azp": ORIGIN, "sub": user_id, "sid": "sess_demo", "iat": now, "nbf": now}
+        return jwt.encode({**claims, "exp": now + life}, self.key, "RS256", headers={"kid": "ins_demo"})
+
+    def delivery(self, event_type: str, data: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
+        """The body and headers of a delivery, signed as svix does it."""
+        from svix.webhooks import Webhook
+
+        body = json.dumps({"object": "event", "type": event_type, "data": data})
+        message_id, now = f"msg_{secrets.token_hex(8)}", datetime.now(UTC)
+        signature = Webhook(self.secret).sign(message_id, now, body)
+        headers = {"svix-id": message_id, "svix-timestamp": str(int(now.timestamp()))}
+        return body.encode(), {**headers, "svix-signature": signature, "Content-Type": "application/json"}
+
+    def page(self, path: str) -> object:
+        """What the Backend API answers to a GET of `path`."""
+        url = urlsplit(path)
+        query = parse_qs(url.query)
+        if url.path.endswith("/count"):
+            return {"total_count": len(self.users)}
+        after = query.get("starting_after", [""])[0]
+        start = next((n + 1 for n, user in enumerate(self.users) if user["id"] == after), 0)
+        return self.users[start : start + int(query["limit"][0])]
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Return what answers as the Backend API does, for a server on loopback."""
+        clerk = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(json.dumps(clerk.page(self.path)).encode())
+
+            def log_message(self, *args: object) -> None:
+                """Clerk's log is not ours to print."""
+
+        return Handler

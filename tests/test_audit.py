@@ -1,0 +1,365 @@
+"""audit_ledger: whatever does not follow from a ledger is found, and nothing else is."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Event
+from uuid import UUID
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.db.models import F, QuerySet
+from django.utils import timezone
+
+from quotas import audit
+from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.policy import Exhausted, OnChange
+from tests.conftest import STAFF, USER
+
+pytestmark = pytest.mark.django_db
+quotas = ChallengeQuota.objects
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+NOBODY = UUID(int=1)
+Seqs = set[tuple[int, str]]
+
+
+def row() -> QuerySet[ChallengeQuota]:
+    return quotas.filter(pk=USER)
+
+
+def entries(*seqs: int) -> QuerySet[LedgerEntry]:
+    return LedgerEntry.objects.filter(user_id=USER, seq__in=seqs)
+
+
+def found() -> Seqs:
+    """What is found, all of it with USER, and the same when he alone is audited."""
+    faults = list(audit.faults())
+    assert {fault.user_id for fault in faults} <= {USER}
+    assert sorted(faults) == sorted(audit.faults(USER))
+    return {(fault.seq, fault.kind) for fault in faults}
+
+
+def refund_late() -> None:
+    """Enter a new period as 7, and as 8 a refund that comes too late for the consumption 2."""
+    quotas.reset(USER, reason="a test", actor=STAFF)
+    quotas.refund(USER, entries(2).get().id, reason="a test", actor=STAFF)
+
+
+@pytest.fixture
+def ledger(make_quota: Callable[..., ChallengeQuota]) -> None:
+    """1 opened with 20, 2 spent 3, 3 spent 5, 4 refunded 2 of it, 5 adjusted by +4, 6 spent 1."""
+    make_quota()
+    quotas.consume(USER, 3, key="a")
+    spend = quotas.consume(USER, 5, key="b").entry
+    quotas.refund(USER, spend.id, 2, reason="a test", actor=STAFF, key="c")
+    quotas.adjust(USER, 4, reason="a test", actor=STAFF)
+    quotas.consume(USER, 1)
+    quotas.consume("user_2", 2)
+
+
+@pytest.fixture
+def unguarded(ledger: None) -> Iterator[None]:
+    """The ledger without the constraints that keep such faults out; the test's end brings them back."""
+    with connection.cursor() as cursor:
+        cursor.execute("DROP INDEX ledger_key_once")
+        if connection.vendor == "sqlite":
+            cursor.execute("PRAGMA ignore_check_constraints = ON")
+        else:
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            cursor.execute("ALTER TABLE ledger_entries DROP CONSTRAINT ledger_seq_once")
+            cursor.execute("ALTER TABLE ledger_entries DROP CONSTRAINT ledger_balance_in_range")
+        yield
+        if connection.vendor == "sqlite":
+            cursor.execute("PRAGMA ignore_check_constraints = OFF")
+
+
+FAULTS: dict[str, tuple[Callable[[], object], Seqs]] = {
+    "a lost entry": (lambda: entries(5).delete(), {(6, "gap"), (6, "chain")}),
+    "a lost beginning": (lambda: entries(1, 2).delete(), {(3, "lost prefix")}),
+    "a lost end": (
+        lambda: entries(6).delete(),
+        {(5, "row's seq"), (5, "row's balance"), (5, "row's state")},
+    ),
+    "no entry left": (lambda: entries(1, 2, 3, 4, 5, 6).delete(), {(6, "no entries")}),
+    "a lost row": (lambda: row().delete(), {(6, "no row")}),
+    "a lost tombstone": (
+        lambda: (entries(6).update(kind="deleted", delta=0, balance_after=18), row().delete()),
+        {(6, "no row")},
+    ),
+    "a ledger that nothing opened": (
+        lambda: entries(1).update(kind="adjusted"),
+        {(1, "start"), (1, "period")},
+    ),
+    "a balance that does not follow": (
+        lambda: entries(3).update(balance_after=13),
+        {(3, "chain"), (4, "chain")},
+    ),
+    "a balance below 0": (
+        lambda: (entries(6).update(balance_after=-1, delta=-19, cost=19), row().update(quota_remaining=0)),
+        {(6, "negative"), (6, "overspend"), (6, "row's balance")},
+    ),
+    "a period that begins with more than its allowance": (
+        lambda: (entries(1).update(quota_limit=19), entries(2, 3, 4, 5, 6).update(quota_limit=19)),
+        {(1, "allowance"), (6, "row's state")},
+    ),
+    "a spend that took too little": (
+        lambda: entries(2).update(cost=4),
+        {(2, "amount")},
+    ),
+    "spends beyond what was there": (
+        lambda: entries(2).update(cost=21),
+        {(2, "amount"), (6, "overspend")},
+    ),
+    "a spend of nothing": (
+        lambda: (
+            entries(6).update(cost=0, delta=0, balance_after=18),
+            row().update(quota_remaining=18),
+        ),
+        {(6, "amount")},
+    ),
+    "a refusal that takes": (lambda: entries(6).update(kind="refused"), {(6, "amount")}),
+    "a deletion that takes": (
+        lambda: (entries(6).update(kind="deleted"), row().update(deleted_at=timezone.now())),
+        {(6, "amount")},
+    ),
+    "a reset within a period": (lambda: entries(5).update(kind="reset"), {(5, "period")}),
+    "a refund that gives more than it says": (
+        lambda: entries(4).update(cost=1),
+        {(4, "amount")},
+    ),
+    "an adjustment with a cost": (lambda: entries(5).update(cost=1), {(5, "amount")}),
+    "a change of period without a beginning": (
+        lambda: entries(6).update(period_seq=2),
+        {(6, "period"), (6, "row's state")},
+    ),
+    "a spend that begins a period": (
+        lambda: (entries(6).update(period_seq=6), row().update(period_seq=6)),
+        {(6, "period"), (6, "allowance")},
+    ),
+    "another plan by the way": (lambda: entries(3).update(plan="x"), {(3, "state"), (4, "state")}),
+    "another version by the way": (lambda: entries(3).update(plan_version=9), {(3, "state"), (4, "state")}),
+    "another limit by the way": (lambda: entries(4).update(quota_limit=99), {(4, "state"), (5, "state")}),
+    "unlimited by the way": (lambda: entries(5).update(quota_limit=None), {(5, "state"), (6, "state")}),
+    "a date moved by the way": (
+        lambda: entries(3).update(last_reset_date=F("last_reset_date") + HOUR),
+        {(3, "state"), (4, "state")},
+    ),
+    "an anchor moved by the way": (
+        lambda: entries(3).update(anchor_at=F("anchor_at") + HOUR),
+        {(3, "state"), (4, "state")},
+    ),
+    "a time that runs back": (lambda: entries(3).update(created_at=F("created_at") - HOUR), {(3, "time")}),
+    "an entry after the deletion": (
+        lambda: entries(5).update(kind="deleted", delta=0, balance_after=14),
+        {(6, "after deletion"), (6, "chain")},
+    ),
+    "a refund tied to nothing": (lambda: entries(4).update(refund_of=None), {(4, "tie")}),
+    "a tie of no refund": (
+        lambda: entries(3).update(refund_of=entries(2).get().id),
+        {(3, "tie"), (3, "double refund")},
+    ),
+    "a refund of what is not there": (
+        lambda: entries(4).update(refund_of=NOBODY),
+        {(4, "refund of nothing")},
+    ),
+    "a refund of another user's spend": (
+        lambda: entries(4).update(refund_of=LedgerEntry.objects.get(user_id="user_2", cost=2).id),
+        {(4, "refund of nothing")},
+    ),
+    "a refund of what was no spend": (
+        lambda: entries(4).update(refund_of=entries(1).get().id),
+        {(4, "refund of nothing"), (4, "double refund")},
+    ),
+    "a refund before the spend": (
+        lambda: entries(4).update(refund_of=entries(6).get().id),
+        {(4, "refund of nothing"), (4, "double refund")},
+    ),
+    "more refunded than spent": (lambda: entries(4).update(cost=6), {(4, "double refund")}),
+    "a key on two entries": (
+        lambda: entries(3).update(idempotency_key="consume:user:a"),
+        {(3, "duplicate key")},
+    ),
+    "a row of another seq": (lambda: row().update(seq=7), {(6, "row's seq")}),
+    "a row of another balance": (lambda: row().update(quota_remaining=16), {(6, "row's balance")}),
+    "a row of another plan": (
+        lambda: (Plan(name="pro").save(), row().update(plan="pro")),
+        {(6, "row's state")},
+    ),
+    "a row of another version": (lambda: row().update(plan_version=9), {(6, "row's state")}),
+    "a row of another limit": (lambda: row().update(quota_limit=99), {(6, "row's state")}),
+    "a row of another period": (lambda: row().update(period_seq=2), {(6, "row's state")}),
+    "a row of another date": (
+        lambda: row().update(last_reset_date=F("last_reset_date") + HOUR),
+        {(6, "row's state")},
+    ),
+    "a row of another anchor": (lambda: row().update(anchor_at=F("anchor_at") + HOUR), {(6, "row's state")}),
+    "a row of another time": (lambda: row().update(updated_at=F("updated_at") + HOUR), {(6, "row's state")}),
+    "a tombstone without its entry": (lambda: row().update(deleted_at=timezone.now()), {(6, "row's end")}),
+    "a deletion without its tombstone": (
+        lambda: entries(6).update(kind="deleted", delta=0, cost=0, balance_after=18),
+        {(6, "row's balance"), (6, "row's end")},
+    ),
+}
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize(("plant", "expected"), FAULTS.values(), ids=FAULTS)
+def test_each_fault_is_found_where_it_is(plant: Callable[[], object], expected: Seqs) -> None:
+    assert found() == set()
+    plant()
+    assert found() == expected
+
+
+@pytest.mark.postgres  # SQLite cannot drop the constraint of a table
+@pytest.mark.usefixtures("unguarded")
+def test_a_seq_that_is_there_twice_is_found() -> None:
+    entries(5).update(seq=4)
+    assert found() >= {(4, "duplicate"), (6, "gap")}
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_second_refund_of_the_same_units_is_found() -> None:
+    entries(5).update(kind="refunded", cost=4, refund_of=entries(3).get().id)
+    assert found() == {(5, "double refund")}
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_late_refund_that_gives_units_is_found() -> None:
+    refund_late()
+    assert found() == set()
+    entries(8).update(cost=1)
+    assert found() == {(8, "late refund")}
+    entries(8).update(cost=0, refund_of=NOBODY)
+    assert found() == {(8, "refund of nothing")}
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_beginning_that_was_lost_lately_is_no_pruning(shift: Callable[[str, timedelta], None]) -> None:
+    refund_late()
+    entries(1, 2, 3, 4, 5, 6).delete()
+    assert found() == {(7, "lost prefix")}
+    shift(USER, 36 * DAY)
+    assert found() == set()
+
+
+@pytest.mark.usefixtures("ledger")
+def test_half_a_period_is_no_pruning_however_old(shift: Callable[[str, timedelta], None]) -> None:
+    entries(1, 2).delete()
+    shift(USER, 36 * DAY)
+    assert found() == {(3, "lost prefix")}
+
+
+def test_a_ledger_of_all_verbs_is_sound(
+    make_quota: Callable[..., ChallengeQuota], shift: Callable[[str, timedelta], None]
+) -> None:
+    make_quota()
+    Plan(name="pro", allowance=100).save()
+    Plan(name="free-of-limits", allowance=None).save()
+    spends = [quotas.consume(USER, 9, key=f"key {n}").entry for n in range(2)]
+    for _ in range(2):
+        with pytest.raises(Exhausted):
+            quotas.consume(USER, 9)
+    quotas.refund(USER, spends[0].id, 4, reason="a test", actor=STAFF)
+    quotas.refund(USER, spends[0].id, reason="a test", actor=STAFF)
+    quotas.adjust(USER, -2, reason="a test", actor=STAFF)
+    quotas.change_plan(USER, "pro", OnChange.KEEP, actor=STAFF)
+    quotas.change_plan(USER, None, OnChange.PRORATE, actor=STAFF)
+    quotas.change_plan(USER, "pro", OnChange.RESET, actor=STAFF)
+    quotas.refund(USER, spends[1].id, reason="a test", actor=STAFF)
+    quotas.change_plan(USER, "free-of-limits", actor=STAFF)
+    quotas.refund(USER, quotas.consume(USER, 1_000).entry.id, 10, reason="a test", actor=STAFF)
+    quotas.change_plan(USER, "pro", actor=STAFF)
+    shift(USER, 30 * HOUR)
+    quotas.consume(USER, 3)
+    quotas.reset(USER, reason="a test", actor=STAFF)
+    quotas.delete(USER, actor=STAFF)
+    quotas.delete("user_2", actor=STAFF)
+    assert list(audit.faults()) == []
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_sound_ledger_is_one_line() -> None:
+    out = io.StringIO()
+    call_command("audit_ledger", stdout=out)
+    line = out.getvalue()
+    assert line.startswith("2 users, 8 entries, 0 faults, in ")
+    assert line.endswith(" s\n")
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_fault_is_a_line_with_its_numbers_and_a_failure() -> None:
+    entries(3).update(balance_after=13)
+    out = io.StringIO()
+    with pytest.raises(CommandError, match="2 users, 8 entries, 2 faults") as failure:
+        call_command("audit_ledger", stdout=out)
+    assert failure.value.returncode == 1
+    assert out.getvalue() == ("user_1 seq 3: chain: 17 -5 is not 13\nuser_1 seq 4: chain: 13 +2 is not 14\n")
+
+
+@pytest.mark.usefixtures("ledger")
+def test_one_user_can_be_audited_and_told_as_json() -> None:
+    entries(3).update(balance_after=13)
+    out = io.StringIO()
+    call_command("audit_ledger", "--user", "user_2", "--json", stdout=out)
+    told = json.loads(out.getvalue())
+    assert (told["users"], told["entries"], told["faults"]) == (1, 2, 0)
+    with pytest.raises(CommandError):
+        call_command("audit_ledger", "--json", stdout=(out := io.StringIO()))
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert lines[0] == {"user_id": USER, "seq": 3, "kind": "chain", "detail": "17 -5 is not 13"}
+    assert lines[2]["faults"] == 2
+
+
+class Spenders:
+    """Eight threads that spend on three users for as long as the block lasts."""
+
+    def __enter__(self) -> None:
+        self.over = Event()
+        self.threads = ThreadPoolExecutor(8)
+        self.futures = [self.threads.submit(self.spend, f"user_{n % 3}") for n in range(8)]
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.threads.shutdown()
+        assert all(future.result() > 0 for future in self.futures)
+
+    def spend(self, user_id: str) -> int:
+        count = 0
+        try:
+            while not self.over.is_set():
+                quotas.consume(user_id)
+                count += 1
+        finally:
+            connection.close()
+        return count
+
+
+def seems_wrong() -> bool:
+    """The control: the row and its newest entry, read one after the other."""
+    newest = LedgerEntry.objects.filter(user_id=USER).order_by("seq").last()
+    return newest is not None and newest.balance_after != quotas.get(pk=USER).quota_remaining
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+def test_a_busy_ledger_shows_no_fault_that_is_none(make_quota: Callable[..., ChallengeQuota]) -> None:
+    make_quota(allowance=1_000_000)
+    with Spenders():
+        assert any(seems_wrong() for _ in range(500))
+        assert [list(audit.faults()) for _ in range(25)] == [[]] * 25
+    assert list(audit.faults()) == []
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+def test_what_is_counted_is_what_is_audited(make_quota: Callable[..., ChallengeQuota]) -> None:
+    make_quota(allowance=1_000_000)
+    with Spenders():
+        with audit.snapshot():
+            counted = audit.census()
+            assert list(audit.faults()) == []
+            assert audit.census() == counted
+        assert audit.census().entries > counted.entries

@@ -142,12 +142,18 @@ def test_a_refusal_says_in_one_sentence_what_is_left_and_when_there_is_more(api,
     assert timedelta(0) <= late < timedelta(seconds=1)
 
 
+def test_a_refusal_under_a_plan_that_is_unlimited_by_now_says_so(api, make_quota):
+    make_quota(remaining=0)
+    Plan.objects.update(allowance=None)
+    assert api.consume().json()["detail"].startswith("Quota exhausted: 0 of 20 left, no limit at ")
+
+
 def test_what_retry_after_promises_is_kept(api, make_quota, shift):
     make_quota(remaining=0)
     wait = int(api.consume()["Retry-After"])
-    shift(USER, timedelta(seconds=wait - 5))
+    shift(USER, timedelta(seconds=wait - 60))
     assert api.consume().status_code == 429
-    shift(USER, timedelta(seconds=5))
+    shift(USER, timedelta(seconds=60))
     assert api.consume().status_code == 201
     assert remaining() == 19
 
@@ -348,6 +354,7 @@ def test_a_replay_after_the_reset_spends_and_resets_nothing(api, make_quota, shi
     shift(USER, 2 * DAY)
     second = api.consume({"cost": 5}, key="k-1").json()
     assert (second["id"], second["quota"]["quota_remaining"]) == (first["id"], 7)
+    assert second["quota"]["seconds_to_reset"] == first["quota"]["seconds_to_reset"]
     assert (remaining(), entries("reset")) == (7, 0)
 
 

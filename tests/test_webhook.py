@@ -112,6 +112,14 @@ def test_a_deleted_user_is_gone_for_the_api_and_his_email_forgotten(deliver, api
     assert api.quota().status_code == 410
 
 
+def test_a_second_deletion_changes_nothing(deliver):
+    deliver("user.deleted", DELETED)
+    before = ChallengeQuota.objects.values().get()
+    assert_handled(deliver("user.deleted", DELETED), "success")
+    assert ChallengeQuota.objects.values().get() == before
+    assert kinds() == ["opened", "deleted"]
+
+
 def test_one_who_is_deleted_before_he_was_created_stays_deleted(deliver, api):
     assert_handled(deliver("user.deleted", DELETED), "success")
     assert_handled(deliver(*CREATED), "ignored")

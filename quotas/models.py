@@ -216,7 +216,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         """Spend `cost` units, all or nothing, and once per idempotency key.
 
         Without a cost it is what the plan asks for `action`, or 1. Raises Exhausted when too few
-        are left, CostExceedsLimit, UnknownAction, KeyReused or Deleted.
+        are left, CostExceedsLimit, UnknownAction, CostBelowPrice, KeyReused or Deleted.
         """
         if cost is not None:
             _require_units(cost)

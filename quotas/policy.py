@@ -235,6 +235,13 @@ class UnknownAction(Refusal):
         super().__init__(f"The plan {plan.name} knows no action {action!r}; it knows: {known}.")
 
 
+class CostBelowPrice(Refusal):
+    code = "cost_below_price"
+
+    def __init__(self, action: str, price: int) -> None:
+        super().__init__(f"The action {action!r} costs {price}; a user cannot pay less for it.")
+
+
 class AdjustmentOutOfRange(Refusal):
     code = "adjustment_out_of_range"
 
@@ -427,14 +434,19 @@ def open_missing(snapshot: Snapshot, request: Request) -> Outcome:
 
 
 def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Outcome:
-    """Spend `cost` units (default: what the plan asks for the action, or 1), all or nothing."""
+    """Spend `cost` units (default: what the plan asks for the action, or 1), all or nothing.
+
+    A user may name a higher cost for an action than the plan does, and no lower one.
+    """
     if answer := _answered(snapshot, request):
         return answer
     change = _settled(snapshot, request)
     if request.action and request.action not in change.rules.actions:
         return UnknownAction(change.rules, request.action)
-    if cost is None:
-        cost = change.rules.actions[request.action] if request.action else 1
+    price = change.rules.actions[request.action] if request.action else 1
+    cost = price if cost is None else cost
+    if request.action and cost < price and request.actor.kind == "user":
+        return CostBelowPrice(request.action, price)
     if change.state.quota_limit is None:
         return _enter(change, request, Kind.CONSUMED, cost=cost)
     remaining, allowance = change.state.quota_remaining, snapshot.plan.allowance

@@ -24,6 +24,7 @@ TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's,
 STATUS = {
     policy.CostExceedsLimit.code: 422,
     policy.UnknownAction.code: 422,
+    policy.CostBelowPrice.code: 422,
     policy.KeyReused.code: 422,
     policy.AdjustmentOutOfRange.code: 409,
     policy.RefundTooLarge.code: 409,

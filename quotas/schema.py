@@ -391,6 +391,7 @@ PROBLEMS = {  # code: status and an example of the detail
     "unsupported_media_type": (415, "Send JSON, as Content-Type: application/json."),
     "cost_exceeds_limit": (422, "A cost of 50 can never be paid: the plan gives 20 at the most."),
     "unknown_action": (422, "The plan free knows no action 'draw'; it knows: generate."),
+    "cost_below_price": (422, "The action 'generate' costs 3; a user cannot pay less for it."),
     "idempotency_key_reused": (422, "This Idempotency-Key was used for another request; take a new key."),
     "instant_in_future": (422, "at: what is still to come cannot be explained."),
     "quota_exhausted": (429, "Quota exhausted: 0 of 20 left, 20 more at 2026-09-25T08:00:01Z."),
@@ -537,7 +538,7 @@ class Operation(NamedTuple):
     parameters: tuple[str, ...] = ()
 
 
-SPEND = ("user_deleted", "cost_exceeds_limit", "unknown_action", "quota_exhausted")
+SPEND = ("user_deleted", "cost_exceeds_limit", "unknown_action", "cost_below_price", "quota_exhausted")
 ALWAYS = (
     "bad_request",
     *(code for code, (status, _) in PROBLEMS.items() if status in (401, 500, 503)),

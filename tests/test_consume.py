@@ -239,6 +239,13 @@ def test_a_cost_of_its_own_goes_before_the_actions(api, make_quota):
     assert (answer["cost"], answer["action"], remaining()) == (5, "generate", 7)
 
 
+def test_a_user_cannot_pay_less_for_an_action_than_the_plan_asks(api, make_quota):
+    Plan.objects.update(actions={"generate": 3})
+    make_quota(remaining=12)
+    assert code(api.consume({"action": "generate", "cost": 2})) == (422, "cost_below_price")
+    assert remaining() == 12
+
+
 @pytest.mark.parametrize("order", [{"action": "paint"}, {"action": "paint", "cost": 1}])
 def test_an_action_that_the_plan_does_not_know_stores_nothing(api, order):
     Plan.objects.update(actions={"generate": 3})

@@ -116,6 +116,14 @@ def test_an_action_costs_what_the_plan_says_unless_the_caller_says_more() -> Non
     )
 
 
+def test_a_user_cannot_pay_less_for_an_action_than_the_plan_asks_but_a_service_may() -> None:
+    cheap = replace(USER, action="generate")
+    by_service = replace(cheap, actor=Actor("service", "key"))
+    assert isinstance(policy.consume(at(NOON, state_with(20)), cheap, 2), policy.CostBelowPrice)
+    assert changed(policy.consume(at(NOON, state_with(20)), cheap, 3)).state.quota_remaining == 17
+    assert changed(policy.consume(at(NOON, state_with(20)), by_service, 2)).state.quota_remaining == 18
+
+
 def test_an_unlimited_quota_counts_the_cost_and_takes_nothing() -> None:
     change = changed(policy.consume(at(NOON, None, UNLIMITED), USER, 1_000))
     assert (change.state.quota_remaining, change.quota.spendable, change.quota.used) == (0, MAX_UNITS, 0)

@@ -27,6 +27,8 @@ from webhooks.clerk import (
     walk_users,
 )
 
+pytestmark = pytest.mark.once
+
 SECRET = "whsec_" + base64.b64encode(b"the test's own signing secret #1").decode()
 SECOND = "whsec_" + base64.b64encode(b"the test's own signing secret #2").decode()
 ID = "msg_2oCtm5jZTPVdqUe3fa3uAnYdrj8"

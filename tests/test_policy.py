@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from quotas import policy
 from quotas.policy import MAX_UNITS, Actor, Change, Plan, Refusal, Replay, Request, Snapshot, State
 
+pytestmark = pytest.mark.once
+
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)

@@ -24,6 +24,8 @@ from quotas import tokens
 from quotas.tokens import JWKS, KeysUnavailable, Session, TokenRefused, verify
 from tests.keys import ISSUER, KID, PARTY, REMOVE, b64, jwk, jwks, mint, pem_of, private_key, public_pem, sign
 
+pytestmark = pytest.mark.once
+
 SESSION = Session("user_2abc", "sess_2abc", None)
 DAY = 86_400
 PIECE = 1_000  # bytes that the key server sends before each pause

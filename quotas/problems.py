@@ -116,7 +116,7 @@ def unavailable(code: str, detail: str, retry_after: int) -> Problem:
 
 def _exhausted(refusal: policy.Exhausted) -> Problem:
     quota = refusal.quota
-    wait = max(1, quota.seconds_to_reset)
+    wait = ratelimit.retry_after(quota)
     return Problem(
         429,
         refusal.code,

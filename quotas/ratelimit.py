@@ -1,4 +1,4 @@
-"""The RateLimit header fields; the one place that knows which draft of them is in force."""
+"""What the headers tell of a quota; the one place that knows which draft of RateLimit is in force."""
 
 import http_sf
 from django.conf import settings
@@ -18,6 +18,11 @@ def fields(quota: Quota) -> dict[str, str]:
     policy = {"q": quota.quota_limit, **({"w": int(window.total_seconds())} if window else {})}
     limit = {"r": quota.quota_remaining, "t": quota.seconds_to_reset}
     return {"RateLimit-Policy": _item(name, policy), "RateLimit": _item(name, limit)}
+
+
+def retry_after(quota: Quota) -> int:
+    """Return the whole seconds that a refused client shall wait, rounded up, at least 1."""
+    return max(1, quota.seconds_to_reset)
 
 
 def _item(name: str, parameters: dict[str, int]) -> str:

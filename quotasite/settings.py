@@ -265,7 +265,7 @@ if env_bool("TRUSTED_PROXY"):  # then, and only then, the scheme that a proxy fo
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_SSL_REDIRECT = not DEBUG
 # A redirect in front of these would lose a POST, or a probe that comes by plain HTTP.
-SECURE_REDIRECT_EXEMPT = [r"^api/", r"^webhooks/", r"^healthz$", r"^readyz$"]
+SECURE_REDIRECT_EXEMPT = [r"^api(/|$)", r"^webhooks(/|$)", r"^healthz$", r"^readyz$"]
 SECURE_HSTS_SECONDS = 0 if DEBUG else 31_536_000
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
 SILENCED_SYSTEM_CHECKS = [

@@ -56,7 +56,8 @@ def test_without_a_token_the_challenge_is_bare(api, path):
 
 
 def test_the_challenge_quotes_nothing_of_the_token(api):
-    answer = api.get("/api/quota", Authorization=f'Bearer {keys.mint(iss="evil")}"\\')
+    answer = api.get("/api/quota", Authorization=f"Bearer {keys.mint(iss='https://evil')}")
+    assert answer.json()["code"] == "token_issuer"
     assert "evil" not in answer["WWW-Authenticate"] + answer.json()["detail"]
 
 
@@ -129,7 +130,7 @@ def test_no_cookie_is_asked_for(api):
 @pytest.mark.parametrize("method", ["GET", "OPTIONS"])
 def test_another_origin_may_read_nothing(api, origin, method):
     answer = api.send(method, "/api/quota", Origin=origin, Access_Control_Request_Method="GET")
-    assert not [name for name in answer.headers if name.startswith("Access-Control-Allow")]
+    assert not [name for name in answer.headers if name.lower().startswith("access-control-allow")]
 
 
 def preflight(api, **asked):
@@ -238,3 +239,9 @@ def test_a_probe_is_never_kept_and_never_redirected(probe, path):
 def test_without_keys_the_service_is_still_ready(probe, settings):
     settings.CLERK_JWT_KEY = settings.CLERK_JWKS_URL = ""
     assert probe.get("/readyz").json()["keys"] == "none"
+
+
+@pytest.mark.parametrize("path", ["/api", "/api/", "/webhooks", "/webhooks/"])
+def test_an_address_without_anything_is_no_redirect(api, path):
+    answer = api.client.get(path)
+    assert (answer.status_code, answer["Content-Type"]) == (404, "application/problem+json")

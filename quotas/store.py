@@ -47,10 +47,9 @@ class Look(NamedTuple):
 def carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
     """Return what `decide` makes of the user's snapshot, once that is stored.
 
-    `decide` may be called
-    several times and must be pure. A change is stored whole or not at all, and once, even if the
-    connection dies while its answer is awaited. Raises OperationalError when the database cannot
-    be reached; only then is it unknown whether the change was stored.
+    `decide` may be called several times and must be pure. A change is stored whole or not at all,
+    and once, even if the connection dies while its answer is awaited. Raises OperationalError when
+    the database cannot be reached; only then is it unknown whether the change was stored.
     """
     for attempt in range(MOST_TRIES):
         outcome, is_final = _attempt(user_id, decide, look, locked=attempt >= FREE_TRIES[connection.vendor])

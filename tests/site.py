@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
+from django.db import connection
+
 from tests import keys
 from tests.postgres import free_port
 
@@ -42,6 +44,12 @@ def served(database_url: str, *, workers: int = 3, **environment: str) -> Iterat
     finally:
         process.terminate()
         process.wait(30)
+
+
+def url_of_the_test_database() -> str:
+    """Return what a process of its own needs to see the data of the running test."""
+    told = connection.settings_dict
+    return f"postgres://{told['USER']}:{told['PASSWORD']}@{told['HOST']}:{told['PORT']}/{told['NAME']}"
 
 
 def ask(client: HTTPConnection, method: str, path: str, user_id: str, body: bytes | None = None) -> int:

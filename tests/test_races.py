@@ -14,7 +14,7 @@ from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.policy import Actor, Exhausted
 from quotasite.demo import shift
 from tests.ledger import assert_sound, spent
-from tests.site import ask, served
+from tests.site import ask, served, url_of_the_test_database
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
 CLIENTS, UNITS, USER = 64, 50, "user_race"
@@ -130,8 +130,3 @@ def test_spends_adjustments_and_resets_at_once_lose_nothing() -> None:
     assert grants(act, each=3) == CLIENTS * 3
     assert LedgerEntry.objects.filter(user_id=USER).count() == CLIENTS * 3 + 1
     assert_sound(USER)
-
-
-def url_of_the_test_database() -> str:
-    told = connection.settings_dict
-    return f"postgres://{told['USER']}:{told['PASSWORD']}@{told['HOST']}:{told['PORT']}/{told['NAME']}"

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from django.db import connection
 
 from quotas.models import ServiceKey
 from tests import keys
-from tests.site import served
+from tests.site import served, url_of_the_test_database
 from tests.test_checks import GOOD
 from tests.test_settings import ROOT
 
@@ -39,9 +38,7 @@ def test_every_command_of_the_readme_is_run_by_a_test_or_by_ci() -> None:
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    told = connection.settings_dict
-    url = f"postgres://{told['USER']}:{told['PASSWORD']}@{told['HOST']}:{told['PORT']}/{told['NAME']}"
-    with served(url, workers=1) as port:
+    with served(url_of_the_test_database(), workers=1) as port:
         yield f"http://127.0.0.1:{port}"
 
 

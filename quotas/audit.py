@@ -68,13 +68,16 @@ ENTRIES = Check(
         LAG(t.period_seq) OVER w AS period_before,
         LAG(t.created_at) OVER w AS created_before,
         CASE t.seq WHEN 1 THEN 0 ELSE LAG(t.balance_after) OVER w END AS balance_before,
-        t.plan <> LAG(t.plan) OVER w OR t.anchor_at <> LAG(t.anchor_at) OVER w AS is_other_plan,
+        t.plan <> LAG(t.plan) OVER w
+            OR t.plan_source <> LAG(t.plan_source) OVER w
+            OR t.anchor_at <> LAG(t.anchor_at) OVER w AS is_other_plan,
         t.plan_version <> LAG(t.plan_version) OVER w
             OR COALESCE(t.quota_limit, -1) <> LAG(COALESCE(t.quota_limit, -1)) OVER w
             OR t.last_reset_date <> LAG(t.last_reset_date) OVER w AS is_other_term,
         LEAD(t.seq) OVER w IS NULL AS is_newest,
         q.user_id IS NULL AS is_rowless, q.seq AS row_seq, q.quota_remaining AS row_balance,
         q.plan_id <> t.plan
+            OR q.plan_source <> t.plan_source
             OR q.plan_version <> t.plan_version
             OR COALESCE(q.quota_limit, -1) <> COALESCE(t.quota_limit, -1)
             OR q.last_reset_date <> t.last_reset_date
@@ -130,7 +133,7 @@ ENTRIES = Check(
         ),
         "state": (
             "kind <> 'plan_changed' AND (is_other_plan OR is_other_term AND seq <> period_seq)",
-            "{kind} changes the plan, its version, the limit, the anchor or the reset date",
+            "{kind} changes the plan, its source or version, the limit, the anchor or the reset date",
         ),
         "time": ("created_at < created_before", "{created_at} is before {created_before}"),
         "after deletion": ("kind_before = 'deleted'", "{kind} after the deletion"),

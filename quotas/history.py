@@ -30,6 +30,7 @@ class Explanation:
     """Why a quota stood as it did: the state, the entries that led to it, what a spend would have met."""
 
     quota: Quota
+    plan_source: str
     is_deleted: bool
     is_reset_due: bool  # the reset had not been carried out yet: nobody had asked since
     entries: list[LedgerEntry]  # of the running period, newest first
@@ -69,6 +70,7 @@ def explain(user_id: str, at: datetime, cost: int) -> Explanation:
     snapshot = Snapshot(user_id, at, plan, rules, state, None, None, ids)
     return Explanation(
         quota=policy.effective(snapshot),
+        plan_source=state.plan_source,
         is_deleted=state.deleted_at is not None,
         is_reset_due=not state.deleted_at and policy.is_due(rules, state, at),
         entries=list(
@@ -92,6 +94,7 @@ def _state_after(entry: LedgerEntry) -> State:
     return State(
         user_id=entry.user_id,
         plan=entry.plan,
+        plan_source=entry.plan_source,
         plan_version=entry.plan_version,
         quota_limit=entry.quota_limit,
         quota_remaining=entry.balance_after,

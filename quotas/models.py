@@ -286,7 +286,10 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         reason: str = "",
         key: str | None = None,
     ) -> PlanChange:
-        """Give the user another plan (the default one if None). Raises UnknownPlan."""
+        """Give the user a plan of staff's choice, or the one that Clerk's word leads to if None.
+
+        Raises UnknownPlan.
+        """
         request = _request(
             "change_plan",
             {"plan": plan, "on_change": str(on_change), "reason": reason},
@@ -295,9 +298,34 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
             reason=reason,
         )
         verb = partial(policy.change_plan, on_change=on_change)
-        outcome = self._carry_out(user_id, verb, request, ("target", plan))
+        also = ("clerk", None) if plan is None else ("target", plan)
+        outcome = self._carry_out(user_id, verb, request, also)
         is_replay = isinstance(outcome, policy.Replay)
         return PlanChange(outcome.quota, outcome.standing, is_replay)
+
+    def assign_plan(
+        self,
+        user_id: str,
+        source: str,
+        plan: str,
+        *,
+        external_id: str = "",
+        updated_at: datetime,
+        actor: Actor,
+        reason: str = "",
+    ) -> bool:
+        """Note that Clerk says the user has `plan` ("": none), and give him what its word now leads to.
+
+        Tell whether it was noted: a later word on the same item may be known. A plan that staff chose
+        stays; a plan that is not there is noted, and the default one stands in. Raises Deleted.
+        """
+        with transaction.atomic():
+            self.open_missing(user_id, actor=actor)
+            store.lock(user_id)
+            if not store.note_assignment(user_id, source, external_id, plan, updated_at):
+                return False
+            self._carry_out(user_id, policy.follow_clerk, Request(actor, reason=reason), ("clerk", None))
+        return True
 
     def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> None:
         """Close the quota for good: the row becomes a tombstone without its e-mail."""
@@ -361,6 +389,7 @@ class ChallengeQuota(models.Model):
     user_id = models.CharField(max_length=128, primary_key=True)
     email = models.CharField(max_length=320, blank=True, default="")
     plan = models.ForeignKey(Plan, on_delete=models.PROTECT, db_index=False)
+    plan_source = models.CharField(max_length=8, db_default=policy.PlanSource.DEFAULT.value)
     plan_version = models.PositiveIntegerField(default=1)
     quota_limit = models.BigIntegerField(null=True)
     quota_remaining = models.BigIntegerField()
@@ -411,6 +440,7 @@ class ChallengeQuota(models.Model):
         return policy.State(
             user_id=self.user_id,
             plan=self.plan_id,
+            plan_source=self.plan_source,
             plan_version=self.plan_version,
             quota_limit=self.quota_limit,
             quota_remaining=self.quota_remaining,
@@ -457,6 +487,7 @@ class LedgerEntry(models.Model):
     cost = models.BigIntegerField()
     delta = models.BigIntegerField()
     plan = models.CharField(max_length=40)
+    plan_source = models.CharField(max_length=8, db_default=policy.PlanSource.DEFAULT.value)
     plan_version = models.PositiveIntegerField(default=1)
     quota_limit = models.BigIntegerField(null=True)
     balance_after = models.BigIntegerField()
@@ -503,6 +534,37 @@ class LedgerEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user_id} #{self.seq} {self.kind}"
+
+
+class PlanAssignment(models.Model):
+    """Clerk's latest word on which plan a user has: one for each item that he was billed for, one for
+    his metadata. Staff's own choice is on the quota's row.
+
+    Each item has a word of its own, because items end and begin in no order: only so does every order
+    of Clerk's events lead to one plan.
+    """
+
+    class Source(models.TextChoices):
+        BILLING = policy.PlanSource.BILLING.value
+        METADATA = policy.PlanSource.METADATA.value
+
+    id = models.UUIDField(primary_key=True)
+    user_id = models.CharField(max_length=128)
+    source = models.CharField(max_length=8, choices=Source)
+    external_id = models.CharField(max_length=128, blank=True)  # the item's; "" for metadata
+    plan = models.CharField(max_length=128, blank=True)  # its slug, which may be unknown here; "" is none
+    updated_at = models.DateTimeField()  # Clerk's
+
+    class Meta:
+        db_table = "plan_assignments"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["user_id", "source", "external_id"], name="plan_assignments_item_once"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} {self.source} {self.plan or 'none'}"
 
 
 class ServiceKey(models.Model):

@@ -34,6 +34,15 @@ class Kind(StrEnum):
     DELETED = "deleted"
 
 
+class PlanSource(StrEnum):
+    """Who chose a user's plan. Staff outrank Clerk's billing, that its metadata, these the default plan."""
+
+    STAFF = "staff"
+    BILLING = "billing"
+    METADATA = "metadata"
+    DEFAULT = "default"
+
+
 class OnChange(StrEnum):
     """What a change of plan makes of the running period."""
 
@@ -78,6 +87,7 @@ class State:
 
     user_id: str
     plan: str
+    plan_source: str  # of PlanSource
     plan_version: int  # by which the running period goes
     quota_limit: int | None  # the running period's allowance; None is unlimited
     quota_remaining: int  # 0 when unlimited
@@ -101,6 +111,7 @@ class Entry:
     cost: int
     delta: int
     plan: str
+    plan_source: str
     plan_version: int
     quota_limit: int | None
     balance_after: int
@@ -149,7 +160,8 @@ class Snapshot:
     entry_ids: tuple[UUID, UUID]  # fresh: no change needs more
     consumption: Entry | None = None  # what a refund is about,
     refunded: int = 0  # and the units of it that were asked back before
-    target: Plan | None = None  # what a change of plan is to lead to
+    target: Plan | None = None  # what a change of plan is to lead to,
+    target_source: str = PlanSource.STAFF.value  # and whose choice that is
 
     @property
     def now(self) -> datetime:
@@ -491,7 +503,8 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
 
     Keep takes what was used from the new allowance; prorate adds the difference for the part of the
     period that is still to come. Both go on in the same period, which ends as the new plan says (it is
-    counted from now if that would be past), and neither leaves less than 0.
+    counted from now if that would be past), and neither leaves less than 0. To the plan that he has,
+    only whose choice it is may change.
     """
     if answer := _answered(snapshot, request):
         return answer
@@ -499,10 +512,13 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
         return UnknownPlan()
     change = _settled(snapshot, request)
     state, now = change.state, snapshot.now
+    moved: dict[str, Any] = {"plan_source": snapshot.target_source}
     if target.name == state.plan:
-        return change
+        if moved["plan_source"] == state.plan_source:
+            return change
+        return _enter(change, request, Kind.PLAN_CHANGED, **moved)
     ends_at = resets_at(change.rules, state)
-    moved: dict[str, Any] = {
+    moved |= {
         "plan": target.name,
         "plan_version": target.version,
         "quota_limit": target.allowance,
@@ -522,6 +538,20 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
         moved["last_reset_date"] = now
     left = min(max(0, left), MAX_UNITS)
     return _enter(change, request, Kind.PLAN_CHANGED, delta=left - state.quota_remaining, **moved)
+
+
+def follow_clerk(snapshot: Snapshot, request: Request) -> Outcome:
+    """Give the user the snapshot's target plan, which is Clerk's word, unless staff chose his plan.
+
+    The period goes on, and what was used counts against the new allowance.
+    """
+    state, target = snapshot.state, snapshot.target
+    if not state or state.deleted_at or not target:
+        return change_plan(snapshot, request, OnChange.KEEP)
+    is_followed = (state.plan, state.plan_source) == (target.name, snapshot.target_source)
+    if is_followed or state.plan_source == PlanSource.STAFF:
+        return _unchanged(snapshot, state)  # not even reset: nobody asked for it
+    return change_plan(snapshot, request, OnChange.KEEP)
 
 
 def adjust(snapshot: Snapshot, request: Request, delta: int) -> Outcome:
@@ -603,6 +633,7 @@ def _opened(snapshot: Snapshot, request: Request) -> Change:
     unopened = State(
         user_id=snapshot.user_id,
         plan=plan.name,
+        plan_source=PlanSource.DEFAULT.value,
         plan_version=plan.version,
         quota_limit=plan.allowance,
         quota_remaining=0,
@@ -654,6 +685,7 @@ def _enter(
         cost=cost,
         delta=delta,
         plan=state.plan,
+        plan_source=state.plan_source,
         plan_version=state.plan_version,
         quota_limit=state.quota_limit,
         balance_after=state.quota_remaining,

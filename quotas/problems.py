@@ -13,8 +13,9 @@ from django.http import Http404, HttpResponse, JsonResponse
 from rest_framework import exceptions
 
 from quotas import policy, ratelimit
+from quotas.jwks import KeysUnavailable
 from quotas.store import NoDefaultPlan
-from quotas.tokens import KeysUnavailable, TokenRefused
+from quotas.tokens import TokenRefused
 
 log = logging.getLogger(__name__)
 

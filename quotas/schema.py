@@ -14,7 +14,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from quotas import serializers, views
-from quotas.policy import MAX_UNITS, RESET_POLICIES, USER_ID, Kind, OnChange
+from quotas.policy import MAX_UNITS, RESET_POLICIES, USER_ID, Kind, OnChange, PlanSource
 from quotas.problems import TITLES
 
 JSON = dict[str, Any]
@@ -117,6 +117,11 @@ USER = ref("schemas", "UserId")
 INSTANT = ref("schemas", "Instant")
 QUOTA = ref("schemas", "Quota")
 PLAN_NAME = {"type": "string", "pattern": "^[a-z0-9_-]{1,40}$"}
+PLAN_SOURCE = {
+    "type": "string",
+    "enum": [source.value for source in PlanSource],
+    "description": "Whose choice the plan is.",
+}
 LIMIT = nullable(integer(description="Units a period; null is unlimited."))
 METADATA = {"type": "object", "description": "Kept with the entry as it came."}
 REASON = text(200, description="Why; services and staff see it in the history.")
@@ -141,6 +146,7 @@ ENTRY = {
     **OWN_ENTRY,
     "cost": integer(description="Units asked for."),
     "plan": PLAN_NAME,
+    "plan_source": PLAN_SOURCE,
     "quota_limit": LIMIT,
     "last_reset_date": INSTANT,
     "resets_at": INSTANT,
@@ -201,6 +207,7 @@ SCHEMAS: JSON = {
         at=INSTANT,
         deleted=BOOLEAN,
         reset_was_due={**BOOLEAN, "description": "It had not been carried out yet: nobody had asked."},
+        plan_source=PLAN_SOURCE,
         quota=QUOTA,
         spend=record(
             cost=integer(1),
@@ -298,6 +305,7 @@ _entry = {
     **_own_entry,
     "cost": 1,
     "plan": "free",
+    "plan_source": "default",
     "quota_limit": 20,
     "last_reset_date": BEFORE,
     "resets_at": AFTER,
@@ -318,6 +326,7 @@ EXAMPLES: dict[str, Any] = {  # each has the name of its schema
         "at": NOW,
         "deleted": False,
         "reset_was_due": False,
+        "plan_source": "default",
         "quota": _quota,
         "spend": {"cost": 1, "granted": True, "code": None, "detail": None},
         "entries": [_entry],

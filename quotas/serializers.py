@@ -157,6 +157,7 @@ def full_entry(entry: LedgerEntry) -> dict[str, Any]:
         **own_entry(entry),
         "cost": entry.cost,
         "plan": entry.plan,
+        "plan_source": entry.plan_source,
         "quota_limit": entry.quota_limit,
         "last_reset_date": rfc3339(entry.last_reset_date),
         "resets_at": rfc3339(entry.resets_at),
@@ -173,6 +174,7 @@ def explanation(explained: Explanation, cost: int) -> dict[str, Any]:
         "at": rfc3339(explained.quota.at),
         "deleted": explained.is_deleted,
         "reset_was_due": explained.is_reset_due,
+        "plan_source": explained.plan_source,
         "quota": full_quota(explained.quota),
         "spend": {
             "cost": cost,

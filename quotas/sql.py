@@ -9,19 +9,19 @@ from functools import lru_cache
 
 # In the order of policy.State, policy.Plan and policy.Entry.
 STATE = (
-    "user_id", "plan_id", "plan_version", "quota_limit", "quota_remaining", "last_reset_date", "anchor_at",
-    "period_seq", "refused_at", "seq", "updated_at", "deleted_at",
+    "user_id", "plan_id", "plan_source", "plan_version", "quota_limit", "quota_remaining", "last_reset_date",
+    "anchor_at", "period_seq", "refused_at", "seq", "updated_at", "deleted_at",
 )  # fmt: skip
 PLAN = ("name", "version", "allowance", "reset_policy", "period_seconds", "timezone", "actions")
 VERSION = ("plan_id", *PLAN[1:])  # the same, of a plan as it was
 ENTRY = (
-    "id", "user_id", "seq", "kind", "cost", "delta", "plan", "plan_version", "quota_limit", "balance_after",
-    "last_reset_date", "anchor_at", "resets_at", "period_seq", "created_at", "actor_kind", "actor_id", "act",
-    "reason", "action", "metadata", "idempotency_key", "fingerprint", "refund_of",
+    "id", "user_id", "seq", "kind", "cost", "delta", "plan", "plan_source", "plan_version", "quota_limit",
+    "balance_after", "last_reset_date", "anchor_at", "resets_at", "period_seq", "created_at", "actor_kind",
+    "actor_id", "act", "reason", "action", "metadata", "idempotency_key", "fingerprint", "refund_of",
 )  # fmt: skip
 ENTRY_TYPES = (
-    "uuid", "text", "bigint", "text", "bigint", "bigint", "text", "bigint", "bigint", "bigint",
-    "timestamptz", "timestamptz", "timestamptz", "bigint", "timestamptz", "text", "text", "text",
+    "uuid", "text", "bigint", "text", "bigint", "bigint", "text", "text", "bigint", "bigint",
+    "bigint", "timestamptz", "timestamptz", "timestamptz", "bigint", "timestamptz", "text", "text", "text",
     "text", "text", "jsonb", "text", "text", "uuid",
 )  # fmt: skip
 MOVING = STATE[1:]  # what a change may set
@@ -40,7 +40,7 @@ def _holes(count: int) -> str:
     return "(" + ", ".join(["%s"] * count) + ")"
 
 
-# What a verb may want to know besides: more columns, more joins, and one parameter each.
+# What a verb may want to know besides: more columns, more joins, and at most one parameter.
 ALSO = {
     "": ("", ""),
     # Entry id: the consumption, and the units of it that were asked back before.
@@ -51,10 +51,19 @@ ALSO = {
         )""",
         "LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %s",
     ),
-    # Plan's name, NULL for the default one: the plan as it is now.
-    "target": (
-        f", {_columns('t', PLAN)}",
-        "LEFT JOIN plans AS t ON t.name = COALESCE(%s, (SELECT f.name FROM plans AS f WHERE f.is_default))",
+    # Plan's name: the plan as it is now.
+    "target": (f", {_columns('t', PLAN)}", "LEFT JOIN plans AS t ON t.name = %s"),
+    # No parameter: the plan that Clerk's word leads to, and which word that is. The first one counts,
+    # billing before metadata; if it names a plan that is not there, the default plan stands in.
+    "clerk": (
+        f", {_columns('t', PLAN)}, CASE WHEN k.name IS NULL THEN 'default' ELSE c.source END",
+        """LEFT JOIN plan_assignments AS c ON c.id = (
+            SELECT a.id FROM plan_assignments AS a WHERE a.user_id = u.user_id AND a.plan <> ''
+            ORDER BY a.source = 'metadata', a.updated_at DESC, a.id DESC LIMIT 1
+        )
+        LEFT JOIN plans AS k ON k.name = c.plan
+        LEFT JOIN plans AS t
+            ON t.name = COALESCE(k.name, (SELECT f.name FROM plans AS f WHERE f.is_default))""",
     ),
 }
 
@@ -144,6 +153,18 @@ SQLITE_ENTRY = f"{_ENTRIES} VALUES {_holes(len(ENTRY))}"
 NOTE_PROFILE = """
     UPDATE challenge_quotas SET email = %s, clerk_updated_at = %s
     WHERE user_id = %s AND deleted_at IS NULL AND (clerk_updated_at IS NULL OR clerk_updated_at < %s)
+"""
+
+# Parameters: id, user id, source, external id, plan, Clerk's time of it. The latest word on each item
+# counts, whichever comes first; of two of the same time, the one that names no plan.
+NOTE_ASSIGNMENT = """
+    INSERT INTO plan_assignments (id, user_id, source, external_id, plan, updated_at)
+    VALUES (%s, %s, %s, %s, %s, %s)
+    ON CONFLICT (user_id, source, external_id) DO UPDATE
+    SET plan = excluded.plan, updated_at = excluded.updated_at
+    WHERE plan_assignments.updated_at < excluded.updated_at
+        OR plan_assignments.updated_at = excluded.updated_at
+            AND (plan_assignments.plan <> '' OR excluded.plan = '')
 """
 
 # Parameters: entry id. Tells whether a store whose answer was lost had been carried out.

@@ -18,7 +18,7 @@ from django.db import InterfaceError, OperationalError, connection, transaction
 from uuid_utils.compat import uuid7
 
 from quotas import sql
-from quotas.policy import Change, Entry, Outcome, Plan, Snapshot, State
+from quotas.policy import Change, Entry, Outcome, Plan, PlanSource, Snapshot, State
 
 # After so many tries the row is locked, so that a busy row makes progress too. SQLite's first try only
 # reads: a change is decided once more inside BEGIN IMMEDIATE, which is its row lock.
@@ -41,7 +41,7 @@ class Look(NamedTuple):
 
     key: str | None = None  # a stored idempotency key
     also: str = ""  # of sql.ALSO,
-    what: Any = None  # and its parameter
+    what: Any = None  # and its parameter, if it takes one
 
 
 def carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
@@ -52,7 +52,9 @@ def carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
     the database cannot be reached; only then is it unknown whether the change was stored.
     """
     for attempt in range(MOST_TRIES):
-        outcome, is_final = _attempt(user_id, decide, look, locked=attempt >= FREE_TRIES[connection.vendor])
+        # Clerk's word may change without a change of the row; who notes it holds the row's lock.
+        locked = look.also == "clerk" or attempt >= FREE_TRIES[connection.vendor]
+        outcome, is_final = _attempt(user_id, decide, look, locked=locked)
         if outcome is not None and is_final:
             return outcome
     raise OperationalError("The row was changed by others again and again.")
@@ -74,6 +76,17 @@ def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
     with connection.cursor() as cursor:
         cursor.executemany(sql.NOTE_PROFILE, rows)
         return int(cursor.rowcount)
+
+
+def lock(user_id: str) -> None:
+    """Hold off everybody else who would change the user's row, until the transaction ends."""
+    if connection.vendor == "postgresql":  # a transaction of SQLite's holds off everybody from its start
+        _run(sql.LOCK, [user_id])
+
+
+def note_assignment(user_id: str, source: str, external_id: str, plan: str, updated_at: datetime) -> bool:
+    """Note which plan Clerk says the user has, unless a later word is known; tell whether it was."""
+    return _run(sql.NOTE_ASSIGNMENT, _row([uuid7(), user_id, source, external_id, plan, updated_at])) > 0
 
 
 def read_surely(read: Callable[[], Found]) -> Found:
@@ -103,8 +116,8 @@ def _attempt(user_id: str, decide: Decide, look: Look, *, locked: bool) -> tuple
     raw = connection.connection
     try:
         with transaction.atomic() if locked else nullcontext():
-            if locked and connection.vendor == "postgresql":
-                _run(sql.LOCK, [user_id])
+            if locked:
+                lock(user_id)
             outcome = decide(_read(user_id, look))
             if not _has_entries(outcome):
                 return outcome, True
@@ -174,7 +187,7 @@ def _run(statement: str, parameters: list[Any]) -> int:
 
 
 def _read(user_id: str, look: Look) -> Snapshot:
-    parameters = [user_id, look.key, *([look.what] if look.also else [])]
+    parameters = [user_id, look.key, *([] if look.what is None else [look.what])]
     with connection.cursor() as cursor:
         cursor.execute(sql.snapshot(connection.vendor, look.also), _row(parameters))
         row = iter(cursor.fetchone())
@@ -193,7 +206,8 @@ def _read(user_id: str, look: Look) -> Snapshot:
         entry_ids=(uuid7(), uuid7()),
         consumption=_entry(row) if look.also == "consumption" else None,
         refunded=int(next(row)) if look.also == "consumption" else 0,
-        target=_plan(row) if look.also == "target" else None,
+        target=_plan(row) if look.also in ("target", "clerk") else None,
+        target_source=next(row) if look.also == "clerk" else PlanSource.STAFF.value,
     )
 
 

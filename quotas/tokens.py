@@ -1,45 +1,37 @@
-"""Clerk's session tokens: where the key comes from, what a token must say, why one is refused.
+"""Clerk's session tokens: what one must say, and why one is refused.
 
 Every check is in this file. `verify` is the whole of it for a caller: a Session, or one of two errors.
 """
 
 import base64
+import hashlib
 import json
-import logging
 import math
-import os
 import re
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.conf import settings
-from jwt.algorithms import RSAAlgorithm
 from jwt.api_jws import PyJWS
 from jwt.exceptions import InvalidSignatureError, PyJWTError
 
-log = logging.getLogger(__name__)
+from quotas.jwks import KeysUnavailable, UnknownKey, key_set, strong
 
 MAX_TOKEN = 8 * 1024
 LEEWAY = 5  # seconds by which two clocks may differ
 MAX_LIFE = 86_400  # seconds; Clerk's tokens live for one minute
-MIN_KEY_BITS = 2048  # Clerk's size; below it PyJWT warns at every token
 # Clerk signs other kinds of token with the same key; these categories are the session tokens.
 SESSION_CATEGORIES = ("cl_B7d4PD111AAA", "cl_I7d4PD111III")
+JUDGED = ("exp", "nbf", "iat", "iss", "azp", "sts")  # the claims that time and settings judge
 COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")
 
-FETCH_TIMEOUT = 3  # seconds
-MAX_KEY_SET = 256 * 1024  # bytes
-FRESH = 3_600  # seconds for which fetched keys are not asked for again
-RETRY_STALE = 60  # seconds between attempts to renew old keys, which are served meanwhile
-QUIET_AFTER_SUCCESS, QUIET_AFTER_FAILURE = 10, 1  # seconds without a fetch, whatever kid is asked for
+MOST_REMEMBERED = 4_096  # tokens; about 1 KB each
 RETRY_SETTINGS = 60  # seconds; wrong settings last until somebody mends them
 
 Code = Literal[
@@ -65,15 +57,6 @@ class TokenRefused(Exception):
         self.detail = detail
 
 
-class KeysUnavailable(Exception):
-    """The token cannot be judged now; ask again after `retry_after` seconds."""
-
-    def __init__(self, detail: str, retry_after: int) -> None:
-        super().__init__(detail, retry_after)
-        self.detail = detail
-        self.retry_after = retry_after
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
     user_id: str
@@ -81,25 +64,56 @@ class Session:
     act: str | None  # who impersonates the user
 
 
+class Proof(NamedTuple):
+    """What was read from a token whose signature held, by which key."""
+
+    kid: str | None
+    key: RSAPublicKey
+    session: Session
+    claims: dict[str, Any]  # those that are judged anew each time
+
+
+# The proofs of this process, by the digest of the whole token. A client sends each token many times
+# in its minute; checking it costs twenty times what remembering does (bench/tokens.py).
+_proofs: dict[bytes, Proof] = {}
+
+
 def verify(token: str) -> Session:
     """Return the session that `token` proves.
 
     Raises TokenRefused, with the code of the first thing to put right, or KeysUnavailable.
     """
+    if len(token) > MAX_TOKEN:
+        raise TokenRefused("token_malformed", "The token is longer than 8 KB.")
+    now = time.time()
+    digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+    proof = _proofs.get(digest)
+    # What the token says and who signed it cannot change; whether it still counts is asked each time.
+    if proof and now < proof.claims["exp"] and _find_key(proof.kid) is proof.key:
+        _check_claims(proof.claims, now)
+        return proof.session
     kid = _check_header(token)
-    claims = _signed_claims(token, _find_key(kid))
+    key = _find_key(kid)
+    claims = _signed_claims(token, key)
     session = _session(claims)
-    _check_times(claims, time.time())
-    _check_origin(claims)
-    if claims.get("sts") == "pending":
-        raise TokenRefused("session_pending", "The session is pending: the user has sign-in tasks to finish.")
+    _check_claims(claims, now)
+    judged = {name: claims[name] for name in JUDGED if name in claims}
+    _remember(digest, Proof(kid, key, session, judged), now)
     return session
+
+
+def _remember(digest: bytes, proof: Proof, now: float) -> None:
+    if len(_proofs) >= MOST_REMEMBERED:
+        for known, (*_, claims) in list(_proofs.items()):
+            if claims["exp"] <= now:
+                _proofs.pop(known, None)
+    if len(_proofs) >= MOST_REMEMBERED:
+        _proofs.clear()
+    _proofs[digest] = proof
 
 
 def _check_header(token: str) -> str | None:
     """Refuse what no key could make good, before any key is looked for; return the kid."""
-    if len(token) > MAX_TOKEN:
-        raise TokenRefused("token_malformed", "The token is longer than 8 KB.")
     if not COMPACT.fullmatch(token):
         raise TokenRefused(
             "token_malformed",
@@ -161,6 +175,13 @@ def _session(claims: dict[str, Any]) -> Session:
     return Session(user_id, session_id, actor if _is_id(actor) else None)
 
 
+def _check_claims(claims: dict[str, Any], now: float) -> None:
+    _check_times(claims, now)
+    _check_origin(claims)
+    if claims.get("sts") == "pending":
+        raise TokenRefused("session_pending", "The session is pending: the user has sign-in tasks to finish.")
+
+
 def _check_times(claims: dict[str, Any], now: float) -> None:
     exp = claims.get("exp")
     if not _is_number(exp):
@@ -220,6 +241,20 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
+def key_source() -> tuple[str, float | None]:
+    """Tell where the keys come from (PEM, JWKS or none), and how many seconds ago they were fetched.
+
+    Keys that were not fetched yet are asked for, so that the first request need not wait for them.
+    """
+    if settings.CLERK_JWT_KEY:
+        return "PEM", None
+    if not settings.CLERK_JWKS_URL:
+        return "none", None
+    keys = key_set(settings.CLERK_JWKS_URL)
+    keys.renew()
+    return "JWKS", keys.age
+
+
 def _find_key(kid: str | None) -> RSAPublicKey:
     if settings.CLERK_JWT_KEY:
         try:
@@ -227,7 +262,12 @@ def _find_key(kid: str | None) -> RSAPublicKey:
         except ValueError as error:
             raise KeysUnavailable(str(error), RETRY_SETTINGS) from None
     if settings.CLERK_JWKS_URL:
-        return _key_set(settings.CLERK_JWKS_URL).find(kid)
+        try:
+            return key_set(settings.CLERK_JWKS_URL).find(kid)
+        except UnknownKey:
+            raise TokenRefused(
+                "token_signature", "The kid header names no key of the configured Clerk instance."
+            ) from None
     raise KeysUnavailable(
         "No key to check tokens with is configured: set CLERK_PUBLISHABLE_KEY, or CLERK_JWT_KEY.",
         RETRY_SETTINGS,
@@ -238,121 +278,9 @@ def _find_key(kid: str | None) -> RSAPublicKey:
 def public_key(pem: str) -> RSAPublicKey:
     """Parse the PEM of CLERK_JWT_KEY, or raise ValueError with the fix, never with the value."""
     try:
-        return _strong(load_pem_public_key(pem.encode()))
+        return strong(load_pem_public_key(pem.encode()))
     except (ValueError, UnsupportedAlgorithm):
         raise ValueError(
             "CLERK_JWT_KEY is not a PEM public key: copy it whole from the API keys page of Clerk, "
             "from BEGIN PUBLIC KEY to END PUBLIC KEY (RSA, at least 2048 bits)."
         ) from None
-
-
-def _strong(key: object) -> RSAPublicKey:
-    if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
-        raise ValueError("not an RSA public key of at least 2048 bits")
-    return key
-
-
-class JWKS:
-    """The public keys behind one address, by kid.
-
-    A stranger chooses the kid, so fetches are rationed: one at a time, and after each a quiet time in
-    which none is made. Old keys are served for as long as no new ones can be had.
-    """
-
-    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._url = url
-        self._clock = clock
-        self._fetching = threading.Lock()
-        self._keys: dict[str | None, RSAPublicKey] = {}
-        self._stale_at = self._quiet_until = clock()
-
-    def find(self, kid: str | None) -> RSAPublicKey:
-        """Return the key named `kid`.
-
-        Raises KeysUnavailable if the keys cannot be asked for it now, and TokenRefused if they were
-        and do not have it.
-        """
-        key = self._keys.get(kid)
-        # With a key in hand nobody waits for another request's fetch.
-        if self._fetching.acquire(timeout=0 if key else FETCH_TIMEOUT):
-            try:
-                return self._find_after_fetch(kid)
-            finally:
-                self._fetching.release()
-        if key is None:
-            raise self._unavailable()
-        return key
-
-    def _find_after_fetch(self, kid: str | None) -> RSAPublicKey:
-        due = self._stale_at if kid in self._keys else self._quiet_until
-        if self._clock() >= due and self._fetch() and kid not in self._keys:
-            raise TokenRefused(
-                "token_signature", "The kid header names no key of the configured Clerk instance."
-            )
-        if kid not in self._keys:
-            raise self._unavailable()
-        return self._keys[kid]
-
-    def _fetch(self) -> bool:
-        try:
-            self._keys = _parse_key_set(_download(self._url))
-        except ValueError as error:
-            log.warning("The keys at CLERK_JWKS_URL could not be fetched: %s", error)
-            self._quiet_until = self._clock() + QUIET_AFTER_FAILURE
-            self._stale_at = self._clock() + RETRY_STALE
-            return False
-        self._quiet_until = self._clock() + QUIET_AFTER_SUCCESS
-        self._stale_at = self._clock() + FRESH
-        return True
-
-    def _unavailable(self) -> KeysUnavailable:
-        return KeysUnavailable(
-            "The key of this token could not be fetched from Clerk: try again shortly.",
-            max(1, math.ceil(self._quiet_until - self._clock())),
-        )
-
-
-_key_sets: dict[tuple[int, str], JWKS] = {}
-
-
-def _key_set(url: str) -> JWKS:
-    # By process too: a fork may have copied a lock that nobody in the child will release.
-    name = (os.getpid(), url)
-    return _key_sets.get(name) or _key_sets.setdefault(name, JWKS(url))  # setdefault is atomic
-
-
-def _parse_key_set(raw: bytes) -> dict[str | None, RSAPublicKey]:
-    """Return the usable keys by kid, or raise ValueError if there are none."""
-    members = _json_object(raw).get("keys")
-    keys: dict[str | None, RSAPublicKey] = {}
-    for jwk in members if isinstance(members, list) else []:
-        try:
-            if jwk.get("use", "sig") == "sig" and isinstance(jwk["kid"], str):
-                keys[jwk["kid"]] = _strong(RSAAlgorithm.from_jwk(jwk))
-        except (PyJWTError, ValueError, LookupError, TypeError, AttributeError):
-            continue  # one odd key must not cost the others
-    if not keys:
-        raise ValueError("no RSA key in the answer")
-    return keys
-
-
-def _download(url: str) -> bytes:
-    """GET a small body, or raise ValueError. No redirect is followed."""
-    import httpx  # here, because a process with CLERK_JWT_KEY never needs it
-
-    deadline = time.monotonic() + FETCH_TIMEOUT
-    body = b""
-    try:
-        # Unpacked bytes could exceed the cap in one step, so none are asked for packed.
-        with httpx.stream(
-            "GET", url, timeout=FETCH_TIMEOUT, headers={"Accept-Encoding": "identity"}
-        ) as answer:
-            if answer.status_code != 200:
-                raise ValueError(f"status {answer.status_code}")
-            for part in answer.iter_raw():
-                body += part
-                if len(body) > MAX_KEY_SET or time.monotonic() > deadline:
-                    raise ValueError("the answer is too long or too slow")
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise ValueError(type(error).__name__) from error
-    return body

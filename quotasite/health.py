@@ -2,7 +2,6 @@
 
 import sys
 
-from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -10,6 +9,7 @@ from django.views.decorators.cache import never_cache
 
 from quotas.problems import Problem, from_exception
 from quotas.store import read_surely
+from quotas.tokens import key_source
 
 JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz")
 
@@ -24,10 +24,10 @@ def healthz(request: HttpRequest) -> HttpResponse:
 def readyz(request: HttpRequest) -> HttpResponse:
     """The database answers and is migrated, so that requests can be sent here.
 
-    Where the token keys come from is told and never a reason to fail: an outage at Clerk must not
-    take every instance out of service.
+    Where the token keys come from, and how old they are in this process, is told and never a reason to
+    fail: an outage at Clerk must not take every instance out of service.
     """
-    keys = "CLERK_JWT_KEY" if settings.CLERK_JWT_KEY else settings.CLERK_JWKS_URL and "JWKS"
+    keys, age = key_source()
     try:
         missing = read_surely(_unapplied_migrations)
     except (OperationalError, InterfaceError) as error:
@@ -37,7 +37,14 @@ def readyz(request: HttpRequest) -> HttpResponse:
     if missing:
         detail = f"{len(missing)} migrations are not applied, {missing[0]} first: run manage.py migrate."
         return Problem(503, "not_migrated", detail, headers={"Retry-After": "5"}).response()
-    return JsonResponse({"status": "ready", "database": connection.vendor, "keys": keys or "none"})
+    return JsonResponse(
+        {
+            "status": "ready",
+            "database": connection.vendor,
+            "keys": keys,
+            "keys_age_seconds": age if age is None else int(age),
+        }
+    )
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -65,7 +65,7 @@ def test_an_explanation_has_exactly_these_members(explain, make_quota, wait):
     answer = explain(now() - MINUTE, cost=3)
     body = answer.json()
     assert (answer.status_code, answer["Cache-Control"]) == (200, "no-store")
-    assert body.keys() == {"at", "deleted", "reset_was_due", "quota", "spend", "entries"}
+    assert body.keys() == {"at", "deleted", "reset_was_due", "plan_source", "quota", "spend", "entries"}
     assert body["quota"].keys() == QUOTA
     assert (body["deleted"], body["reset_was_due"]) == (False, False)
     assert body["spend"] == {"cost": 3, "granted": True, "code": None, "detail": None}

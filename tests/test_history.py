@@ -16,6 +16,7 @@ PUBLIC = {"id", "seq", "kind", "delta", "balance_after", "action", "created_at",
 MORE = {
     "cost",
     "plan",
+    "plan_source",
     "quota_limit",
     "last_reset_date",
     "resets_at",

@@ -45,6 +45,8 @@ PLANS = {
     "unlimited": {"allowance": None},
 }
 
+WEBHOOK = Actor("webhook", "clerk")
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 users = st.sampled_from(USERS)
 keys = st.sampled_from([None, "k1", "k2"])
 actors = st.sampled_from([Actor("service", "sk_1"), STAFF])
@@ -70,6 +72,8 @@ class Model:
         self.default: str | None = None
         self.states: dict[str, State] = {}
         self.ledgers: dict[str, list[Entry]] = {user_id: [] for user_id in USERS}
+        # Clerk's word on each user's items, and when it was given: (plan, time) by (source, item)
+        self.words: dict[str, dict[tuple[str, str], tuple[str, int]]] = {user_id: {} for user_id in USERS}
 
     def save_plan(self, plan: Plan) -> int:
         known = self.versions.setdefault(plan.name, [])
@@ -96,9 +100,31 @@ class Model:
             consumption = next((e for e in ledger if e.id == look.what), None)
             return replace(found, consumption=consumption, refunded=asked_back)
         if look.also == "target":
-            versions = self.versions.get(look.what or self.default)
+            versions = self.versions.get(look.what)
             return replace(found, target=versions[-1] if versions else None)
+        if look.also == "clerk":
+            name, source = self.clerks_word(user_id)
+            return replace(found, target=self.versions[name][-1], target_source=source)
         return found
+
+    def clerks_word(self, user_id: str) -> tuple[str | None, str]:
+        """The plan that Clerk's words lead to, and which of them."""
+        for source in ("billing", "metadata"):
+            said = [
+                (at, plan) for (by, _), (plan, at) in self.words[user_id].items() if by == source and plan
+            ]
+            if said:
+                plan = max(said)[1]
+                return (plan, source) if plan in self.versions else (self.default, "default")
+        return self.default, "default"
+
+    def note(self, user_id: str, item: tuple[str, str], plan: str, at: int) -> bool:
+        """Note the word on an item if it is the latest; at one time the end of it is the last word."""
+        last = self.words[user_id].get(item)
+        if last and (last[1] > at or (last[1] == at and plan and not last[0])):
+            return False
+        self.words[user_id][item] = plan, at
+        return True
 
     def keep(self, outcome: Outcome) -> None:
         if isinstance(outcome, policy.Change) and outcome.entries:
@@ -115,7 +141,7 @@ class Machine(RuleBasedStateMachine):
         self.seen: Snapshot | None = None
         self.last_step: Callable[[], None] = lambda: None
         self.read, store._read = store._read, self.read_at_our_time
-        for table in (LedgerEntry, ChallengeQuota, PlanVersion, models.Plan):
+        for table in (models.PlanAssignment, LedgerEntry, ChallengeQuota, PlanVersion, models.Plan):
             table.objects.all().delete()
         for name, rules in PLANS.items():
             self.save(models.Plan(name=name, actions={"generate": 3}, **rules))
@@ -277,8 +303,42 @@ class Machine(RuleBasedStateMachine):
         self, user_id: str, plan: str | None, on_change: OnChange, key: str | None, actor: Actor
     ) -> None:
         rule = partial(policy.change_plan, on_change=on_change)
-        look = ("target", plan)
+        look = ("target", plan) if plan else ("clerk", None)
         self.step("change_plan", user_id, plan, on_change, rule=rule, look=look, actor=actor, key=key)
+
+    @rule(
+        user_id=users,
+        item=st.sampled_from([("billing", "item_1"), ("billing", "item_2"), ("metadata", "")]),
+        plan=st.sampled_from(["", "gold", "hourly", "unlimited", "monthly"]),
+        at=st.integers(1, 40),
+    )
+    def assign_plan(self, user_id: str, item: tuple[str, str], plan: str, at: int) -> None:
+        """Clerk says of an item which plan it stands for, in any order of its times."""
+        # Two words of one time about one user have no order of their own: each item has its own times.
+        at = 4 * at + ["item_1", "item_2", ""].index(item[1])
+        self.open_missing(user_id, WEBHOOK)
+        state = self.model.states.get(user_id)
+        is_open = state is not None and state.deleted_at is None
+        is_noted = is_open and self.model.note(user_id, item, plan, at)
+        source, external_id = item
+        given = {"external_id": external_id, "updated_at": EPOCH + at * HOUR, "actor": WEBHOOK}
+        answer = answer_of(
+            lambda: ChallengeQuota.objects.assign_plan(user_id, source, plan, **given)  # type: ignore[arg-type]
+        )
+        if not is_open:
+            assert isinstance(answer, policy.Deleted)
+            return
+        assert answer is is_noted
+        if not is_noted:
+            self.steps["a late word"] += 1
+            return
+        assert self.seen is not None
+        found = self.model.find(user_id, self.now, self.seen.entry_ids, store.Look(None, "clerk"))
+        assert self.seen == found
+        outcome = policy.follow_clerk(found, Request(WEBHOOK))
+        self.model.keep(outcome)
+        self.steps[f"followed: {name_of(answer, outcome)}"] += 1
+        self.compare(user_id)
 
     @rule(user_id=st.sampled_from(USERS[2:]), actor=actors)
     def delete(self, user_id: str, actor: Actor) -> None:
@@ -322,6 +382,9 @@ class Machine(RuleBasedStateMachine):
         assert unmarked_answer(answer) == unmarked_answer(expected(verb, outcome))
         self.model.keep(outcome)
         self.steps[name_of(answer, outcome)] += 1
+        self.compare(user_id)
+
+    def compare(self, user_id: str) -> None:
         row = ChallengeQuota.objects.filter(pk=user_id).first()
         assert (row and row.state) == self.model.states.get(user_id)
         newest = LedgerEntry.objects.filter(user_id=user_id).order_by("-seq")[:3]

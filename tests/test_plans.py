@@ -193,8 +193,19 @@ def test_to_unlimited_every_way_is_a_reset(on_change: OnChange) -> None:
 @each_way
 def test_the_plan_he_has_changes_nothing(on_change: OnChange) -> None:
     again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
+    again = replace(again, target_source="default")
     change = changed(policy.change_plan(again, ASKED, on_change))
     assert (change.entries, change.state) == ((), again.state)
+
+
+@each_way
+def test_the_plan_he_has_by_anothers_choice_changes_only_whose_choice_it_is(on_change: OnChange) -> None:
+    again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
+    change = changed(policy.change_plan(again, ASKED, on_change))
+    moved = {"plan_source": "staff", "seq": again.state.seq + 1, "updated_at": again.now}
+    assert again.state
+    assert change.state == replace(again.state, **moved)
+    assert (change.entries[-1].kind, change.entries[-1].delta) == ("plan_changed", 0)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +268,19 @@ def test_a_change_of_plan_is_one_entry(pro: Plan) -> None:
     assert kinds() == ["opened", "consumed", "plan_changed"]
 
 
-def test_the_same_plan_writes_nothing(pro: Plan) -> None:
+def test_the_plan_that_he_has_by_default_becomes_staffs_choice_and_nothing_else_changes(pro: Plan) -> None:
     ChallengeQuota.objects.consume(USER, 17)
     assert change("free", OnChange.RESET).quota_remaining == 3
-    assert kinds() == ["opened", "consumed"]
+    entry = LedgerEntry.objects.get(kind="plan_changed")
+    assert (entry.delta, entry.balance_after, entry.plan, entry.plan_source) == (0, 3, "free", "staff")
+    assert ChallengeQuota.objects.get(pk=USER).plan_source == "staff"
+    assert_sound(USER)
+
+
+def test_the_same_choice_again_writes_nothing(pro: Plan) -> None:
+    change("pro")
+    assert change("pro", OnChange.RESET).quota_remaining == 100
+    assert kinds() == ["opened", "plan_changed"]
 
 
 def test_a_key_changes_the_plan_once(pro: Plan) -> None:

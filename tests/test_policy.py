@@ -24,7 +24,7 @@ STAFF = Request(Actor("staff", "bo"), reason="a gift")
 
 
 def state_with(remaining: int, limit: int | None = 20, **changes: object) -> State:
-    state = State("user_1", "free", 1, limit, remaining, NOON, NOON, 1, None, 7, NOON, None)
+    state = State("user_1", "free", "default", 1, limit, remaining, NOON, NOON, 1, None, 7, NOON, None)
     return replace(state, **changes)  # type: ignore[arg-type]
 
 

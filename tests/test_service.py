@@ -341,10 +341,11 @@ def test_no_plan_is_the_default_one(service, make_quota, pro):
 
 def test_the_plan_that_he_has_changes_nothing(service, make_quota, pro):
     make_quota(remaining=12)
-    for plan in ("free", None):
+    for plan in (None, "free", "free"):
         answer = service.put("plan", {"plan": plan, "on_change": "reset"})
         assert (answer.status_code, answer.json()["quota_remaining"]) == (200, 12)
-    assert kinds() == ["opened", "adjusted"]
+    assert kinds() == ["opened", "adjusted", "plan_changed"]
+    assert LedgerEntry.objects.get(kind="plan_changed").plan_source == "staff"  # what is new by it
 
 
 def test_an_unknown_plan_is_not_found_and_stores_nothing(service):

@@ -1,0 +1,194 @@
+"""The public keys that Clerk publishes at one address, fetched sparingly and off the requests' path.
+
+A stranger chooses the kid of his token, and the server of the keys may be down or slow: neither may
+make a request wait for long, nor cost more than a fetch now and then.
+"""
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from jwt.algorithms import RSAAlgorithm
+from jwt.exceptions import PyJWTError
+
+from quotas import metrics
+
+log = logging.getLogger(__name__)
+
+MIN_KEY_BITS = 2048  # Clerk's size; below it PyJWT warns at every token
+MAX_KEY_SET = 256 * 1024  # bytes
+FETCH_TIMEOUT = 3  # seconds
+LOST_AFTER = 4 * FETCH_TIMEOUT  # seconds; resolving a name, say, heeds no time-out of ours
+FRESH = 3_600  # seconds for which fetched keys are not asked for again
+RETRY_STALE = 60  # seconds between attempts to renew old keys, which are served meanwhile
+QUIET_AFTER_SUCCESS, QUIET_AFTER_FAILURE = 10, 1  # seconds without a fetch, whatever kid is asked for
+
+
+class KeysUnavailable(Exception):
+    """The token cannot be judged now; ask again after `retry_after` seconds."""
+
+    def __init__(self, detail: str, retry_after: int) -> None:
+        super().__init__(detail, retry_after)
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class UnknownKey(Exception):
+    """The keys were fetched just now, and the one asked for is not among them."""
+
+
+@dataclass(slots=True, eq=False)
+class Fetch:
+    """One fetch under way; `keys` stays None if it failed."""
+
+    began_at: float
+    keys: dict[str | None, RSAPublicKey] | None = None
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+
+class JWKS:
+    """The keys behind one address, by kid.
+
+    One fetch is under way at a time, in a thread of its own, and after each there is a quiet time in
+    which none is made. Old keys are served for as long as no new ones can be had. Only who needs a key
+    that is not there waits, for FETCH_TIMEOUT at the most, and not at all once a fetch has failed.
+    """
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._url = url
+        self._clock = clock
+        self._lock = threading.Lock()  # never held while anything is waited for
+        self._keys: dict[str | None, RSAPublicKey] = {}
+        self._fetch: Fetch | None = None
+        self._fetched_at: float | None = None
+        self._stale_at = self._quiet_until = clock()
+        self._is_down = False
+
+    def find(self, kid: str | None) -> RSAPublicKey:
+        """Return the key named `kid`. Raises UnknownKey, or KeysUnavailable if that is not known now."""
+        if key := self._keys.get(kid):
+            self.renew()
+            return key
+        fetch, is_ours = self._begin(self._quiet_until)
+        if fetch and not self._is_down and not fetch.is_over.wait(FETCH_TIMEOUT):
+            self._is_down = True
+        if key := self._keys.get(kid):
+            return key
+        # A fetch that others began may have asked before this key was published.
+        if fetch and is_ours and fetch.keys is not None:
+            raise UnknownKey
+        raise KeysUnavailable(
+            "The key of this token could not be fetched from Clerk: try again shortly.",
+            max(1, math.ceil(self._quiet_until - self._clock())),
+        )
+
+    def renew(self) -> None:
+        """Have the keys fetched if they are old, or were never fetched; do not wait for it."""
+        if self._clock() >= self._stale_at:
+            self._begin(self._stale_at)
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the keys were fetched, None if they never were."""
+        return None if self._fetched_at is None else self._clock() - self._fetched_at
+
+    def _begin(self, due: float) -> tuple[Fetch | None, bool]:
+        """Return the fetch under way, one that is begun now if it is time, or None; and whether it is new."""
+        with self._lock:
+            now, fetch = self._clock(), self._fetch
+            if fetch and not fetch.is_over.is_set() and now < fetch.began_at + LOST_AFTER:
+                return fetch, False
+            if now < max(due, self._quiet_until):
+                return None, False
+            self._fetch = fetch = Fetch(now)
+        threading.Thread(target=self._carry_out, args=(fetch,), name="jwks", daemon=True).start()
+        return fetch, True
+
+    def _carry_out(self, fetch: Fetch) -> None:
+        fault = ""
+        try:
+            fetch.keys = _parse_key_set(_download(self._url))
+        except ValueError as error:
+            fault = str(error)
+        finally:  # whatever happens, nobody shall wait for this one any more
+            self._settle(fetch)
+        metrics.KEY_FETCHES.labels("failed" if fault else "fetched").inc()
+        if fault:
+            log.warning("The keys at CLERK_JWKS_URL could not be fetched: %s", fault)
+        else:
+            metrics.KEYS_FETCHED_AT.set_to_current_time()
+
+    def _settle(self, fetch: Fetch) -> None:
+        with self._lock:
+            now = self._clock()
+            if fetch.keys is not None:
+                self._keys, self._fetched_at, self._is_down = fetch.keys, now, False
+                self._stale_at, self._quiet_until = now + FRESH, now + QUIET_AFTER_SUCCESS
+            elif fetch is self._fetch:  # one that was given up for lost has no say
+                self._is_down = True
+                self._stale_at, self._quiet_until = now + RETRY_STALE, now + QUIET_AFTER_FAILURE
+            fetch.is_over.set()
+
+
+_key_sets: dict[tuple[int, str], JWKS] = {}
+
+
+def key_set(url: str) -> JWKS:
+    """Return this process's keys of that address."""
+    # By process: a fork copies a lock that nobody in the child will release, and no thread that fetches.
+    name = (os.getpid(), url)
+    return _key_sets.get(name) or _key_sets.setdefault(name, JWKS(url))  # setdefault is atomic
+
+
+def strong(key: object) -> RSAPublicKey:
+    """Return the key if it is one that Clerk could sign with, or raise ValueError."""
+    if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
+        raise ValueError(f"not an RSA public key of at least {MIN_KEY_BITS} bits")
+    return key
+
+
+def _parse_key_set(raw: bytes) -> dict[str | None, RSAPublicKey]:
+    """Return the usable keys by kid, or raise ValueError if there are none."""
+    try:
+        answer = json.loads(raw.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    members = answer.get("keys") if isinstance(answer, dict) else None
+    keys: dict[str | None, RSAPublicKey] = {}
+    for jwk in members if isinstance(members, list) else []:
+        try:
+            if jwk.get("use", "sig") == "sig" and isinstance(jwk["kid"], str):
+                keys[jwk["kid"]] = strong(RSAAlgorithm.from_jwk(jwk))
+        except (PyJWTError, ValueError, LookupError, TypeError, AttributeError):
+            continue  # one odd key must not cost the others
+    if not keys:
+        raise ValueError("no RSA key in the answer")
+    return keys
+
+
+def _download(url: str) -> bytes:
+    """GET a small body, or raise ValueError. No redirect is followed."""
+    import httpx  # here, because a process with CLERK_JWT_KEY never needs it
+
+    deadline = time.monotonic() + FETCH_TIMEOUT
+    body = b""
+    try:
+        # Unpacked bytes could exceed the cap in one step, so none are asked for packed.
+        with httpx.stream(
+            "GET", url, timeout=FETCH_TIMEOUT, headers={"Accept-Encoding": "identity"}
+        ) as answer:
+            if answer.status_code != 200:
+                raise ValueError(f"status {answer.status_code}")
+            for part in answer.iter_raw():
+                body += part
+                if len(body) > MAX_KEY_SET or time.monotonic() > deadline:
+                    raise ValueError("the answer is too long or too slow")
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise ValueError(type(error).__name__) from error
+    return body

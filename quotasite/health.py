@@ -1,17 +1,21 @@
 """Probes for the platform, and the answers of last resort."""
 
+import hmac
 import sys
 
+from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
-from quotas.problems import Problem, from_exception
+from quotas.problems import Problem, from_exception, unauthorized
 from quotas.store import read_surely
 from quotas.tokens import key_source
 
-JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz")
+JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz", "/metrics")
 
 
 @never_cache
@@ -45,6 +49,22 @@ def readyz(request: HttpRequest) -> HttpResponse:
             "keys_age_seconds": age if age is None else int(age),
         }
     )
+
+
+@never_cache
+def metrics(request: HttpRequest) -> HttpResponse:
+    """What was counted, as Prometheus reads it. Without METRICS_TOKEN there is no such page."""
+    if not settings.METRICS_TOKEN:
+        raise Http404
+    given = request.headers.get("Authorization", "").encode()
+    if not hmac.compare_digest(given, f"Bearer {settings.METRICS_TOKEN}".encode()):
+        detail = "Send Authorization: Bearer and the METRICS_TOKEN of this service."
+        return unauthorized("token_missing", detail).response()
+    registry = REGISTRY
+    if settings.PROMETHEUS_MULTIPROC_DIR:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

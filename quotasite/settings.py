@@ -161,8 +161,13 @@ CLERK_JWKS_URL = env_url("CLERK_JWKS_URL", f"{_issuer}/.well-known/jwks.json" if
 CLERK_JWT_KEY = ENV.get("CLERK_JWT_KEY", "").replace("\\n", "\n").strip()
 CLERK_AUTHORIZED_PARTIES = env_origins("CLERK_AUTHORIZED_PARTIES")
 CLERK_WEBHOOK_SIGNING_SECRET = env_list("CLERK_WEBHOOK_SIGNING_SECRET")
+CLERK_PLAN_METADATA_KEY = ENV.get("CLERK_PLAN_METADATA_KEY", "").strip()
+CLERK_INSTANCE_ID = ENV.get("CLERK_INSTANCE_ID", "").strip()
 CLERK_SECRET_KEY = ENV.get("CLERK_SECRET_KEY", "").strip()
 CLERK_API_URL = env_url("CLERK_API_URL", "https://api.clerk.com/v1")
+
+METRICS_TOKEN = ENV.get("METRICS_TOKEN", "").strip()
+PROMETHEUS_MULTIPROC_DIR = ENV.get("PROMETHEUS_MULTIPROC_DIR", "").strip()  # read by prometheus-client too
 
 QUOTA_DEFAULT_ALLOWANCE = env_int("QUOTA_DEFAULT_ALLOWANCE", 20, 0, MAX_UNITS)
 QUOTA_RATELIMIT_DRAFT = env_choice("QUOTA_RATELIMIT_DRAFT", "11", "off")
@@ -265,7 +270,7 @@ if env_bool("TRUSTED_PROXY"):  # then, and only then, the scheme that a proxy fo
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_SSL_REDIRECT = not DEBUG
 # A redirect in front of these would lose a POST, or a probe that comes by plain HTTP.
-SECURE_REDIRECT_EXEMPT = [r"^api(/|$)", r"^webhooks(/|$)", r"^healthz$", r"^readyz$"]
+SECURE_REDIRECT_EXEMPT = [r"^api(/|$)", r"^webhooks(/|$)", r"^healthz$", r"^readyz$", r"^metrics$"]
 SECURE_HSTS_SECONDS = 0 if DEBUG else 31_536_000
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
 SILENCED_SYSTEM_CHECKS = [

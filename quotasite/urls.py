@@ -11,6 +11,7 @@ urlpatterns = [
     path("admin", RedirectView.as_view(url="/admin/")),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
+    path("metrics", health.metrics),
 ]
 handler400 = "quotasite.health.bad_request"
 handler404 = "quotasite.health.not_found"

@@ -1,15 +1,18 @@
-"""The inbox, for staff who ask what a delivery did."""
+"""The inbox, for staff who ask what a delivery did, and for whom it is to be done again."""
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
-from quotas.admin import ReadOnlyAdmin, clock_time
-from webhooks.handlers import HANDLERS
+from quotas.admin import ReadOnlyAdmin, chip, clock_time
+from webhooks.handlers import HANDLERS, apply
 from webhooks.models import WebhookEvent
+
+COLOURS = {"success": "healthy", "warning": "low", "ignored": "deleted"}
 
 
 class TypeFilter(admin.SimpleListFilter):
@@ -28,11 +31,39 @@ class TypeFilter(admin.SimpleListFilter):
 
 @admin.register(WebhookEvent)
 class WebhookEventAdmin(ReadOnlyAdmin):
-    list_display = ["when", "type", "user_id", "status", "note"]
+    """Read-only, but for the one act of handling an event again."""
+
+    list_display = ["when", "type", "user_id", "outcome", "plan", "note"]
     list_filter = ["status", TypeFilter]
     search_fields = ["user_id__startswith", "svix_id__startswith"]
     search_help_text = "The beginning of a user id, or of a delivery's id"
+    actions = ["apply_again"]
+
+    def has_apply_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("webhooks.change_webhookevent")
 
     @admin.display(description="handled (UTC)")
     def when(self, event: WebhookEvent) -> SafeString:
         return clock_time(event.handled_at)
+
+    @admin.display(description="status")
+    def outcome(self, event: WebhookEvent) -> SafeString:
+        return chip(event.status, COLOURS[event.status])
+
+    @admin.action(description="Apply again", permissions=["apply"])
+    def apply_again(self, request: HttpRequest, events: QuerySet[WebhookEvent]) -> None:
+        """Handle the events once more, oldest first, such as after a plan was added that was unknown."""
+        statuses = [self._apply(event) for event in events.order_by("handled_at")]
+        told = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+        has_warning = WebhookEvent.Status.WARNING in statuses
+        level = messages.WARNING if has_warning else messages.SUCCESS
+        self.message_user(request, f"Applied again: {told}.", level)
+
+    def _apply(self, event: WebhookEvent) -> str:
+        with transaction.atomic():
+            apply(event)
+            told = {"status": event.status, "note": event.note}
+            if not event.email:  # never written back: a deletion may have emptied it meanwhile
+                told["email"] = ""
+            WebhookEvent.objects.filter(pk=event.pk).update(**told)
+        return event.status

@@ -1,64 +1,149 @@
-"""What each type of event does to a quota. Every handler may be run again without harm."""
+"""What each type of event does to a quota. Every handler may be run again without harm.
 
+A handler works from the inbox row alone, which holds all that it needs of the delivery: so an event
+can be handled again long after it came.
+"""
+
+import logging
 from collections.abc import Callable
 
-from quotas.models import ChallengeQuota
-from quotas.policy import Actor, Deleted
-from webhooks.clerk import Delivery, OddUser, read_user
+from django.conf import settings
+
+from quotas.models import ChallengeQuota, Plan, PlanAssignment
+from quotas.policy import Actor, Deleted, PlanSource
+from webhooks.clerk import Delivery, OddUser, read_item, read_user
 from webhooks.models import WebhookEvent
 
-ACTOR = "clerk"
+log = logging.getLogger(__name__)
+
+CLERK = Actor("webhook", "clerk")
+Status = WebhookEvent.Status
 
 
 def handle(delivery: Delivery) -> WebhookEvent:
-    """Do what the event asks, and return the inbox row that tells of it, not yet saved."""
-    event = WebhookEvent(
-        svix_id=delivery.id,
-        type=delivery.type,
-        occurred_at=delivery.occurred_at,
-        status=WebhookEvent.Status.SUCCESS,
-    )
+    """Do what the delivery asks, and return the inbox row that tells of it, not yet saved."""
+    event = WebhookEvent(svix_id=delivery.id, type=delivery.type, occurred_at=delivery.occurred_at)
+    if settings.CLERK_INSTANCE_ID and delivery.instance_id not in ("", settings.CLERK_INSTANCE_ID):
+        _settle(event, Status.IGNORED, "it is of another instance than CLERK_INSTANCE_ID")
+        return event
     try:
-        HANDLERS.get(delivery.type, _unknown)(delivery, event)
+        if delivery.type in HANDLERS:  # of what nobody uses nothing is kept
+            READERS[delivery.type.partition(".")[0]](delivery, event)
     except OddUser as reason:
-        _ignore(event, str(reason))
+        _settle(event, Status.IGNORED, str(reason))
+    else:
+        apply(event)
     return event
 
 
-def user_saved(delivery: Delivery, event: WebhookEvent) -> None:
-    """Open the user's quota if it is missing, and note the e-mail if this is the latest word on it."""
-    user = read_user(delivery.data)
-    event.user_id = user.user_id
+def apply(event: WebhookEvent) -> None:
+    """Do what the event asks, for the first time or again, and note in it what came of that."""
+    _settle(event, Status.SUCCESS)
     try:
-        ChallengeQuota.objects.open_missing(user.user_id, actor=Actor("webhook", ACTOR))
+        if event.type not in HANDLERS:
+            _settle(event, Status.IGNORED, "events of this type are not used")
+        elif not event.user_id:
+            payer = "an organization pays, not a user" if event.external_id else "it names no user"
+            _settle(event, Status.IGNORED, payer)
+        else:
+            HANDLERS[event.type](event)
     except Deleted:
-        return _ignore(event, "the user is deleted")
-    updated_at = user.updated_at or delivery.occurred_at
-    if updated_at is None:  # nothing to order it by
-        return None
-    if not ChallengeQuota.objects.note_profile(user.user_id, user.email, updated_at):
-        return _ignore(event, "a later version of the user is known")
-    event.email = user.email
-    return None
+        event.email = ""
+        _settle(event, Status.IGNORED, "the user is deleted")
+    if event.status == Status.WARNING:
+        log.warning("Delivery %s (%s): %s", event.svix_id, event.type, event.note)
 
 
-def user_deleted(delivery: Delivery, event: WebhookEvent) -> None:
+def user_saved(event: WebhookEvent) -> None:
+    """Open the user's quota if it is missing; note his e-mail and plan if this is the latest word on him."""
+    ChallengeQuota.objects.open_missing(event.user_id, actor=CLERK)
+    if event.updated_at is None:  # nothing to order it by
+        event.email = ""
+        return
+    rows = ChallengeQuota.objects.select_for_update().filter(pk=event.user_id)
+    known_at = rows.values_list("clerk_updated_at", flat=True).get()
+    if known_at and known_at > event.updated_at:
+        event.email = ""
+        _settle(event, Status.IGNORED, "a later version of the user is known")
+        return
+    ChallengeQuota.objects.note_profile(event.user_id, event.email, event.updated_at)
+    if (
+        event.plan
+        or PlanAssignment.objects.filter(user_id=event.user_id, source=PlanSource.METADATA).exists()
+    ):
+        _assign(event, PlanSource.METADATA, event.plan)
+
+
+def user_deleted(event: WebhookEvent) -> None:
     """Close the user's quota for good, and forget the e-mail."""
-    event.user_id = read_user(delivery.data).user_id
-    ChallengeQuota.objects.delete(event.user_id, actor=Actor("webhook", ACTOR), reason="user.deleted")
+    ChallengeQuota.objects.delete(event.user_id, actor=CLERK, reason=event.type)
     WebhookEvent.objects.filter(user_id=event.user_id).exclude(email="").update(email="")
 
 
-def _unknown(delivery: Delivery, event: WebhookEvent) -> None:
-    _ignore(event, "events of this type are not used")
+def item_active(event: WebhookEvent) -> None:
+    """Give the payer the item's plan."""
+    if not event.plan:
+        _settle(event, Status.IGNORED, "the item names no plan")
+    else:
+        _assign(event, PlanSource.BILLING, event.plan)
 
 
-def _ignore(event: WebhookEvent, why: str) -> None:
-    event.status, event.note = WebhookEvent.Status.IGNORED, why
+def item_ended(event: WebhookEvent) -> None:
+    """Take the item's plan away; another item of the payer's may stand."""
+    _assign(event, PlanSource.BILLING, "")
 
 
-HANDLERS: dict[str, Callable[[Delivery, WebhookEvent], None]] = {
+def item_canceled(event: WebhookEvent) -> None:
+    """Leave the plan alone: it is paid for until the item ends, and then there is an event of that."""
+    _settle(event, Status.SUCCESS, "the plan stays until the item ends")
+
+
+def _assign(event: WebhookEvent, source: PlanSource, plan: str) -> None:
+    if event.updated_at is None:
+        return _settle(event, Status.IGNORED, "it tells no time to order it by")
+    is_latest = ChallengeQuota.objects.assign_plan(
+        event.user_id,
+        source.value,
+        plan,
+        external_id=event.external_id,
+        updated_at=event.updated_at,
+        actor=CLERK,
+        reason=event.type,
+    )
+    if not is_latest:
+        return _settle(event, Status.IGNORED, "a later word on this plan is known")
+    if plan and not Plan.objects.filter(pk=plan).exists():
+        slug = plan if len(plan) <= 40 else f"{plan[:40]}…"
+        why = f"there is no plan {slug}, so the default one stands in: add it, and apply this again"
+        return _settle(event, Status.WARNING, why)
+    return None
+
+
+def _settle(event: WebhookEvent, status: WebhookEvent.Status, note: str = "") -> None:
+    event.status, event.note = status, note
+
+
+def _read_user(delivery: Delivery, event: WebhookEvent) -> None:
+    user = read_user(delivery.data)
+    event.user_id, event.email, event.plan = user.user_id, user.email, user.plan or ""
+    event.updated_at = user.updated_at or delivery.occurred_at
+
+
+def _read_item(delivery: Delivery, event: WebhookEvent) -> None:
+    item = read_item(delivery.data)
+    event.user_id, event.plan, event.external_id = item.user_id, item.plan, item.item_id
+    event.updated_at = item.updated_at or delivery.occurred_at
+
+
+READERS: dict[str, Callable[[Delivery, WebhookEvent], None]] = {
+    "user": _read_user,
+    "subscriptionItem": _read_item,
+}
+HANDLERS: dict[str, Callable[[WebhookEvent], None]] = {
     "user.created": user_saved,
     "user.updated": user_saved,
     "user.deleted": user_deleted,
+    "subscriptionItem.active": item_active,
+    "subscriptionItem.canceled": item_canceled,
+    "subscriptionItem.ended": item_ended,
 }

@@ -6,17 +6,22 @@ from django.db import models
 class WebhookEvent(models.Model):
     """A delivery of Clerk's that was verified and handled. A row here means: done.
 
-    Only what a handler reads is kept of its data: no phone numbers, no addresses, no metadata.
+    Only what a handler reads is kept of its data: no phone numbers, no addresses, no metadata but
+    the plan's slug. From that it can be handled again.
     """
 
     class Status(models.TextChoices):
         SUCCESS = "success"
+        WARNING = "warning", "handled, with a warning"
         IGNORED = "ignored"
 
     svix_id = models.CharField(max_length=128, primary_key=True)
     type = models.CharField(max_length=128)
     user_id = models.CharField(max_length=128, blank=True)
     email = models.CharField(max_length=320, blank=True)
+    plan = models.CharField(max_length=128, blank=True)  # the slug in the metadata, or of the item
+    external_id = models.CharField(max_length=128, blank=True)  # the billed item's
+    updated_at = models.DateTimeField(null=True)  # Clerk's, by which events are ordered
     occurred_at = models.DateTimeField(null=True)
     handled_at = models.DateTimeField(auto_now_add=True)
     status = models.CharField(max_length=8, choices=Status)

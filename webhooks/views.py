@@ -2,14 +2,15 @@
 
 import logging
 
-from django.db import IntegrityError, InterfaceError, OperationalError, transaction
+from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
+from quotas.metrics import DELIVERIES
 from quotas.problems import Problem, from_exception, unavailable
-from quotas.store import NoDefaultPlan, read_surely
+from quotas.store import read_surely
 from webhooks import clerk
-from webhooks.handlers import handle
+from webhooks.handlers import HANDLERS, handle
 from webhooks.models import WebhookEvent
 
 log = logging.getLogger(__name__)
@@ -22,17 +23,27 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
         detail = "Deliveries come by POST."
         return Problem(405, "method_not_allowed", detail, headers={"Allow": "POST"}).response()
     try:
-        return JsonResponse({"status": _receive(clerk.verify(request.body, request.headers))})
+        delivery = clerk.verify(request.body, request.headers)
     except clerk.DeliveryRefused as error:
         log.warning("A delivery was refused: %s", error.detail)
+        _count("unverified", "refused")
         return Problem(400, "delivery_refused", error.detail).response()
     except clerk.NotConfigured as error:
         log.error("A delivery came and cannot be verified: %s", error)
+        _count("unverified", "failed")
         return unavailable("webhook_not_configured", str(error), retry_after=300).response()
-    except (OperationalError, InterfaceError, NoDefaultPlan) as error:
-        if problem := from_exception(error):
-            return problem.response()
-        raise
+    try:
+        status = _receive(delivery)
+    except Exception as error:  # whatever it was, Clerk shall send the event again
+        _count(delivery.type, "failed")
+        log.exception("Delivery %s (%s) failed; Clerk will send it again", delivery.id, delivery.type)
+        problem = from_exception(error) or Problem(
+            500, "server_error", "This is a fault of the server, noted."
+        )
+        return problem.response()
+    _count(delivery.type, status)
+    is_ignored = status == WebhookEvent.Status.IGNORED
+    return JsonResponse({"status": "ignored" if is_ignored else "success"})
 
 
 def _receive(delivery: clerk.Delivery) -> str:
@@ -53,3 +64,8 @@ def _receive(delivery: clerk.Delivery) -> str:
 
 def _known_status(delivery: clerk.Delivery) -> str | None:
     return WebhookEvent.objects.filter(pk=delivery.id).values_list("status", flat=True).first()
+
+
+def _count(event_type: str, outcome: str) -> None:
+    is_known = event_type in HANDLERS or event_type == "unverified"
+    DELIVERIES.labels(event_type if is_known else "other", outcome).inc()

@@ -1,0 +1,44 @@
+"""Forget deliveries that were handled long ago."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import InterfaceError, OperationalError
+
+from quotas.management.commands.prune_ledger import positive
+from webhooks.models import WebhookEvent
+
+LEAST_AGE = 7  # days; Clerk sends an event again for little more than one
+BATCH = 5_000  # rows a statement
+
+
+class Command(BaseCommand):
+    help = (
+        "Remove deliveries that were handled over DAYS ago. One that comes again after that is handled "
+        "again, which changes nothing: handlers go by Clerk's own times. It can be interrupted and repeated."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--older-than", type=positive, metavar="DAYS", required=True)
+        parser.add_argument("--dry-run", action="store_true", help="tell what would go, and remove nothing")
+
+    def handle(self, *, older_than: int, dry_run: bool, **options: Any) -> None:
+        if older_than < LEAST_AGE:
+            raise CommandError(f"The least age is {LEAST_AGE} days.")
+        removed = 0
+        try:
+            cut = datetime.now(UTC) - timedelta(days=older_than)
+            old = WebhookEvent.objects.filter(handled_at__lt=cut)
+            if dry_run:
+                removed = old.count()
+            while not dry_run and (
+                batch := list(old.order_by("handled_at").values_list("pk", flat=True)[:BATCH])
+            ):
+                removed += WebhookEvent.objects.filter(pk__in=batch).delete()[0]
+        except OverflowError:
+            raise CommandError("There is no time that long ago.") from None
+        except (OperationalError, InterfaceError) as error:
+            raise CommandError(f"The database (DATABASE_URL) cannot be used: {error}".strip()) from error
+        finally:
+            self.stdout.write(f"{'would remove' if dry_run else 'removed'} {removed} deliveries")

@@ -321,7 +321,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         """
         with transaction.atomic():
             self.open_missing(user_id, actor=actor)
-            store.lock(user_id)
+            store.lock(user_id)  # before the word's own row, as all do, so that no two wait for each other
             if not store.note_assignment(user_id, source, external_id, plan, updated_at):
                 return False
             self._carry_out(user_id, policy.follow_clerk, Request(actor, reason=reason), ("clerk", None))

@@ -16,8 +16,9 @@ from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
 
+from quotas import store
 from quotas.models import ChallengeQuota, Plan
-from quotas.policy import Actor
+from quotas.policy import Actor, Snapshot
 from quotasite.demo import shift
 from tests import keys
 
@@ -104,31 +105,56 @@ def _shift() -> Callable[[str, timedelta], None]:
     return shift
 
 
+StepIn = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def step_in(monkeypatch: pytest.MonkeyPatch) -> StepIn:
+    """Let another request do something right after the next read."""
+
+    def arrange(act: Callable[[], object]) -> None:
+        read, acts = store._read, [act]
+
+        def read_and_let_act(user_id: str, look: store.Look) -> Snapshot:
+            snapshot = read(user_id, look)
+            while acts:
+                acts.pop()()
+            return snapshot
+
+        monkeypatch.setattr(store, "_read", read_and_let_act)
+
+    return arrange
+
+
 @pytest.fixture
 def deliver(settings_for_clerk: Settings) -> Callable[..., HttpResponse]:
     """Post an event of Clerk's, signed as Svix documents it; `body` stands for the whole envelope."""
     client = Client(raise_request_exception=False)
 
-    def post(
-        event_type: object = "user.created",
-        data: object = None,
-        *,
-        svix_id: str | None = None,
-        secret: str = WEBHOOK_SECRET,
-        timestamp: int | None = None,
-        body: bytes | None = None,
-        path: str = "/webhooks/clerk",
-        **headers: str,
-    ) -> HttpResponse:
-        at = int(time.time()) if timestamp is None else timestamp
-        if body is None:
-            envelope = {"object": "event", "type": event_type, "timestamp": at, "data": data}
-            body = json.dumps(envelope).encode()
-        signed = sign(svix_id or f"msg_{uuid.uuid4().hex}", at, body, secret)
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
-        return client.post(path, body, content_type="application/json", headers={**signed, **given})
+    def post(*event: object, path: str = "/webhooks/clerk", **given: Any) -> HttpResponse:
+        body, headers = delivery(*event, **given)
+        return client.post(path, body, content_type="application/json", headers=headers)
 
     return post
+
+
+def delivery(
+    event_type: object = "user.created",
+    data: object = None,
+    *,
+    svix_id: str | None = None,
+    secret: str = WEBHOOK_SECRET,
+    timestamp: int | None = None,
+    body: bytes | None = None,
+    **headers: str,
+) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of a delivery; what is given as Svix_Id stands for the header svix-id."""
+    at = int(time.time()) if timestamp is None else timestamp
+    if body is None:
+        envelope = {"object": "event", "type": event_type, "timestamp": at, "data": data}
+        body = json.dumps(envelope).encode()
+    signed = sign(svix_id or f"msg_{uuid.uuid4().hex}", at, body, secret)
+    return body, signed | {name.replace("_", "-").lower(): value for name, value in headers.items()}
 
 
 def sign(svix_id: str, at: int, body: bytes, secret: str) -> dict[str, str]:

@@ -288,4 +288,54 @@ MUTANTS = [
             "test_plans.py::test_a_key_changes_the_plan_once",
         ),
     ),
+    Mutant(
+        "Clerk overrules staff",
+        POLICY,
+        "if is_followed or state.plan_source == PlanSource.STAFF:",
+        "if is_followed:",
+        ("test_clerk_plans.py::test_what_staff_chose_is_not_moved_by_clerk",),
+    ),
+    Mutant(
+        "a word on the plan that he has resets",
+        POLICY,
+        "        return _unchanged(snapshot, state)  # not even reset: nobody asked for it",
+        "        return _settled(snapshot, request)",
+        ("test_clerk_plans.py::test_a_word_on_the_plan_that_he_has_already_resets_no_quota_that_is_due",),
+    ),
+    Mutant(
+        "the metadata before the billing",
+        SQL,
+        "ORDER BY a.source = 'metadata', a.updated_at DESC",
+        "ORDER BY a.source = 'billing', a.updated_at DESC",
+        (
+            "test_clerk_plans.py::test_the_highest_word_counts_in_any_order[billing metadata staff]",
+            "test_clerk_plans.py::test_the_highest_word_counts_in_any_order[metadata billing staff]",
+        ),
+    ),
+    Mutant(
+        "the word that comes last counts",
+        SQL,
+        "WHERE plan_assignments.updated_at < excluded.updated_at\n",
+        "WHERE TRUE\n",
+        (
+            "test_clerk_plans.py::test_a_late_word_is_not_noted_and_changes_nothing",
+            "test_clerk_plans.py::test_items_that_all_ended_leave_the_default_plan_in_any_order"
+            "[ended A, active A, ended B, active B]",
+        ),
+    ),
+    Mutant(
+        "at one instant the beginning counts like the end",
+        SQL,
+        "(plan_assignments.plan <> '' OR excluded.plan = '')",
+        "(plan_assignments.plan <> '' OR TRUE)",
+        ("test_clerk_plans.py::test_of_two_words_of_one_instant_the_end_counts[order1]",),
+    ),
+    Mutant(
+        "staff give the choice back without the row's lock",
+        STORE,
+        'locked = look.also == "clerk" or attempt >=',
+        "locked = attempt >=",
+        ("test_clerk_plans.py::test_a_word_that_comes_while_staff_give_the_choice_back_is_waited_for",),
+        postgres=True,
+    ),
 ]

@@ -1,10 +1,12 @@
 """Which plan a user has: by staff's choice, else by Clerk's billing, its metadata, or by default."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 
 import pytest
+from django.db import connection
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanAssignment
 from quotas.policy import Actor
@@ -339,3 +341,23 @@ def test_another_users_items_do_not_count(make_quota):
     assert ChallengeQuota.objects.get(pk="user_2").plan_id == "free"
     actor = Actor("service", "a test")
     assert ChallengeQuota.objects.change_plan("user_2", None, actor=actor).quota.plan.name == "free"
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+def test_a_word_that_comes_while_staff_give_the_choice_back_is_waited_for(step_in):
+    """Staff's choice hides that the row does not change with the word, so the guard alone would miss it."""
+
+    def end_the_item():
+        try:
+            assign("", at=2)
+        finally:
+            connection.close()
+
+    assign("pro", at=1)
+    choose("team")
+    with ThreadPoolExecutor(1) as thread:
+        step_in(lambda: wait([thread.submit(end_the_item)], timeout=0.5))
+        choose(None)
+    assert plan() == ("free", "default")
+    assert_sound(USER)

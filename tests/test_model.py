@@ -28,7 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from quotas import models, policy, store
 from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
 from quotas.policy import Actor, Entry, Exhausted, OnChange, Outcome, Plan, Refusal, Request, Snapshot, State
-from tests.conftest import STAFF, USER
+from tests.conftest import STAFF, USER, StepIn
 from tests.ledger import assert_sound
 from tests.test_races import url_of_the_test_database
 
@@ -508,27 +508,6 @@ def test_10000_verbs_do_on_sqlite_what_the_model_does(
 
 
 # Another request steps in between the read and the store
-
-
-@pytest.fixture
-def step_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Let another request do something right after the next read."""
-
-    def arrange(act: Callable[[], object]) -> None:
-        read, acts = store._read, [act]
-
-        def read_and_let_act(user_id: str, look: store.Look) -> Snapshot:
-            snapshot = read(user_id, look)
-            while acts:
-                acts.pop()()
-            return snapshot
-
-        monkeypatch.setattr(store, "_read", read_and_let_act)
-
-    return arrange
-
-
-StepIn = Callable[[Callable[[], object]], None]
 
 
 def kinds() -> list[str]:

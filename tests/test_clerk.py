@@ -82,9 +82,20 @@ ATTACKS: dict[str, tuple[Callable[[], Sent], str]] = {
     "empty signature": (with_header("svix-signature", "v1,"), "does not match"),
     "bad base64": (with_header("svix-signature", "v1,A"), "does not match"),
     "signature not ASCII": (with_header("svix-signature", "v1,é"), "does not match"),
+    "another's signature": (
+        with_header("svix-signature", signed(b"{}")[1]["svix-signature"]),
+        "does not match",
+    ),
     "20,000 signatures": (with_header("svix-signature", " ".join(["v1,AAAA"] * 20_000)), "longer than"),
+    "20,000 signatures, the last one good": (
+        with_header("svix-signature", "v1,AAAA " * 20_000 + signed()[1]["svix-signature"]),
+        "longer than",
+    ),
     "body not UTF-8": (lambda: signed(b'{"type":"\xff\xfe"}'), "does not match"),
+    "body in UTF-16": (lambda: signed(BODY.decode().encode("utf-16")), "does not match"),
     "no id": (with_header("svix-id", ""), "lacks svix-id:"),
+    "two ids": (with_header("svix-id", f"{ID},{ID}"), "svix-id must be"),
+    "two times": (with_header("svix-timestamp", f"{NOW},{NOW}"), "does not match"),
     "no headers": (lambda: (BODY, {}), "lacks svix-id, svix-timestamp, svix-signature"),
     "id with NUL": (lambda: signed(id="msg_\0"), "svix-id must be"),
     "id with a line break": (lambda: signed(id="msg_1\n"), "svix-id must be"),
@@ -92,6 +103,7 @@ ATTACKS: dict[str, tuple[Callable[[], Sent], str]] = {
     "empty body": (lambda: signed(b""), "not a JSON object"),
     "not JSON": (lambda: signed(b"type=user.created"), "not a JSON object"),
     "an array": (lambda: signed(b"[]"), "not a JSON object"),
+    "two objects": (lambda: signed(BODY + BODY), "not a JSON object"),
     "deep nesting": (lambda: signed(b'{"data":' + b"[" * 100_000), "not a JSON object"),
     "endless number": (lambda: signed(b'{"data":' + b"9" * 5_000 + b"}"), "not a JSON object"),
 }

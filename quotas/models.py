@@ -341,17 +341,24 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         for user_id in profiles:
             _require_user_id(user_id)
         with transaction.atomic():
-            before = self.census(profiles)
-            made = store.open_many(list(profiles), partial(policy.open_missing, request=Request(actor)))
+            known = self._known(profiles)
+            missing = [user_id for user_id in profiles if user_id not in known]
+            made = store.open_many(missing, partial(policy.open_missing, request=Request(actor)))
             store.note_profiles((user_id, email, at) for user_id, (email, at) in profiles.items() if at)
-        return Opened(made, len(profiles) - made - before.tombstoned, before.tombstoned)
+        tombstoned = sum(known.values())
+        return Opened(made, len(profiles) - made - tombstoned, tombstoned)
 
     def census(self, user_ids: Iterable[str]) -> Opened:
         """Tell what `open_many` would do, and do nothing."""
         ids = set(user_ids)
-        closed = list(self.filter(user_id__in=ids).values_list("deleted_at", flat=True))
-        tombstoned = sum(deleted_at is not None for deleted_at in closed)
-        return Opened(len(ids) - len(closed), len(closed) - tombstoned, tombstoned)
+        known = self._known(ids)
+        tombstoned = sum(known.values())
+        return Opened(len(ids) - len(known), len(known) - tombstoned, tombstoned)
+
+    def _known(self, user_ids: Iterable[str]) -> dict[str, bool]:
+        """Those of the users who have a row, and whether it is a tombstone."""
+        rows = self.filter(user_id__in=user_ids).values_list("user_id", "deleted_at")
+        return {user_id: deleted_at is not None for user_id, deleted_at in rows}
 
     def _write(
         self,

@@ -156,7 +156,8 @@ NOTE_PROFILE = """
 """
 
 # Parameters: id, user id, source, external id, plan, Clerk's time of it. The latest word on each item
-# counts, whichever comes first; of two of the same time, the one that names no plan.
+# counts, whichever comes first. Of two of the same time about what is billed, the end of it counts;
+# metadata of the same time differ only by the setting that says where to look.
 NOTE_ASSIGNMENT = """
     INSERT INTO plan_assignments (id, user_id, source, external_id, plan, updated_at)
     VALUES (%s, %s, %s, %s, %s, %s)
@@ -164,7 +165,7 @@ NOTE_ASSIGNMENT = """
     SET plan = excluded.plan, updated_at = excluded.updated_at
     WHERE plan_assignments.updated_at < excluded.updated_at
         OR plan_assignments.updated_at = excluded.updated_at
-            AND (plan_assignments.plan <> '' OR excluded.plan = '')
+            AND (excluded.source = 'metadata' OR plan_assignments.plan <> '' OR excluded.plan = '')
 """
 
 # Parameters: entry id. Tells whether a store whose answer was lost had been carried out.

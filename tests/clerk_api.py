@@ -3,15 +3,18 @@
     with ClerkAPI(users) as clerk:
         settings.CLERK_API_URL, settings.CLERK_SECRET_KEY = clerk.url, clerk.key
 
-It answers as Clerk does, and fails when it is told to: `clerk.answer_next(2, status=429)`.
+It answers as Clerk does, and fails when it is told to: `clerk.answer_next(2, status=429)`. In a process
+of its own it is `python -m tests.clerk_api COUNT`: it tells its address, and serves until its input ends.
 """
 
 import json
+import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from threading import Thread
 from types import TracebackType
 from typing import Self
@@ -42,6 +45,21 @@ def make_users(count: int) -> list[User]:
     return [make_user(number) for number in range(1, count + 1)]
 
 
+class Crowd(Sequence[User]):
+    """What `make_users` makes, but each user only while he is looked at: 100,000 take no memory."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> User:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return make_user(index + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What to say to one request. A status of 0 cuts the connection without a word."""
@@ -61,8 +79,13 @@ class ClerkAPI:
 
     key = "sk_test_onlyForTheStandInNeverARealKey0123456789"
 
-    def __init__(self, users: list[User] | None = None) -> None:
+    def __init__(self, users: Sequence[User] | None = None) -> None:
         self.users = users if users is not None else []
+        self._indexed: tuple[Sequence[User], int] = ([], 0)  # the list, and how long it was
+        self._places: dict[object, int] = {}
+        self.cursor_refusal = (
+            404  # the status for a starting_after who is unknown, which Clerk does not document
+        )
         self.requests: list[str] = []  # path and query of each, as they came over the wire
         self._planned: deque[Answer | None] = deque()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -112,26 +135,48 @@ class ClerkAPI:
         if bearer != f"Bearer {self.key}":
             return refusal(401, "authentication_invalid", "Invalid authentication")
         route = urlsplit(path)
+        query = parse_qs(route.query)
         if route.path == "/v1/users/count":
-            return _ok({"object": "total_count", "total_count": len(self.users)})
+            total = sum(1 for _ in self._filtered(range(len(self.users)), query))
+            return _ok({"object": "total_count", "total_count": total})
         if route.path == "/v1/users":
-            return self._list({name: values[-1] for name, values in parse_qs(route.query).items()})
+            return self._list(query)
         return refusal(404, "resource_not_found", "not found")
 
-    def _list(self, query: Mapping[str, str]) -> Answer:
+    def _list(self, query: Mapping[str, list[str]]) -> Answer:
         """A bare array. An unencoded + in order_by arrives as a space, and is no order."""
-        limit, order = query.get("limit", "10"), query.get("order_by", "-created_at")
+        limit, order = query.get("limit", ["10"])[-1], query.get("order_by", ["-created_at"])[-1]
         if not limit.isdecimal() or not 1 <= int(limit) <= 500:
             return refusal(422, "form_param_value_invalid", "limit must be from 1 to 500")
         if order not in ("+created_at", "-created_at", "created_at"):
             return refusal(422, "form_param_value_invalid", "order_by is unknown")
-        users = self.users[::-1] if order.startswith("-") else self.users
+        if len(query.get("user_id", [])) > 100:
+            return refusal(422, "form_param_value_invalid", "user_id takes 100 at the most")
+        places = range(len(self.users))[:: -1 if order.startswith("-") else 1]
         if cursor := query.get("starting_after"):
-            ids = [user.get("id") for user in users]
-            if cursor not in ids:
-                return refusal(404, "resource_not_found", "starting_after is unknown")
-            users = users[ids.index(cursor) + 1 :]
-        return _ok(users[: int(limit)])
+            place = self._place(cursor[-1])
+            if place is None:
+                return refusal(self.cursor_refusal, "resource_not_found", "starting_after is unknown")
+            places = places[places.index(place) + 1 :]
+        return _ok(list(islice(self._filtered(places, query), int(limit))))
+
+    def _filtered(self, places: Iterable[int], query: Mapping[str, list[str]]) -> Iterator[User]:
+        """The users of these places whom the filters let through; unknown ids are passed over."""
+        if ids := query.get("user_id"):
+            asked = {self._place(user_id) for user_id in ids}
+            places = [place for place in places if place in asked]
+        if not (after := query.get("created_at_after")):
+            return (self.users[place] for place in places)
+        users = (self.users[place] for place in places)
+        return (user for user in users if user.get("created_at", 0) > int(after[-1]))
+
+    def _place(self, user_id: str) -> int | None:
+        """Where the user is in the list, by an index that is made anew for another or a longer list."""
+        indexed, length = self._indexed
+        if indexed is not self.users or length != len(self.users):
+            self._indexed = self.users, len(self.users)
+            self._places = {self.users[n].get("id"): n for n in range(len(self.users))[::-1]}
+        return self._places.get(user_id)
 
 
 def _ok(answer: object) -> Answer:
@@ -165,3 +210,9 @@ def _handler(api: ClerkAPI) -> type[BaseHTTPRequestHandler]:
             """Say nothing: a test's output is its own."""
 
     return Handler
+
+
+if __name__ == "__main__":
+    with ClerkAPI(Crowd(int(sys.argv[1]))) as served:
+        print(served.url, flush=True)
+        sys.stdin.read()

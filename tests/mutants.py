@@ -326,8 +326,8 @@ MUTANTS = [
     Mutant(
         "at one instant the beginning counts like the end",
         SQL,
-        "(plan_assignments.plan <> '' OR excluded.plan = '')",
-        "(plan_assignments.plan <> '' OR TRUE)",
+        "plan_assignments.plan <> '' OR excluded.plan = '')",
+        "plan_assignments.plan <> '' OR TRUE)",
         ("test_clerk_plans.py::test_of_two_words_of_one_instant_the_end_counts[order1]",),
     ),
     Mutant(

@@ -329,6 +329,12 @@ def test_the_same_word_again_follows_again():
     assert plan() == ("gold", "billing")
 
 
+def test_metadata_are_read_anew_at_the_same_time_after_the_setting_was_mended():
+    assign("", source="metadata", external_id="")
+    assert assign("pro", source="metadata", external_id="")
+    assert plan() == ("pro", "metadata")
+
+
 def test_of_two_items_the_later_word_counts():
     assert assign("pro", at=5, external_id="item_1")
     assert assign("team", at=4, external_id="item_2")

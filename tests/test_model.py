@@ -121,7 +121,7 @@ class Model:
     def note(self, user_id: str, item: tuple[str, str], plan: str, at: int) -> bool:
         """Note the word on an item if it is the latest; at one time the end of it is the last word."""
         last = self.words[user_id].get(item)
-        if last and (last[1] > at or (last[1] == at and plan and not last[0])):
+        if last and (last[1] > at or (last[1] == at and item[0] == "billing" and plan and not last[0])):
             return False
         self.words[user_id][item] = plan, at
         return True

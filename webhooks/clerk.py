@@ -8,7 +8,7 @@ import base64
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -21,15 +21,20 @@ DELIVERY_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 SIGNED_HEADERS = ("svix-id", "svix-timestamp", "svix-signature")
 HEADERS_LIMIT = 8_192  # characters; a signature takes 47, and every one of them is compared
 EMAIL_LIMIT = 320  # characters
+SLUG = re.compile("[!-~]{1,128}")
 
 PAGE_LIMIT = 500  # users; Clerk's own limit
+ASKED_LIMIT = 100  # users by id in one request; Clerk's own limit too
 TIMEOUT = httpx.Timeout(30, connect=5)  # seconds
 THROTTLED_TRIES = 10  # answers of 429 in a row
 FAILED_TRIES = 5  # answers of 5xx and lost connections in a row
 LONGEST_WAIT = 60  # seconds
 SECRET_KEY = re.compile(r"sk_(test|live)_[!-~]+")
 
+Params = Mapping[str, str | Sequence[str]]  # a list is sent as a parameter that is repeated
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
 SANE = (datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 
 
@@ -50,6 +55,7 @@ class Delivery:
     """One verified event. `data` is {} if Clerk sent none."""
 
     id: str  # stable over every resend
+    instance_id: str  # "" if Clerk named none
     type: str  # at most 128 printable characters, else "unknown"
     occurred_at: datetime | None
     data: dict[str, object]
@@ -63,6 +69,17 @@ class OddUser(ValueError):
 class ClerkUser:
     user_id: str
     email: str  # the primary one, or ""
+    updated_at: datetime | None
+    plan: str | None = None  # the slug in his metadata, "" if there is none; None if none is to be read
+
+
+@dataclass(frozen=True, slots=True)
+class ClerkItem:
+    """What is billed: somebody pays for a plan."""
+
+    item_id: str
+    user_id: str  # "" if an organization pays
+    plan: str  # its slug, "" if there is none
     updated_at: datetime | None
 
 
@@ -146,37 +163,90 @@ def read_user(data: Mapping[str, object]) -> ClerkUser:
         raise OddUser("the id is missing")
     if not USER_ID.fullmatch(user_id):
         raise OddUser("the id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
-    return ClerkUser(user_id, _primary_email(data), _instant(data.get("updated_at")))
+    return ClerkUser(user_id, _primary_email(data), _instant(data.get("updated_at")), _plan_in_metadata(data))
 
 
-def count_users(*, on_wait: Callable[[float], None] = time.sleep) -> int:
-    """Return how many users Clerk has. Raises as `walk_users` does."""
+def read_item(data: Mapping[str, object]) -> ClerkItem:
+    """Read the subscription item of a subscriptionItem.* event.
+
+    Raises OddUser for an item that cannot be told from others, or that nobody pays for.
+    """
+    item_id, payer, plan = data.get("id"), data.get("payer"), data.get("plan")
+    if not isinstance(item_id, str) or not DELIVERY_ID.fullmatch(item_id):
+        raise OddUser("the item's id is missing, or not 1 to 128 letters, digits, dots, _ or -")
+    payer = payer if isinstance(payer, dict) else {}
+    user_id = payer.get("user_id") or ""  # Clerk writes "" where an organization pays
+    if not user_id and not payer.get("organization_id"):
+        raise OddUser("nobody pays for the item")
+    if user_id and not (isinstance(user_id, str) and USER_ID.fullmatch(user_id)):
+        raise OddUser("the payer's id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
+    slug = _slug(plan.get("slug")) if isinstance(plan, dict) else ""
+    return ClerkItem(item_id, str(user_id), slug, _instant(data.get("updated_at")))
+
+
+def signed_up_at(data: Mapping[str, object]) -> datetime | None:
+    """Read when a user of the Backend API was made, which is also his place in the walk."""
+    return _instant(data.get("created_at"))
+
+
+def count_users(*, since: datetime | None = None, on_wait: Callable[[float], None] = time.sleep) -> int:
+    """Return how many users Clerk has, made at `since` or later. Raises as `walk_users` does."""
     with _connect() as client:
-        answer = _get(client, "/users/count", {}, on_wait)
+        answer = _get(client, "/users/count", _made(since), on_wait)
     count = answer.get("total_count") if isinstance(answer, dict) else None
     if not isinstance(count, int):
         raise ClerkError("The count of users holds no total_count", status=200)
     return count
 
 
-def walk_users(*, on_wait: Callable[[float], None] = time.sleep) -> Iterator[list[dict[str, object]]]:
+def find_users(
+    user_ids: Sequence[str], *, on_wait: Callable[[float], None] = time.sleep
+) -> list[dict[str, object]]:
+    """Return those of the users whom Clerk has. Raises as `walk_users` does."""
+    with _connect() as client:
+        return [
+            user
+            for start in range(0, len(user_ids), ASKED_LIMIT)
+            for user in _list(client, {"user_id": user_ids[start : start + ASKED_LIMIT]}, on_wait)
+        ]
+
+
+def walk_users(
+    *, after: str = "", since: datetime | None = None, on_wait: Callable[[float], None] = time.sleep
+) -> Iterator[list[dict[str, object]]]:
     """Yield every user, oldest first, in pages of at most 500; users who sign up meanwhile come last.
 
-    A 429 is waited out, a Clerk that is down for a moment is asked again; `on_wait` is given the
-    seconds. Raises ClerkError when that is in vain, NotConfigured without a key.
+    `after` begins behind that user, `since` with those made then or later. Where the one to go on
+    behind was deleted meanwhile, it goes on with those made when he was: some may come twice, and
+    none is left out. A 429 is waited out, a Clerk that is down for a moment is asked again; `on_wait`
+    is given the seconds. Raises ClerkError when that is in vain, NotConfigured without a key.
     """
-    params = {"limit": str(PAGE_LIMIT), "order_by": "+created_at"}
+    cursor, refused, reached = after, "", since
     with _connect() as client:
         while True:
-            answer = _get(client, "/users", params, on_wait)
-            if not isinstance(answer, list):
-                raise ClerkError("The list of users is not an array", status=200)
-            page = [user if isinstance(user, dict) else {} for user in answer]
+            behind = {"starting_after": cursor} if cursor else {}
+            try:
+                page = _list(client, {"order_by": "+created_at", **behind, **_made(since)}, on_wait)
+            except ClerkError as error:
+                is_about_cursor = error.status in (400, 404, 410, 422) and cursor not in ("", refused)
+                if reached is None or not is_about_cursor:
+                    raise
+                since, refused, cursor = reached, cursor, ""
+                continue
             if page:
                 yield page
             if len(page) < PAGE_LIMIT:
                 return
-            params["starting_after"] = _next_cursor(page, params.get("starting_after"))
+            if last_id(page) in ("", cursor):
+                raise ClerkError("A page of users holds no id to go on from", status=200)
+            cursor = last_id(page)
+            reached = next((at for user in reversed(page) if (at := signed_up_at(user))), reached)
+
+
+def last_id(page: list[dict[str, object]]) -> str:
+    """Return the id to go on behind: the page's last one that is an id, or ""."""
+    ids = (user.get("id") for user in reversed(page))
+    return next((one for one in ids if isinstance(one, str) and USER_ID.fullmatch(one)), "")
 
 
 def _signed_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -199,8 +269,10 @@ def _read_delivery(delivery_id: str, body: bytes) -> Delivery:
     if not isinstance(envelope, dict):
         raise DeliveryRefused("The body is not a JSON object: send a Clerk event.")
     timestamp, data = envelope.get("timestamp"), envelope.get("data")
+    instance_id = envelope.get("instance_id")
     return Delivery(
         id=delivery_id,
+        instance_id=instance_id if isinstance(instance_id, str) else "",
         type=_event_type(envelope.get("type")),
         # Milliseconds in Clerk's documentation, seconds in its own examples.
         occurred_at=_instant(timestamp) or _instant(timestamp, timedelta(seconds=1)),
@@ -224,6 +296,18 @@ def _primary_email(data: Mapping[str, object]) -> str:
     return ""
 
 
+def _plan_in_metadata(data: Mapping[str, object]) -> str | None:
+    key, metadata = settings.CLERK_PLAN_METADATA_KEY, data.get("public_metadata")
+    if not key:
+        return None
+    return _slug(metadata.get(key)) if isinstance(metadata, dict) else ""
+
+
+def _slug(value: object) -> str:
+    """Return the slug of a plan, which need not be known here; "" for what can be none."""
+    return value if isinstance(value, str) and SLUG.fullmatch(value) else ""
+
+
 def _storable(email: str) -> str:
     if len(email) > EMAIL_LIMIT:
         raise OddUser(f"the e-mail is longer than {EMAIL_LIMIT} characters")
@@ -232,7 +316,7 @@ def _storable(email: str) -> str:
     return email
 
 
-def _instant(value: object, unit: timedelta = timedelta(milliseconds=1)) -> datetime | None:
+def _instant(value: object, unit: timedelta = MILLISECOND) -> datetime | None:
     """Read a whole count of `unit` since 1970; None unless it falls in this century."""
     if not isinstance(value, int):
         return None
@@ -266,9 +350,19 @@ def _connect() -> httpx.Client:
     )
 
 
-def _get(
-    client: httpx.Client, path: str, params: Mapping[str, str], on_wait: Callable[[float], None]
-) -> object:
+def _made(since: datetime | None) -> Params:
+    """The filter of users made at `since` or later; Clerk's own leaves out those made right then."""
+    return {} if since is None else {"created_at_after": str((since - EPOCH) // MILLISECOND - 1)}
+
+
+def _list(client: httpx.Client, params: Params, on_wait: Callable[[float], None]) -> list[dict[str, object]]:
+    answer = _get(client, "/users", {"limit": str(PAGE_LIMIT), **params}, on_wait)
+    if not isinstance(answer, list):
+        raise ClerkError("The list of users is not an array", status=200)
+    return [user if isinstance(user, dict) else {} for user in answer]
+
+
+def _get(client: httpx.Client, path: str, params: Params, on_wait: Callable[[float], None]) -> object:
     """Return the JSON of a 200, in as many tries as are fair."""
     throttled = failed = 0
     while True:
@@ -286,7 +380,7 @@ def _get(
         on_wait(pause)
 
 
-def _ask(client: httpx.Client, path: str, params: Mapping[str, str]) -> object:
+def _ask(client: httpx.Client, path: str, params: Params) -> object:
     try:
         response = client.get(path, params=params)
     except httpx.RequestError as error:
@@ -336,12 +430,3 @@ def _plain(text: object) -> str:
         return ""
     hidden = text.replace(settings.CLERK_SECRET_KEY, "[CLERK_SECRET_KEY]")
     return "".join(char for char in hidden if char.isprintable())[:300]
-
-
-def _next_cursor(page: list[dict[str, object]], cursor: str | None) -> str:
-    """Return the id to go on behind: the page's last one that is an id."""
-    for user in reversed(page):
-        user_id = user.get("id")
-        if isinstance(user_id, str) and USER_ID.fullmatch(user_id) and user_id != cursor:
-            return user_id
-    raise ClerkError("A page of users holds no id to go on from", status=200)

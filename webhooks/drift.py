@@ -1,0 +1,158 @@
+"""Compare all of Clerk's users with all of ours, and tell where the two differ. Writes nothing.
+
+Users sign up and deliveries arrive while it goes on. So who differs is looked at once more at the
+end, in Clerk and here, and only what differs in the same way then is told.
+"""
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from quotas.models import ChallengeQuota, PlanAssignment
+from webhooks.clerk import ClerkUser, OddUser, find_users, read_user, walk_users
+
+CHUNK = 500  # of our rows, and of those who are looked at again
+KINDS = {
+    "missing": "in Clerk, but no row here",
+    "tombstoned": "in Clerk, but closed for good here",
+    "orphan": "a row here, but not in Clerk",
+    "email": "the e-mail differs",
+    "plan": "the plan of Clerk's metadata differs",
+}
+
+# Whom the walk met, and who differed. A database without a name is private, spills to a file once it
+# outgrows its cache, and is gone when it is closed: the memory does not grow with the users.
+SCRATCH = """
+    PRAGMA journal_mode = OFF;
+    CREATE TABLE seen (user_id TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE suspects (kind TEXT, user_id TEXT, PRIMARY KEY (kind, user_id)) WITHOUT ROWID;
+"""
+
+
+class Drift(NamedTuple):
+    """A user of whom Clerk and the database tell different things."""
+
+    kind: str  # of KINDS
+    user_id: str
+    here: str | None  # "live", "closed", the e-mail or the plan; None is no row
+    clerk: str | None
+
+
+@dataclass(slots=True)
+class Comparison:
+    """One comparison, and whom it has met so far."""
+
+    on_page: Callable[[int], object]  # given the number of users in it
+    on_wait: Callable[[float], None]  # as for `walk_users`
+    users: int = 0  # in Clerk
+    odd: int = 0  # of them, those without an id: they can have no row
+    rows: int = 0  # here, but for tombstones
+
+    def drifts(self) -> Iterator[Drift]:
+        """Yield what differs, kind by kind, each in the order of the ids. Raises as `walk_users` does."""
+        with closing(sqlite3.connect("")) as scratch:
+            scratch.executescript(SCRATCH)
+            self._walk_clerk(scratch)
+            self._walk_rows(scratch)
+            for kind in KINDS:
+                yield from self._still_there(kind, scratch)
+
+    def _walk_clerk(self, scratch: sqlite3.Connection) -> None:
+        for page in walk_users(on_wait=self.on_wait):
+            users, odd = _read(page)
+            self.users += len(page)
+            self.odd += odd
+            scratch.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(user_id,) for user_id in users])
+            _suspect(scratch, _differences(users, users))
+            self.on_page(len(page))
+
+    def _walk_rows(self, scratch: sqlite3.Connection) -> None:
+        """Look for rows whom the walk did not meet; by key, as a pooler allows no cursor to stay open."""
+        live, last = ChallengeQuota.objects.filter(deleted_at=None).order_by("user_id"), ""
+        while chunk := list(live.filter(user_id__gt=last).values_list("user_id", flat=True)[:CHUNK]):
+            holes = ", ".join("?" * len(chunk))
+            met = scratch.execute(f"SELECT user_id FROM seen WHERE user_id IN ({holes})", chunk)  # noqa: S608
+            unmet = set(chunk).difference(user_id for (user_id,) in met)
+            _suspect(scratch, (Drift("orphan", user_id, "live", None) for user_id in unmet))
+            self.rows += len(chunk)
+            last = chunk[-1]
+
+    def _still_there(self, kind: str, scratch: sqlite3.Connection) -> Iterator[Drift]:
+        suspects = scratch.execute("SELECT user_id FROM suspects WHERE kind = ? ORDER BY user_id", (kind,))
+        while chunk := [user_id for (user_id,) in suspects.fetchmany(CHUNK)]:
+            users, _ = _read(find_users(chunk, on_wait=self.on_wait))
+            yield from (drift for drift in _differences(chunk, users) if drift.kind == kind)
+
+
+def _read(page: list[dict[str, object]]) -> tuple[dict[str, ClerkUser], int]:
+    """Return the users by id, and how many have none; of an odd one nothing else is believed."""
+    users: dict[str, ClerkUser] = {}
+    odd = 0
+    for data in page:
+        try:
+            user = read_user(data)
+        except OddUser:
+            try:
+                user = read_user({"id": data.get("id")})
+            except OddUser:
+                odd += 1
+                continue
+        users[user.user_id] = user
+    return users, odd
+
+
+def _suspect(scratch: sqlite3.Connection, drifts: Iterator[Drift]) -> None:
+    scratch.executemany(
+        "INSERT OR IGNORE INTO suspects VALUES (?, ?)", [(drift.kind, drift.user_id) for drift in drifts]
+    )
+
+
+def _differences(user_ids: Collection[str], users: Mapping[str, ClerkUser]) -> Iterator[Drift]:
+    """Compare what Clerk told of these users with the database as it is now, in their order."""
+    columns = ("email", "clerk_updated_at", "deleted_at")
+    rows = ChallengeQuota.objects.only(*columns).in_bulk(list(user_ids))
+    words = known_words(users.values())
+    for user_id in user_ids:
+        user, row = users.get(user_id), rows.get(user_id)
+        if row is None:
+            if user is not None:
+                yield Drift("missing", user_id, None, "live")
+        elif user is None:
+            if row.deleted_at is None:
+                yield Drift("orphan", user_id, "live", None)
+        elif row.deleted_at is not None:
+            yield Drift("tombstoned", user_id, "closed", "live")
+        elif user.updated_at is not None:
+            yield from _stale(user, user.updated_at, row, words.get(user_id))
+
+
+def _stale(
+    user: ClerkUser, updated_at: datetime, row: ChallengeQuota, word: PlanAssignment | None
+) -> Iterator[Drift]:
+    """Compare what has a time of Clerk's: where the later word is ours, Clerk's answer was the stale one."""
+    if user.email != row.email and (row.clerk_updated_at is None or row.clerk_updated_at <= updated_at):
+        yield Drift("email", user.user_id, row.email, user.email)
+    if plan_news(user, word):
+        yield Drift("plan", user.user_id, word.plan if word else "", user.plan)
+
+
+def known_words(users: Iterable[ClerkUser]) -> dict[str, PlanAssignment]:
+    """Return what is remembered of the plans that the metadata of these users name, by user."""
+    told = [user.user_id for user in users if user.plan is not None]
+    if not told:  # the setting is off
+        return {}
+    words = PlanAssignment.objects.filter(
+        source=PlanAssignment.Source.METADATA, external_id="", user_id__in=told
+    )
+    return {word.user_id: word for word in words}
+
+
+def plan_news(user: ClerkUser, word: PlanAssignment | None) -> tuple[str, datetime] | None:
+    """Return the plan in his metadata, with its time, if another is remembered, and not a later one."""
+    if user.plan is None or user.updated_at is None:
+        return None
+    known, known_at = (word.plan, word.updated_at) if word else ("", user.updated_at)
+    return (user.plan, user.updated_at) if user.plan != known and known_at <= user.updated_at else None

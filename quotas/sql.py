@@ -57,7 +57,7 @@ ALSO = {
     # billing before metadata; if it names a plan that is not there, the default plan stands in.
     "clerk": (
         f", {_columns('t', PLAN)}, CASE WHEN k.name IS NULL THEN 'default' ELSE c.source END",
-        """LEFT JOIN plan_assignments AS c ON c.id = (
+        """LEFT JOIN plan_assignments AS c ON c.user_id = u.user_id AND c.id = (
             SELECT a.id FROM plan_assignments AS a WHERE a.user_id = u.user_id AND a.plan <> ''
             ORDER BY a.source = 'metadata', a.updated_at DESC, a.id DESC LIMIT 1
         )

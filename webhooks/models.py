@@ -19,8 +19,10 @@ class WebhookEvent(models.Model):
     type = models.CharField(max_length=128)
     user_id = models.CharField(max_length=128, blank=True)
     email = models.CharField(max_length=320, blank=True)
-    plan = models.CharField(max_length=128, blank=True)  # the slug in the metadata, or of the item
-    external_id = models.CharField(max_length=128, blank=True)  # the billed item's
+    # The slug in the metadata, or of the billed item; and that item's id. The database's own default lets
+    # processes of the version before go on while a new one is deployed.
+    plan = models.CharField(max_length=128, blank=True, default="", db_default="")
+    external_id = models.CharField(max_length=128, blank=True, default="", db_default="")
     updated_at = models.DateTimeField(null=True)  # Clerk's, by which events are ordered
     occurred_at = models.DateTimeField(null=True)
     handled_at = models.DateTimeField(auto_now_add=True)

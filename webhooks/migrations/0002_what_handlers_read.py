@@ -12,12 +12,12 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="webhookevent",
             name="external_id",
-            field=models.CharField(blank=True, max_length=128),
+            field=models.CharField(blank=True, db_default="", default="", max_length=128),
         ),
         migrations.AddField(
             model_name="webhookevent",
             name="plan",
-            field=models.CharField(blank=True, max_length=128),
+            field=models.CharField(blank=True, db_default="", default="", max_length=128),
         ),
         migrations.AddField(
             model_name="webhookevent",

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test full lint lock schema
+.PHONY: run test full lint lock schema clients screenshots
 
 run: .venv/.run
 	$(BIN)/python manage.py demo
@@ -23,6 +23,15 @@ lint: .venv/.dev
 
 schema: .venv/.dev
 	$(BIN)/python manage.py spectacular --file docs/openapi.yaml
+
+# Needs node 20 and npm: the client's types from the schema, then its tests.
+clients: .venv/.test
+	cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund && npm run schema
+	$(BIN)/python -m pytest tests/test_clients.py --full
+
+# Needs chromium and chromedriver.
+screenshots: .venv/.test
+	$(BIN)/python -m tests.screenshots docs/pictures
 
 .venv/.run: requirements.txt
 .venv/.test: requirements-test.txt

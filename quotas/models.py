@@ -327,6 +327,11 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
             self._carry_out(user_id, policy.follow_clerk, Request(actor, reason=reason), ("clerk", None))
         return True
 
+    def clerks_word(self, user_id: str) -> tuple[policy.Plan | None, str]:
+        """Return the plan that Clerk's words lead to, and which of them (of PlanSource) does."""
+        found = store.look_up(user_id, store.Look(also="clerk"))
+        return found.target, found.target_source
+
     def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> None:
         """Close the quota for good: the row becomes a tombstone without its e-mail."""
         self._carry_out(user_id, policy.delete, Request(actor, reason=reason))
@@ -415,9 +420,11 @@ class ChallengeQuota(models.Model):
         db_table = "challenge_quotas"
         ordering = ["user_id"]
         verbose_name = "quota"
+        permissions = [("change_plan_of_quota", "Can change the plan of a quota")]
         indexes = [  # none on a column that a spend changes: it would end PostgreSQL's HOT updates
             models.Index(fields=["plan"], name="quotas_plan"),
             models.Index(fields=["email"], name="quotas_email", opclasses=["varchar_pattern_ops"]),
+            models.Index(fields=["user_id"], name="quotas_deleted", condition=Q(deleted_at__isnull=False)),
         ]
         constraints = [
             models.CheckConstraint(
@@ -465,7 +472,8 @@ class ChallengeQuota(models.Model):
         plan = self.plan.rules
         rules = plan
         if self.plan_version != plan.version:
-            rules = self.plan.versions.get(version=self.plan_version).rules
+            # Of all, not by a query of its own: a list of quotas has them prefetched.
+            rules = next(it.rules for it in self.plan.versions.all() if it.version == self.plan_version)
         ids = (UUID(int=0), UUID(int=0))
         return Snapshot(self.user_id, now, plan, rules, self.state, None, None, ids)
 
@@ -523,6 +531,16 @@ class LedgerEntry(models.Model):
                 name="ledger_refunds",
                 condition=Q(refund_of__isnull=False),
             ),
+            models.Index(
+                fields=["resets_at", "user", "seq"],
+                name="ledger_exhausted",
+                condition=Q(balance_after=0, quota_limit__isnull=False),
+            ),
+            models.Index(
+                fields=["created_at", "user"], name="ledger_refusals", condition=Q(kind=policy.Kind.REFUSED)
+            ),
+            # Spends are found without, being many, and are spared it.
+            models.Index(fields=["kind", "id"], name="ledger_kinds", condition=~Q(kind=policy.Kind.CONSUMED)),
         ]
         constraints = [
             models.UniqueConstraint(fields=["user", "seq"], name="ledger_seq_once"),
@@ -572,6 +590,20 @@ class PlanAssignment(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user_id} {self.source} {self.plan or 'none'}"
+
+
+class HourlyTotal(models.Model):
+    """What one hour came to, for all users together. No spend writes here: see quotas/totals.py."""
+
+    hour = models.DateTimeField(primary_key=True)  # its beginning, by the clock of the entries
+    spent = models.BigIntegerField()
+    refused = models.BigIntegerField()
+
+    class Meta:
+        db_table = "hourly_totals"
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H:00}: {self.spent} spent, {self.refused} refused"
 
 
 class ServiceKey(models.Model):

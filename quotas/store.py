@@ -78,6 +78,11 @@ def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
         return int(cursor.rowcount)
 
 
+def look_up(user_id: str, look: Look) -> Snapshot:
+    """Return what a verb would be decided by now."""
+    return _read(user_id, look)
+
+
 def lock(user_id: str) -> None:
     """Hold off everybody else who would change the user's row, until the transaction ends."""
     if connection.vendor == "postgresql":  # a transaction of SQLite's holds off everybody from its start

@@ -1,5 +1,16 @@
 from django.apps import AppConfig
+from django.contrib.admin import apps as admin
 
 
 class QuotasiteConfig(AppConfig):
     name = "quotasite"
+
+    def ready(self) -> None:
+        from quotasite import checks  # noqa: F401 - registers them
+
+
+class ConsoleConfig(admin.AdminConfig):
+    """Django's admin, with a site of ours."""
+
+    default = False  # of this module: it is Django's package that it configures
+    default_site = "quotasite.admin_site.Site"

@@ -184,12 +184,17 @@ def served(clerk: PretendClerk, folder: Path, host: str, port: int) -> Iterator[
     connection.close()
 
 
+def with_page(clerk: PretendClerk) -> override_settings:
+    """Open the demo page, with a sign-in as anybody, for as long as the block lasts."""
+    return override_settings(DEBUG=True, DEVELOPMENT_SIGNING_KEY=clerk.private_key)
+
+
 def _history(
     user_id: str, plan: policy.Plan, chance: random.Random
 ) -> tuple[policy.State, list[policy.Entry]]:
     """A user's state and ledger after spending now and then for a month."""
     clock = datetime.now(UTC) - timedelta(days=HISTORY_DAYS)
-    pause = timedelta(hours=chance.choices((1, 12, 24, 48, 96), weights=(1, 5, 5, 5, 5))[0])
+    pause = timedelta(hours=chance.choices((0.4, 3, 12, 24, 48, 96), weights=(1, 2, 4, 4, 4, 4))[0])
     request = policy.Request(policy.Actor("user", user_id))
     state: policy.State | None = None
     entries: list[policy.Entry] = []
@@ -200,7 +205,8 @@ def _history(
         if isinstance(outcome, policy.Change):
             state = outcome.state
             entries.extend(outcome.entries)
-        clock += pause * chance.uniform(0.2, 1.8)
+        weekend = 1.5 if clock.weekday() > 4 else 1
+        clock += pause * chance.uniform(0.2, 1.8) * weekend
     return state, entries
 
 

@@ -18,6 +18,15 @@ ORIGIN = "http://localhost:3000"
 USERS = 1_200  # in three pages
 
 
+def session_token(
+    key: rsa.RSAPrivateKey | str, user_id: str, *, issuer: str = ISSUER, origin: str = ORIGIN, life: int = 60
+) -> str:
+    """A session token as Clerk signs it, with a private key (or its PEM); `life` in seconds."""
+    now = int(time.time())
+    claims = {"iss": issuer, "azp": origin, "sub": user_id, "sid": "sess_demo", "iat": now, "nbf": now}
+    return jwt.encode({**claims, "exp": now + life}, key, "RS256", headers={"kid": "ins_demo"})
+
+
 class PretendClerk:
     """A Clerk instance with a key pair, a signing secret and users of its own."""
 
@@ -34,11 +43,13 @@ class PretendClerk:
         form = serialization.PublicFormat.SubjectPublicKeyInfo
         return self.key.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
 
+    @property
+    def private_key(self) -> str:
+        form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        return self.key.private_bytes(serialization.Encoding.PEM, form, plain).decode()
+
     def token(self, user_id: str, life: int = 60) -> str:
-        """A session token as Clerk signs it; `life` in seconds."""
-        now = int(time.time())
-        claims = {"iss": ISSUER, "azp": ORIGIN, "sub": user_id, "sid": "sess_demo", "iat": now, "nbf": now}
-        return jwt.encode({**claims, "exp": now + life}, self.key, "RS256", headers={"kid": "ins_demo"})
+        return session_token(self.key, user_id, life=life)
 
     def delivery(self, event_type: str, data: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
         """The body and headers of a delivery, signed as svix does it."""

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import dj_database_url
 from corsheaders.defaults import default_headers
+from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
@@ -78,7 +79,7 @@ def is_web_address(value: str) -> bool:
 
 
 def env_publishable_key() -> str:
-    """Return the issuer that CLERK_PUBLISHABLE_KEY names (`pk_test_` + base64 of `host$`), or ''."""
+    """Return the Frontend API that CLERK_PUBLISHABLE_KEY names (`pk_test_` + base64 of `host$`), or ''."""
     key = ENV.get("CLERK_PUBLISHABLE_KEY", "").strip()
     if not key:
         return ""
@@ -155,9 +156,12 @@ EPHEMERAL_HOST = next(
     None,
 )
 
-_issuer = env_publishable_key()
-CLERK_ISSUER = env_url("CLERK_ISSUER", _issuer)
-CLERK_JWKS_URL = env_url("CLERK_JWKS_URL", f"{_issuer}/.well-known/jwks.json" if _issuer else "")
+CLERK_PUBLISHABLE_KEY = ENV.get("CLERK_PUBLISHABLE_KEY", "").strip()
+CLERK_FRONTEND_API = env_publishable_key()
+CLERK_ISSUER = env_url("CLERK_ISSUER", CLERK_FRONTEND_API)
+CLERK_JWKS_URL = env_url(
+    "CLERK_JWKS_URL", f"{CLERK_FRONTEND_API}/.well-known/jwks.json" if CLERK_FRONTEND_API else ""
+)
 CLERK_JWT_KEY = ENV.get("CLERK_JWT_KEY", "").replace("\\n", "\n").strip()
 CLERK_AUTHORIZED_PARTIES = env_origins("CLERK_AUTHORIZED_PARTIES")
 CLERK_WEBHOOK_SIGNING_SECRET = env_list("CLERK_WEBHOOK_SIGNING_SECRET")
@@ -165,6 +169,8 @@ CLERK_PLAN_METADATA_KEY = ENV.get("CLERK_PLAN_METADATA_KEY", "").strip()
 CLERK_INSTANCE_ID = ENV.get("CLERK_INSTANCE_ID", "").strip()
 CLERK_SECRET_KEY = ENV.get("CLERK_SECRET_KEY", "").strip()
 CLERK_API_URL = env_url("CLERK_API_URL", "https://api.clerk.com/v1")
+# What the demo page signs tokens with. No variable sets it: `manage.py demo` does, for its own process.
+DEVELOPMENT_SIGNING_KEY = ""
 
 METRICS_TOKEN = ENV.get("METRICS_TOKEN", "").strip()
 PROMETHEUS_MULTIPROC_DIR = ENV.get("PROMETHEUS_MULTIPROC_DIR", "").strip()  # read by prometheus-client too
@@ -176,7 +182,7 @@ INSTALLED_APPS = [
     "quotasite",
     "webhooks",
     "quotas",
-    "django.contrib.admin",
+    "quotasite.apps.ConsoleConfig",  # django.contrib.admin
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -192,6 +198,7 @@ MIDDLEWARE = [
     "quotas.middleware.RequestGuard",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "quotasite.middleware.PagePolicy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -273,6 +280,15 @@ SECURE_SSL_REDIRECT = not DEBUG
 SECURE_REDIRECT_EXEMPT = [r"^api(/|$)", r"^webhooks(/|$)", r"^healthz$", r"^readyz$", r"^metrics$"]
 SECURE_HSTS_SECONDS = 0 if DEBUG else 31_536_000
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],  # no inline script, no inline style
+        "base-uri": [NONE],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "object-src": [NONE],
+    }
+}
 SILENCED_SYSTEM_CHECKS = [
     "security.W005",  # HSTS for subdomains: they are the owner's to decide, not this service's
     "security.W021",  # HSTS preload: the same

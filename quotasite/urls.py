@@ -1,14 +1,19 @@
+from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from quotasite import health
+from quotasite import demo_page, health
 
 urlpatterns = [
+    path("", demo_page.front),
+    path("demo", demo_page.page),
+    path("demo/token", demo_page.token),
     path("api/", include("quotas.urls")),
     path("webhooks/", include("webhooks.urls")),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
+    path("favicon.ico", RedirectView.as_view(url=f"{settings.STATIC_URL}quotasite/icon.svg")),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
     path("metrics", health.metrics),

@@ -7,7 +7,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from jwt.algorithms import RSAAlgorithm
 
 ISSUER = "https://clerk.example.com"
@@ -23,6 +28,7 @@ def pem_of(key: Any) -> str:
 
 
 public_pem = pem_of(private_key)
+private_pem = private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
 def jwk(kid: str = KID, key: Any = private_key, **members: Any) -> dict[str, Any]:

@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def served(database_url: str, *, workers: int = 3, **environment: str) -> Iterator[int]:
-    """Serve until the block ends; give the port on 127.0.0.1."""
-    port = free_port()
+def served(
+    database_url: str, *, workers: int = 3, port: int | None = None, **environment: str
+) -> Iterator[int]:
+    """Serve until the block ends; give the port on 127.0.0.1, a free one if none is asked for."""
+    port = port or free_port()
     line = next(line for line in (ROOT / "Procfile").read_text().splitlines() if line.startswith("web:"))
     process = subprocess.Popen(
         ["/bin/sh", "-c", "exec " + line.removeprefix("web:").strip()],

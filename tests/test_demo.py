@@ -1,5 +1,7 @@
 """The tour, run as a newcomer runs it."""
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -71,6 +73,14 @@ def test_the_tour_leaves_every_other_database_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "mine.sqlite3").exists()
 
 
+def ask(port: int, method: str, path: str, form: str = "", **headers: str) -> tuple[int, bytes]:
+    client = HTTPConnection("127.0.0.1", port, timeout=10)
+    kind = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
+    client.request(method, path, form, {**headers, **kind})
+    with contextlib.closing(client), client.getresponse() as answer:
+        return answer.status, answer.read()
+
+
 def test_after_the_tour_the_site_is_served_until_ctrl_c() -> None:
     demo = subprocess.Popen(
         [sys.executable, "-u", "manage.py", "demo", "8790"],
@@ -86,12 +96,21 @@ def test_after_the_tour_the_site_is_served_until_ctrl_c() -> None:
         while "Ctrl-C" not in told:
             told += (line := demo.stdout.readline())
             assert line, told
-        address = re.search(r"http://127\.0\.0\.1:(\d+)/readyz", told)
-        assert address
-        client = HTTPConnection("127.0.0.1", int(address[1]), timeout=10)
-        client.request("GET", "/readyz")
-        assert client.getresponse().status == 200
-        client.close()
+        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/readyz", told)[0])
+        printed = set(re.findall(rf"http://127\.0\.0\.1:{port}(/\S*)", told))
+        answers = {path: ask(port, "GET", path)[0] for path in printed}
+        assert answers == {
+            "/demo": 200,
+            "/admin/": 302,
+            "/api/docs": 200,
+            "/api/v1/quota": 401,  # the line brings its token along
+            "/healthz": 200,
+            "/readyz": 200,
+        }
+        status, body = ask(port, "POST", "/demo/token", "user_id=user_demo_late")
+        assert status == 200
+        token = json.loads(body)["token"]
+        assert ask(port, "GET", "/api/quota", Authorization=f"Bearer {token}")[0] == 200
     finally:
         demo.send_signal(signal.SIGINT)
         demo.wait(15)

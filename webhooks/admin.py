@@ -6,9 +6,10 @@ from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from quotas.admin import ReadOnlyAdmin, chip, clock_time
+from quotas.console import ReadOnlyAdmin, address, chip, clock_time
 from webhooks.handlers import HANDLERS, apply
 from webhooks.models import WebhookEvent
 
@@ -26,14 +27,16 @@ class TypeFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() in HANDLERS:
             return queryset.filter(type=self.value())
-        return queryset.exclude(type__in=HANDLERS) if self.value() == "other" else queryset
+        if self.value() == "other":  # all of these are ignored, and for what is ignored there is an index
+            return queryset.filter(status="ignored").exclude(type__in=HANDLERS)
+        return queryset
 
 
 @admin.register(WebhookEvent)
 class WebhookEventAdmin(ReadOnlyAdmin):
     """Read-only, but for the one act of handling an event again."""
 
-    list_display = ["when", "type", "user_id", "outcome", "plan", "note"]
+    list_display = ["when", "type", "user", "outcome", "plan", "note"]
     list_filter = ["status", TypeFilter]
     search_fields = ["user_id__startswith", "svix_id__startswith"]
     search_help_text = "The beginning of a user id, or of a delivery's id"
@@ -45,6 +48,10 @@ class WebhookEventAdmin(ReadOnlyAdmin):
     @admin.display(description="handled (UTC)")
     def when(self, event: WebhookEvent) -> SafeString:
         return clock_time(event.handled_at)
+
+    @admin.display
+    def user(self, event: WebhookEvent) -> SafeString | str:
+        return event.user_id and format_html('<a href="{}">{}</a>', address(event.user_id), event.user_id)
 
     @admin.display(description="status")
     def outcome(self, event: WebhookEvent) -> SafeString:

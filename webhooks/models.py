@@ -34,7 +34,13 @@ class WebhookEvent(models.Model):
         ordering = ["-handled_at"]
         indexes = [
             models.Index(fields=["-handled_at"], name="webhook_events_handled"),
-            models.Index(fields=["user_id"], name="webhook_events_user"),
+            models.Index(fields=["user_id"], name="webhook_events_prefix", opclasses=["varchar_pattern_ops"]),
+            models.Index(fields=["type", "-handled_at"], name="webhook_events_type"),
+            models.Index(  # most are a success, and are found without
+                fields=["status", "-handled_at"],
+                name="webhook_events_unusual",
+                condition=models.Q(status__in=["ignored", "warning"]),
+            ),
         ]
 
     def __str__(self) -> str:

@@ -54,9 +54,12 @@ class Command(BaseCommand):
             name, password = demo.make_staff()
             token = clerk.token(demo.LATE_USER, TOKEN_LIFE)
             self.stdout.write(
+                f"\nPage    {address}/demo"
                 f"\nAdmin   {address}/admin/   name {name}, password {password}"
+                f"\nDocs    {address}/api/docs"
                 f"\nAPI     curl -H 'Authorization: Bearer {token}' {address}/api/v1/quota"
                 f"\nProbes  {address}/healthz  {address}/readyz"
                 "\n\nCtrl-C ends it and removes its database."
             )
-            threading.Event().wait()
+            with demo.with_page(clerk):
+                threading.Event().wait()

@@ -1,0 +1,240 @@
+import assert from "node:assert/strict";
+import { createServer } from "node:net";
+import { test } from "node:test";
+import {
+  createQuotaClient,
+  createServiceClient,
+  QuotaExhausted,
+  QuotaProblem,
+  QuotaUnreachable,
+} from "quotasite-client";
+import { SITE, mint, newUser, proxy, serviceKey, signedIn, unavailable } from "./site.mjs";
+
+const service = createServiceClient({ baseUrl: SITE, serviceKey });
+
+function clientOf(user, options = {}) {
+  return createQuotaClient({ baseUrl: SITE, getToken: signedIn(user).getToken, ...options });
+}
+
+async function spent(user) {
+  const { entries } = await service.history(user);
+  return entries.filter(({ kind }) => kind === "consumed").map(({ cost }) => cost);
+}
+
+test("the quota of the signed-in user is read", async () => {
+  const user = newUser();
+  const quota = await clientOf(user).quota();
+  assert.deepEqual([quota.user_id, quota.quota_limit, quota.quota_remaining], [user, 20, 20]);
+});
+
+test("a slash at the end of the address does no harm", async () => {
+  assert.equal((await clientOf(newUser(), { baseUrl: `${SITE}/` }).quota()).quota_remaining, 20);
+});
+
+test("a spend takes units and tells what is left", async () => {
+  const consumption = await clientOf(newUser()).consume({ cost: 3, metadata: { page: "home" } });
+  assert.deepEqual([consumption.cost, consumption.quota.quota_remaining], [3, 17]);
+});
+
+test("a spend without an order costs 1, and each call is a spend", async () => {
+  const user = newUser();
+  const client = clientOf(user);
+  await client.consume();
+  await client.consume();
+  assert.deepEqual(await spent(user), [1, 1]);
+});
+
+test("the same key again is the same consumption", async () => {
+  const user = newUser();
+  const client = clientOf(user);
+  const [first, again] = [await client.consume({}, { key: "k-1" }), await client.consume({}, { key: "k-1" })];
+  assert.equal(again.id, first.id);
+  assert.deepEqual(await spent(user), [1]);
+});
+
+test("the history comes in pages", async () => {
+  const client = clientOf(newUser());
+  await client.consume();
+  const newest = await client.history({ limit: 1 });
+  assert.deepEqual(newest.entries.map(({ kind }) => kind), ["consumed"]);
+  const oldest = await client.history({ limit: 1, cursor: newest.next_cursor });
+  assert.deepEqual(oldest.entries.map(({ kind }) => kind), ["opened"]);
+  assert.equal(oldest.next_cursor, null);
+});
+
+test("the plans can be listed", async () => {
+  assert.equal((await clientOf(newUser()).plans()).plans[0].allowance, 20);
+});
+
+test("an exhausted quota is told once, with the time of the reset", async (t) => {
+  const user = newUser();
+  const { baseUrl, seen } = await proxy(t);
+  const client = clientOf(user, { baseUrl });
+  await client.consume({ cost: 18 });
+  const error = await client.consume({ cost: 5 }).catch((error) => error);
+  assert.ok(error instanceof QuotaExhausted && error instanceof QuotaProblem);
+  assert.deepEqual([error.status, error.code, error.cost, error.quota_remaining], [429, "quota_exhausted", 5, 2]);
+  assert.match(error.message, /^Quota exhausted: 2 of 20 left/);
+  assert.equal(error.resets_at, (await client.quota()).resets_at);
+  assert.ok(error.retry_after > 86_000 && error.retry_after <= 86_400);
+  assert.equal(seen.length, 3);
+});
+
+test("a refusal has a code for programs and a sentence for people", async () => {
+  const error = await clientOf(newUser()).consume({ cost: 21 }).catch((error) => error);
+  assert.ok(error instanceof QuotaProblem);
+  assert.deepEqual([error.status, error.code], [422, "cost_exceeds_limit"]);
+  assert.equal(error.detail, "A cost of 21 can never be paid: the plan gives 20 at the most.");
+  assert.match(error.request_id, /^[A-Za-z0-9-]{1,64}$/);
+});
+
+test("an expired token is replaced by a fresh one, once, and the spend is one", async (t) => {
+  const user = newUser();
+  const { baseUrl, seen } = await proxy(t);
+  const { getToken, asked } = signedIn(user, await mint(user, { exp: -60 }));
+  const client = createQuotaClient({ baseUrl, getToken });
+  assert.equal((await client.consume()).quota.quota_remaining, 19);
+  assert.deepEqual(asked, [false, true]);
+  assert.equal(seen.length, 2);
+  assert.equal(seen[0].key, seen[1].key);
+});
+
+test("a fresh token that is refused too is the end", async (t) => {
+  const user = newUser();
+  const { baseUrl, seen } = await proxy(t);
+  const getToken = ({ skipCache } = {}) => mint(user, { exp: skipCache ? -60 : -90 });
+  const client = createQuotaClient({ baseUrl, getToken });
+  const error = await client.quota().catch((error) => error);
+  assert.deepEqual([error.status, error.code, seen.length], [401, "token_expired", 2]);
+});
+
+test("a user who has signed out meanwhile is told of the first refusal", async (t) => {
+  const user = newUser();
+  const { baseUrl, seen } = await proxy(t);
+  const getToken = async ({ skipCache } = {}) => (skipCache ? null : mint(user, { exp: -60 }));
+  const error = await createQuotaClient({ baseUrl, getToken }).quota().catch((error) => error);
+  assert.deepEqual([error.code, seen.length], ["token_expired", 1]);
+});
+
+test("nobody signed in is a 401 that is not sent again", async (t) => {
+  const { baseUrl, seen } = await proxy(t);
+  const client = createQuotaClient({ baseUrl, getToken: async () => null });
+  const error = await client.quota().catch((error) => error);
+  assert.deepEqual([error.status, error.code, seen.length], [401, "token_missing", 1]);
+});
+
+test("a token that cannot be had is told as such", async () => {
+  const client = createQuotaClient({ baseUrl: SITE, getToken: () => Promise.reject(new Error("offline")) });
+  const error = await client.quota().catch((error) => error);
+  assert.ok(error instanceof QuotaUnreachable);
+  assert.equal(error.cause.message, "offline");
+});
+
+test("a spend whose answers are lost twice is carried out once", async (t) => {
+  const user = newUser();
+  const { baseUrl, seen } = await proxy(t, ["cut", "cut"]);
+  const consumption = await clientOf(user, { baseUrl }).consume({ cost: 3 });
+  assert.equal(consumption.quota.quota_remaining, 17);
+  assert.equal(new Set(seen.map(({ key }) => key)).size, 1);
+  assert.equal(seen.length, 3);
+  assert.deepEqual(await spent(user), [3]);
+});
+
+test("a spend whose answers are all lost can be sent again with its key", async (t) => {
+  const user = newUser();
+  const { baseUrl, seen } = await proxy(t, ["cut", "cut", "cut"]);
+  const client = clientOf(user, { baseUrl });
+  const error = await client.consume({ cost: 3 }).catch((error) => error);
+  assert.ok(error instanceof QuotaUnreachable);
+  assert.equal(seen.length, 3);
+  await client.consume({ cost: 3 }, { key: error.key });
+  assert.deepEqual(await spent(user), [3]);
+});
+
+test("a service that comes up meanwhile is reached", async (t) => {
+  const port = await freePort();
+  const client = clientOf(newUser(), { baseUrl: `http://127.0.0.1:${port}` });
+  const consumed = client.consume();
+  setTimeout(() => proxy(t, [], port), 120);
+  assert.equal((await consumed).quota.quota_remaining, 19);
+});
+
+test("a service that stays away is told after three attempts", async () => {
+  const client = clientOf(newUser(), { baseUrl: `http://127.0.0.1:${await freePort()}` });
+  await assert.rejects(client.quota(), QuotaUnreachable);
+});
+
+test("a short Retry-After is waited for", async (t) => {
+  const { baseUrl, seen } = await proxy(t, [unavailable(2)]);
+  assert.equal((await clientOf(newUser(), { baseUrl }).quota()).quota_remaining, 20);
+  assert.ok(seen[1].at - seen[0].at >= 1_990);
+});
+
+test("a long Retry-After is told at once", async (t) => {
+  const { baseUrl, seen } = await proxy(t, [unavailable(60)]);
+  const error = await clientOf(newUser(), { baseUrl }).quota().catch((error) => error);
+  assert.deepEqual([error.code, error.retry_after, seen.length], ["database_unavailable", 60, 1]);
+});
+
+test("an answer of a proxy's own is none of the service's", async (t) => {
+  const faults = [
+    { status: 502, headers: { "Content-Type": "application/json" }, body: '{"error": "bad gateway"}' },
+    { status: 200, headers: { "Content-Type": "text/html" }, body: "<h1>Welcome to this network</h1>" },
+  ];
+  const { baseUrl, seen } = await proxy(t, faults);
+  assert.equal((await clientOf(newUser(), { baseUrl }).quota()).quota_remaining, 20);
+  assert.equal(seen.length, 3);
+});
+
+test("a service that says nothing is given up after the timeout", async (t) => {
+  const { baseUrl, seen } = await proxy(t, ["hang"]);
+  await clientOf(newUser(), { baseUrl, timeout: 2_000 }).quota();
+  assert.equal(seen.length, 2);
+});
+
+test("a server spends for a user and gives back, once per key", async () => {
+  const user = newUser();
+  const { id } = await service.consume(user, { cost: 5 }, { key: "c-1" });
+  const refund = await service.refund(user, id, { amount: 2, reason: "timeout" }, { key: "r-1" });
+  const again = await service.refund(user, id, { amount: 2, reason: "timeout" }, { key: "r-1" });
+  assert.deepEqual([refund.amount, refund.quota.quota_remaining, again.id], [2, 17, refund.id]);
+  await service.refund(user, id, { reason: "timeout" }, { key: "r-2" });
+  const error = await service.refund(user, id, { reason: "timeout" }, { key: "r-3" }).catch((error) => error);
+  assert.equal(error.code, "already_refunded");
+});
+
+test("a server adjusts, resets, changes the plan and asks why", async () => {
+  const user = newUser();
+  const adjusted = await service.adjust(user, { delta: -5, reason: "abuse" }, { key: "a-1" });
+  assert.equal(adjusted.quota.quota_remaining, 15);
+  assert.equal((await service.explain(user, { cost: 16 })).spend.code, "quota_exhausted");
+  assert.equal((await service.reset(user, { reason: "sorry" }, { key: "s-1" })).quota_remaining, 20);
+  assert.equal((await service.changePlan(user, { plan: "free" }, { key: "p-1" })).plan, "free");
+  assert.equal((await service.quota(user)).quota_remaining, 20);
+});
+
+test("a key that is not known is a 401 that is not sent again", async (t) => {
+  const { baseUrl, seen } = await proxy(t);
+  const unknown = createServiceClient({ baseUrl, serviceKey: `qs_00000000_${"a".repeat(43)}` });
+  const error = await unknown.quota(newUser()).catch((error) => error);
+  assert.deepEqual([error.code, seen.length], ["key_unknown", 1]);
+});
+
+test("a user id with marks in it stays as it is", async () => {
+  const user = `${newUser()}:a@b.c`;
+  assert.equal((await service.quota(user)).user_id, user);
+});
+
+test("a user id cannot lead to another address", async () => {
+  const error = await service.quota("me/quota?").catch((error) => error);
+  assert.deepEqual([error.status, error.code], [404, "not_found"]);
+});
+
+function freePort() {
+  return new Promise((resolve) => {
+    const server = createServer().listen(0, "127.0.0.1", () => {
+      const { port } = server.address();
+      server.close(() => resolve(port));
+    });
+  });
+}

@@ -1,0 +1,137 @@
+"""Service keys, for staff: made once, shown once, revoked."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.safestring import SafeString
+
+from quotas.authentication import MEMORY
+from quotas.console import chip, clock_time
+from quotas.models import ServiceKey
+
+
+class ServiceKeyForm(forms.ModelForm):  # type: ignore[type-arg]
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope, scope) for scope in ServiceKey.SCOPES],
+        widget=forms.CheckboxSelectMultiple,
+        help_text="What the key may do: give it no more than it needs.",
+    )
+
+    expires_at = forms.DateTimeField(  # one field with one label, where the admin's own has two with none
+        required=False,
+        widget=forms.DateTimeInput({"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+        help_text="In UTC; empty is never.",
+    )
+
+    def clean_expires_at(self) -> datetime | None:
+        expires_at: datetime | None = self.cleaned_data["expires_at"]
+        if expires_at and expires_at <= datetime.now(UTC):
+            raise forms.ValidationError("This is past: the key would never work.")
+        return expires_at
+
+
+class StateFilter(admin.SimpleListFilter):
+    title = parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        return [(state, state) for state in ("active", "expired", "revoked")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        is_revoked, is_expired = Q(revoked_at__isnull=False), Q(expires_at__lte=Now())
+        wanted = {
+            "active": ~is_revoked & (Q(expires_at=None) | Q(expires_at__gt=Now())),
+            "expired": ~is_revoked & is_expired,
+            "revoked": is_revoked,
+        }
+        return queryset.filter(wanted.get(self.value() or "", Q()))
+
+
+@admin.register(ServiceKey)
+class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Keys may be made and revoked; there is nothing else to do to one."""
+
+    form = ServiceKeyForm
+    list_display = ["name", "state", "key", "holds", "created", "expires", "last_used"]
+    list_filter = [StateFilter]
+    search_fields = ["name", "prefix"]
+    search_help_text = "A part of the name, or of the key's beginning without qs_"
+    show_facets = admin.ShowFacets.NEVER
+    actions = ["revoke"]
+
+    def get_fields(self, request: HttpRequest, obj: ServiceKey | None = None) -> list[Any]:
+        return [*self.list_display] if obj else ["name", "scopes", "expires_at"]
+
+    def has_change_permission(self, request: HttpRequest, obj: ServiceKey | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ServiceKey | None = None) -> bool:
+        return False
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("quotas.change_servicekey")
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        one_button = {"show_save_and_add_another": False, "show_save_and_continue": False}
+        return super().add_view(request, form_url, one_button)
+
+    def save_model(self, request: HttpRequest, obj: ServiceKey, form: forms.ModelForm, change: bool) -> None:  # type: ignore[type-arg]
+        made, obj.text = ServiceKey.make(obj.name, obj.scopes, obj.expires_at)  # type: ignore[attr-defined] # for response_add
+        obj.pk, obj.prefix = made.pk, made.prefix
+
+    def response_add(
+        self, request: HttpRequest, obj: ServiceKey, post_url_continue: str | None = None
+    ) -> HttpResponse:
+        """Show the key in this one answer: a message would lie in a cookie or session until it is read."""
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": f"Key of {obj.name}",
+            "key": obj,
+        }
+        return TemplateResponse(request, "admin/quotas/service_key.html", context)
+
+    @admin.action(description="Revoke", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, keys: QuerySet[ServiceKey]) -> None:
+        """Revoke what is not revoked yet, at once."""
+        revoked = list(keys.filter(revoked_at=None))
+        for key in revoked:
+            keys.filter(pk=key.pk, revoked_at=None).update(revoked_at=datetime.now(UTC))
+            self.log_change(request, key, "Revoked.")
+        told = f"Revoked {len(revoked)} of {len(keys)}: they stop working within {MEMORY} seconds."
+        self.message_user(request, told, messages.SUCCESS)
+
+    @admin.display
+    def key(self, key: ServiceKey) -> str:
+        return f"qs_{key.prefix}_…"
+
+    @admin.display(description="scopes")
+    def holds(self, key: ServiceKey) -> str:
+        return ", ".join(key.scopes)
+
+    @admin.display(description="created (UTC)", ordering="created_at")
+    def created(self, key: ServiceKey) -> SafeString:
+        return clock_time(key.created_at)
+
+    @admin.display(description="expires (UTC)", ordering="expires_at")
+    def expires(self, key: ServiceKey) -> str:
+        return clock_time(key.expires_at) if key.expires_at else "never"
+
+    @admin.display(description="last used (UTC)", ordering="last_used_at")
+    def last_used(self, key: ServiceKey) -> str:
+        return clock_time(key.last_used_at) if key.last_used_at else "never"
+
+    @admin.display
+    def state(self, key: ServiceKey) -> SafeString:
+        if key.revoked_at:
+            return chip("revoked", "deleted")
+        if key.expires_at and key.expires_at <= datetime.now(UTC):
+            return chip("expired", "low")
+        return chip("active", "healthy")

@@ -1,0 +1,20 @@
+from django.db import migrations, models
+
+from quotas import online
+
+
+class Migration(migrations.Migration):
+    atomic = False  # the index is made beside the traffic
+
+    dependencies = [("quotas", "0006_hourly_totals")]
+
+    operations = [
+        online.AddIndex(
+            model_name="ledgerentry",
+            index=models.Index(
+                fields=["resets_at", "user", "seq"],
+                name="ledger_exhausted",
+                condition=models.Q(("balance_after", 0), ("quota_limit__isnull", False)),
+            ),
+        ),
+    ]

@@ -1,0 +1,49 @@
+from django.apps.registry import Apps
+from django.db import migrations
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+
+GROUP = "Support"
+MAY = [
+    ("quotas", "challengequota", "view_challengequota", "Can view quota"),
+    ("quotas", "challengequota", "change_challengequota", "Can change quota"),  # adjust and reset
+    ("quotas", "ledgerentry", "view_ledgerentry", "Can view ledger entry"),
+    ("quotas", "plan", "view_plan", "Can view plan"),
+    ("webhooks", "webhookevent", "view_webhookevent", "Can view webhook event"),
+]
+
+
+def make_group(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
+    """Make the group, with its permissions, which Django itself would make only after all migrations."""
+    database = schema_editor.connection.alias
+    types = apps.get_model("contenttypes", "ContentType").objects.using(database)
+    permissions = apps.get_model("auth", "Permission").objects.using(database)
+    group, _ = apps.get_model("auth", "Group").objects.using(database).get_or_create(name=GROUP)
+    for app_label, model, codename, name in MAY:
+        of, _ = types.get_or_create(app_label=app_label, model=model)
+        permission, _ = permissions.get_or_create(content_type=of, codename=codename, defaults={"name": name})
+        group.permissions.add(permission)
+
+
+def remove_group(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
+    groups = apps.get_model("auth", "Group").objects.using(schema_editor.connection.alias)
+    groups.filter(name=GROUP).delete()
+
+
+class Migration(migrations.Migration):
+    dependencies = [
+        ("auth", "0012_alter_user_first_name_max_length"),
+        ("contenttypes", "0002_remove_content_type_name"),
+        ("quotas", "0007_exhausted_index"),
+    ]
+
+    operations = [
+        migrations.AlterModelOptions(
+            name="challengequota",
+            options={
+                "ordering": ["user_id"],
+                "permissions": [("change_plan_of_quota", "Can change the plan of a quota")],
+                "verbose_name": "quota",
+            },
+        ),
+        migrations.RunPython(make_group, remove_group),
+    ]

@@ -1,0 +1,18 @@
+from django.db import migrations, models
+
+from quotas import online
+
+
+class Migration(migrations.Migration):
+    atomic = False  # the index is made beside the traffic
+
+    dependencies = [("quotas", "0008_support_group")]
+
+    operations = [
+        online.AddIndex(
+            model_name="ledgerentry",
+            index=models.Index(
+                fields=["created_at", "user"], name="ledger_refusals", condition=models.Q(("kind", "refused"))
+            ),
+        ),
+    ]

@@ -1,0 +1,18 @@
+from django.db import migrations, models
+
+from quotas import online
+
+
+class Migration(migrations.Migration):
+    atomic = False  # the index is made beside the traffic
+
+    dependencies = [("quotas", "0009_refusals_index")]
+
+    operations = [
+        online.AddIndex(
+            model_name="challengequota",
+            index=models.Index(
+                fields=["user_id"], name="quotas_deleted", condition=models.Q(("deleted_at__isnull", False))
+            ),
+        ),
+    ]

@@ -1,0 +1,20 @@
+from django.db import migrations, models
+
+from quotas import online
+
+
+class Migration(migrations.Migration):
+    atomic = False  # the index is made beside the traffic
+
+    dependencies = [("quotas", "0010_deleted_index")]
+
+    operations = [
+        online.AddIndex(
+            model_name="ledgerentry",
+            index=models.Index(
+                fields=["kind", "id"],
+                name="ledger_kinds",
+                condition=models.Q(("kind", "consumed"), _negated=True),
+            ),
+        ),
+    ]

@@ -1,0 +1,203 @@
+"""What was spent and refused, day by day (UTC, by the database's clock): of one user, and of everyone.
+
+No spend writes a figure here: a row that everybody counts up would make everybody wait. The hours
+that are over are summed once, when somebody looks, and kept, also when the ledger is pruned; what
+came since is summed each time.
+"""
+
+import math
+import time
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import connection
+from django.db.models import Count, Func, Max, Q, QuerySet, Sum
+from django.db.models.functions import Coalesce, TruncDate, TruncHour
+
+from quotas.models import HourlyTotal, LedgerEntry
+from quotas.policy import Kind
+from quotas.prune import clock
+
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+SETTLING = timedelta(minutes=5)  # after an hour's end: by then all that was decided in it is stored
+SKEW = timedelta(minutes=15)  # the clock that makes an entry's id may differ by this from the database's
+BUDGET = 1.0  # seconds that one look may spend on hours that nobody has summed yet
+MOST_HOURS = 24  # in one query
+MOST_ENTRIES = 10_000  # of one user
+MOST_REFUSALS = 10_000
+MOST_COUNTED = 10_000  # users
+
+# What the last ANALYZE found: rows, and the share of them that is not deleted.
+ESTIMATE = """
+    SELECT c.reltuples * COALESCE(s.null_frac, 1)
+    FROM pg_class AS c
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN pg_stats AS s
+        ON s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = 'deleted_at'
+    WHERE c.oid = 'challenge_quotas'::regclass
+"""
+
+
+class Figures(NamedTuple):
+    """The units that were consumed (refunds are not taken off), and how often a limit was met.
+
+    Only the first refusal of a user's period is counted, because later ones are not in the ledger.
+    """
+
+    spent: int
+    refused: int
+
+
+class Day(NamedTuple):
+    """The figures of one day."""
+
+    date: date
+    spent: int
+    refused: int
+
+
+class Totals(NamedTuple):
+    """The newest days, oldest first, today the last: fewer than `asked` until all are summed."""
+
+    days: list[Day]
+    asked: int
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.days) == self.asked
+
+
+class Refusals(NamedTuple):
+    """Who met the limit most often since then: user ids and how often, the most first."""
+
+    users: list[tuple[str, int]]
+    since: datetime
+
+
+class About(int):
+    """An estimate: `About(1_000_000)` reads as "about 1,000,000"."""
+
+    def __str__(self) -> str:
+        return f"about {int(self):,}"
+
+
+def estimated_users() -> About | None:
+    """Return about how many users have a quota and are not deleted; None where counting is as quick."""
+    if connection.vendor != "postgresql":
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute(ESTIMATE)
+        estimate = int(cursor.fetchone()[0])
+    return About(estimate) if estimate > MOST_COUNTED else None
+
+
+def most_refused(days: int = 7, users: int = 10) -> Refusals:
+    """Return the users who met the limit most often, looking at no more than MOST_REFUSALS."""
+    since = clock() - days * DAY
+    refusals = LedgerEntry.objects.filter(kind=Kind.REFUSED, created_at__gte=since).order_by("-created_at")
+    newest = list(refusals.values_list("user_id", flat=True)[:MOST_REFUSALS])
+    if len(newest) == MOST_REFUSALS:
+        since = refusals[MOST_REFUSALS - 1].created_at
+    return Refusals(Counter(newest).most_common(users), since)
+
+
+def of_user(user_id: str, days: int = 30) -> list[Day]:
+    """Return the user's newest days, oldest first, today the last.
+
+    They are fewer where the newest MOST_ENTRIES entries do not reach back so far.
+    """
+    entries = LedgerEntry.objects.filter(user_id=user_id)
+    newest = entries.aggregate(seq=Max("seq"))["seq"] or 0
+    entries = entries.filter(seq__gt=newest - MOST_ENTRIES)
+    today = clock().date()
+    oldest = entries.order_by("seq").first()
+    if oldest and oldest.seq > 1:  # of its day, and of those before, we may not see all
+        days = min(days, (today - oldest.created_at.date()).days)
+    since = today - (days - 1) * DAY
+    found = _figures(entries.filter(created_at__gte=_midnight(since)), TruncDate("created_at"))
+    return [Day(day, *found.get(day, (0, 0))) for day in (since + n * DAY for n in range(days))]
+
+
+def of_everyone(days: int = 30) -> Totals:
+    """Return the newest days of all users together; what is missing of them is summed, within BUDGET."""
+    now = clock()
+    first, settled = _midnight(now.date() - (days - 1) * DAY), _whole_hour(now - SETTLING)
+    end = _whole_hour(now) + HOUR
+    hours = _settled(first, settled) | _of_hours(settled, end)
+    newest_first = []
+    for day in (now.date() - n * DAY for n in range(days)):
+        of_day = [hours.get(hour) for hour in _hours(_midnight(day), min(_midnight(day + DAY), end))]
+        if None in of_day:
+            break
+        newest_first.append(Day(day, *map(sum, zip(*of_day, strict=True))))
+    return Totals(newest_first[::-1], days)
+
+
+def _settled(first: datetime, settled: datetime) -> dict[datetime, Figures]:
+    """Return the figures of the hours in between, the missing ones summed and kept, the newest first.
+
+    What is kept of an hour is final. So two who look at once keep the same, whoever is first.
+    """
+    kept = HourlyTotal.objects.filter(hour__gte=first, hour__lt=settled)
+    known = {total.hour: Figures(total.spent, total.refused) for total in kept}
+    missing = [hour for hour in reversed(_hours(first, settled)) if hour not in known]
+    deadline, at_once = time.monotonic() + BUDGET, 1
+    while missing and (began := time.monotonic()) < deadline:
+        end = missing[0] + HOUR
+        begin = next(hour for hour in reversed(missing[:at_once]) if end - hour <= at_once * HOUR)
+        summed = {hour: figures for hour, figures in _of_hours(begin, end).items() if hour not in known}
+        rows = [
+            HourlyTotal(hour=hour, **figures._asdict())
+            for hour, figures in sorted(summed.items(), reverse=True)
+        ]
+        HourlyTotal.objects.bulk_create(rows, ignore_conflicts=True)
+        known |= summed
+        missing = missing[len(summed) :]
+        is_quick = time.monotonic() - began < BUDGET / 10
+        at_once = min(2 * at_once, MOST_HOURS) if is_quick else 1
+    return known
+
+
+def _of_hours(begin: datetime, end: datetime) -> dict[datetime, Figures]:
+    """Return the figures of each hour that begins in between, from the ledger.
+
+    Ids are time-ordered, so the primary key finds the entries: each spend is spared one more index.
+    """
+    entries = LedgerEntry.objects.filter(
+        id__gte=_least_id(begin - SKEW),
+        id__lt=_least_id(end + SKEW),
+        created_at__gte=begin,
+        created_at__lt=end,
+    )
+    found = _figures(entries, TruncHour("created_at"))
+    return {hour: found.get(hour, Figures(0, 0)) for hour in _hours(begin, end)}
+
+
+def _figures(entries: QuerySet[LedgerEntry], when: Func) -> dict[Any, Figures]:
+    """Sum the entries for each value of `when`."""
+    counted = entries.filter(kind__in=[Kind.CONSUMED, Kind.REFUSED]).order_by().annotate(when=when)
+    rows = counted.values_list("when").annotate(
+        spent=Coalesce(Sum("cost", filter=Q(kind=Kind.CONSUMED)), 0),
+        refused=Count("id", filter=Q(kind=Kind.REFUSED)),
+    )
+    return {at: Figures(spent, refused) for at, spent, refused in rows}
+
+
+def _hours(begin: datetime, end: datetime) -> list[datetime]:
+    """The whole hours from `begin` on, itself one, that begin before `end`."""
+    return [begin + n * HOUR for n in range(math.ceil((end - begin) / HOUR))]
+
+
+def _whole_hour(instant: datetime) -> datetime:
+    return instant.replace(minute=0, second=0, microsecond=0)
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, datetime.min.time(), UTC)
+
+
+def _least_id(instant: datetime) -> UUID:
+    """The first UUID, version 7, of that millisecond."""
+    return UUID(int=int(instant.timestamp() * 1000) << 80)

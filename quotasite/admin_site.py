@@ -1,0 +1,143 @@
+"""The admin as a whole: its first page, and a bound on what it costs to look at any."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
+
+from django.contrib.admin import AdminSite
+from django.db import OperationalError, connection, transaction
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.template.response import SimpleTemplateResponse, TemplateResponse
+from django.utils.safestring import SafeString
+
+from quotas import totals
+from quotas.charts import daily_bars
+from quotas.console import MoreThan, address, count_some
+from quotas.exhausted import exhausted
+from quotas.models import ChallengeQuota
+from quotas.store import read_surely
+from quotas.totals import Refusals, Totals
+
+STATEMENT_SECONDS = 5  # of one statement of a page
+QUERY_CANCELED = "57014"  # PostgreSQL's word for a statement that took longer
+MOST_EXHAUSTED = 500  # that are counted
+WHO_SEES_FIGURES = ("quotas.view_challengequota", "quotas.view_ledgerentry")
+
+# For this transaction: a page neither takes long, nor more than one core from those who spend.
+BOUNDS = """
+    SELECT set_config('statement_timeout', %s, true), set_config('max_parallel_workers_per_gather', '0', true)
+"""
+
+View = TypeVar("View", bound=Callable[..., HttpResponseBase])
+
+
+class Overview(NamedTuple):
+    """What the first page tells of all quotas together."""
+
+    users: int
+    exhausted: int
+    totals: Totals
+    refusals: Refusals
+
+    @classmethod
+    def now(cls) -> "Overview":
+        found = exhausted(MOST_EXHAUSTED)
+        count = len(found.user_ids)
+        return cls(
+            users=totals.estimated_users() or count_some(ChallengeQuota.objects.filter(deleted_at=None)),
+            exhausted=count if found.is_all else MoreThan(count),
+            totals=totals.of_everyone(),
+            refusals=totals.most_refused(),
+        )
+
+    @property
+    def counts(self) -> tuple[str, str]:
+        """How many users there are, and how many of them are exhausted; a count may be an estimate."""
+        users, exhausted = (
+            f"{count:,}" if type(count) is int else str(count) for count in (self.users, self.exhausted)
+        )
+        return users, exhausted
+
+    @property
+    def today(self) -> tuple[str, str]:
+        """What was spent and refused today, once that is summed."""
+        days = self.totals.days
+        return (f"{days[-1].spent:,}", f"{days[-1].refused:,}") if days else ("…", "…")
+
+    @property
+    def chart(self) -> SafeString:
+        return daily_bars(self.totals.days)
+
+    @property
+    def most_refused(self) -> list[tuple[str, str, int]]:
+        """User ids, where their pages are, and how often."""
+        return [(user_id, address(user_id), times) for user_id, times in self.refusals.users]
+
+
+class Site(AdminSite):
+    """Stock Django's, with an overview on the first page, and bounded where it is only looked at."""
+
+    index_title = "Overview"
+
+    def admin_view(self, view: View, cacheable: bool = False) -> View:
+        return self._bounded(super().admin_view(view, cacheable))
+
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+        return super().index(request, {**(extra_context or {}), **self._overview(request)})
+
+    def _overview(self, request: HttpRequest) -> dict[str, Any]:
+        """The figures of the first page; it is there without them too, where they take too long."""
+        if not request.user.has_perms(WHO_SEES_FIGURES):
+            return {}
+        try:
+            with transaction.atomic():
+                return {"overview": Overview.now()}
+        except OperationalError as error:
+            if not _took_too_long(error):
+                raise
+            return {"is_late": True}
+
+    def _bounded(self, view: View) -> View:
+        """Answer a GET in one transaction whose statements are bounded, on a connection that works.
+
+        A transaction, because a time-out for the session would go on to others behind a pooler. What
+        changes something stays as it is: its verbs store user by user, each by itself.
+        """
+
+        @wraps(view)
+        def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            if request.method not in ("GET", "HEAD"):
+                return view(request, *args, **kwargs)
+
+            def look() -> HttpResponseBase:
+                with transaction.atomic():
+                    _bound_statements()
+                    response = view(request, *args, **kwargs)
+                    if isinstance(response, SimpleTemplateResponse):
+                        response.render()  # which is when a list is read
+                    return response
+
+            try:
+                return read_surely(look)
+            except OperationalError as error:
+                if not _took_too_long(error):
+                    raise
+                context = {
+                    **self.each_context(request),
+                    "title": "This took too long",
+                    "seconds": STATEMENT_SECONDS,
+                }
+                return TemplateResponse(request, "admin/too_long.html", context, status=503)
+
+        return cast(View, answer)
+
+
+def _bound_statements() -> None:
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(BOUNDS, [f"{STATEMENT_SECONDS}s"])
+
+
+def _took_too_long(error: OperationalError) -> bool:
+    return getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED

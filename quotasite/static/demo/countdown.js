@@ -1,0 +1,42 @@
+/** A countdown from a number of seconds, by a clock that nobody can set: the user's own may be wrong. */
+
+const SECOND = 1_000;
+
+/** Calls `show(seconds)` every second, and `atZero()` once when nothing is left. */
+export class Countdown {
+  #timer;
+
+  constructor(show, atZero, now = () => performance.now()) {
+    Object.assign(this, { show, atZero, now });
+  }
+
+  start(seconds) {
+    this.stop();
+    // A server that says 0 is asked again a second later, not at once and for ever.
+    this.endsAt = this.now() + Math.max(seconds, 1) * SECOND;
+    this.#timer = setInterval(() => this.#tick(), SECOND / 4);
+    this.#tick();
+  }
+
+  stop() {
+    clearInterval(this.#timer);
+  }
+
+  #tick() {
+    const left = Math.max(0, Math.ceil((this.endsAt - this.now()) / SECOND));
+    this.show(left);
+    if (left > 0) return;
+    this.stop();
+    this.atZero();
+  }
+}
+
+/** Two units are enough for people: 3 d 4 h, 24 h 05 min, 5 min 06 s, 7 s. */
+export function inWords(seconds) {
+  const [minutes, hours, days] = [60, 3_600, 86_400].map((unit) => Math.floor(seconds / unit));
+  const two = (number) => String(number).padStart(2, "0");
+  if (days > 1) return `${days} d ${hours % 24} h`;
+  if (hours) return `${hours} h ${two(minutes % 60)} min`;
+  if (minutes) return `${minutes} min ${two(seconds % 60)} s`;
+  return `${seconds} s`;
+}

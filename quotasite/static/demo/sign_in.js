@@ -1,0 +1,64 @@
+/**
+ * Who is signed in, by Clerk's own component or by the development sign-in. Both call `changed` with a
+ * session, `{userId, getToken({fresh}), signOut()}`, or with null; `place` is where the sign-in is shown.
+ */
+
+export const signIns = { clerk: startClerk, development: startDevelopment };
+
+const REMEMBERED = "quotasite.demo.user"; // for this tab, so that a reload stays signed in
+
+async function startClerk(place, changed) {
+  const { Clerk, __internal_ClerkUICtor: ClerkUI } = window;
+  await Clerk.load({ ui: { ClerkUI } });
+  let known = null; // nothing is, so that the first call always counts
+  Clerk.addListener(({ session }) => {
+    const userId = session?.user.id;
+    if (userId === known) return; // it is called for each new token too
+    known = userId;
+    if (!session) {
+      Clerk.mountSignIn(place);
+      return changed(null);
+    }
+    Clerk.unmountSignIn(place);
+    return changed({
+      userId,
+      getToken: ({ fresh }) => Clerk.session?.getToken({ skipCache: fresh }) ?? null,
+      signOut: () => Clerk.signOut(),
+    });
+  });
+}
+
+async function startDevelopment(place, changed) {
+  const form = place.querySelector("form");
+
+  function begin(userId) {
+    let token = null;
+    sessionStorage.setItem(REMEMBERED, userId);
+    changed({
+      userId,
+      async getToken({ fresh }) {
+        if (fresh || !token) token = await mint(userId);
+        return token;
+      },
+      signOut() {
+        sessionStorage.removeItem(REMEMBERED);
+        changed(null);
+      },
+    });
+  }
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const chosen = event.submitter?.value || form.elements.user_id.value.trim();
+    begin(chosen);
+  });
+  const remembered = sessionStorage.getItem(REMEMBERED);
+  return remembered ? begin(remembered) : changed(null);
+}
+
+/** A session token of one minute, or null if the server gives none to this user. */
+async function mint(userId) {
+  const answer = await fetch("/demo/token", { method: "POST", body: new URLSearchParams({ user_id: userId }) });
+  if (answer.status >= 500) throw new Error("no token now");
+  return answer.ok ? (await answer.json()).token : null;
+}

@@ -1,0 +1,19 @@
+from django.db import migrations, models
+
+from quotas import online
+
+
+class Migration(migrations.Migration):
+    atomic = False  # the index is made beside the traffic
+
+    dependencies = [("webhooks", "0002_what_handlers_read")]
+
+    operations = [
+        online.AddIndex(
+            model_name="webhookevent",
+            index=models.Index(
+                fields=["user_id"], name="webhook_events_prefix", opclasses=["varchar_pattern_ops"]
+            ),
+        ),
+        migrations.RemoveIndex(model_name="webhookevent", name="webhook_events_user"),
+    ]

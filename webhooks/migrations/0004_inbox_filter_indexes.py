@@ -1,0 +1,24 @@
+from django.db import migrations, models
+
+from quotas import online
+
+
+class Migration(migrations.Migration):
+    atomic = False  # the indexes are made beside the traffic
+
+    dependencies = [("webhooks", "0003_inbox_prefix_index")]
+
+    operations = [
+        online.AddIndex(
+            model_name="webhookevent",
+            index=models.Index(fields=["type", "-handled_at"], name="webhook_events_type"),
+        ),
+        online.AddIndex(
+            model_name="webhookevent",
+            index=models.Index(
+                fields=["status", "-handled_at"],
+                name="webhook_events_unusual",
+                condition=models.Q(("status__in", ["ignored", "warning"])),
+            ),
+        ),
+    ]

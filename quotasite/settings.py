@@ -258,7 +258,6 @@ SPECTACULAR_SETTINGS = {
     "SORT_OPERATIONS": False,  # they stand as in urls.py
     "POSTPROCESSING_HOOKS": ["quotas.schema.complete"],
     "SWAGGER_UI_DIST": "SIDECAR",  # local files: the page works offline, and under a strict CSP
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "defaultModelsExpandDepth": 0},
 }
 

@@ -44,6 +44,7 @@ from quotas.totals import of_user
 __all__ = ["LedgerEntryAdmin", "QuotaAdmin", "key_admin", "plan_admin"]  # these two register themselves
 
 MOST_EXHAUSTED = 500  # users that the list shows of these
+MOST_IN_FILE = 5_000  # of these, in a CSV file
 MOST_AT_ONCE = 500  # users that one action may change
 MOST_REFUSALS = 10  # of an action, that are told one by one
 MOST_ENTRIES = 50  # of the ledger, on the page of a quota
@@ -105,9 +106,10 @@ class StateFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() == "exhausted":
-            found = exhausted(MOST_EXHAUSTED)
+            found = exhausted(getattr(request, "most_exhausted", MOST_EXHAUSTED))
             if not found.is_all:
-                self.note = f"More than {MOST_EXHAUSTED:,} are exhausted; these are those that reset soonest."
+                many = f"{len(found.user_ids):,}"
+                self.note = f"More may be exhausted; these are the {many} that reset soonest."
             return queryset.filter(pk__in=found.user_ids)
         if self.value() in ("open", "deleted"):
             return queryset.filter(deleted_at__isnull=self.value() == "open")
@@ -198,12 +200,15 @@ class QuotaAdmin(ReadOnlyAdmin):
         filters = request.GET.copy()
         filters.pop(SEARCH_VAR, None)  # the list's own search finds only so many
         request.GET = filters  # type: ignore[assignment] # a list only reads it
+        request.most_exhausted = MOST_IN_FILE  # type: ignore[attr-defined] # for StateFilter
         try:
-            quotas = self.get_changelist_instance(request).queryset
+            shown = self.get_changelist_instance(request)
         except IncorrectLookupParameters:
             raise BadRequest("There is no such filter.") from None
         term = search.cleaned_data[SEARCH_VAR]
-        return self._csv(super().get_search_results(request, quotas, term)[0])
+        is_all = not any(getattr(spec, "note", "") for spec in shown.filter_specs)
+        name = "quotas.csv" if is_all else "quotas, those that reset soonest.csv"
+        return self._csv(super().get_search_results(request, shown.queryset, term)[0], name)
 
     def ledger_csv_view(self, request: HttpRequest, object_id: str) -> StreamingHttpResponse:
         """One user's whole ledger, the oldest entry first."""
@@ -224,7 +229,8 @@ class QuotaAdmin(ReadOnlyAdmin):
         if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
             raise PermissionDenied
         quota = get_object_or_404(self.get_queryset(request), pk=unquote(object_id))
-        now = standing(quota)
+        now, may_read_ledger = standing(quota), self._may_read_ledger(request)
+        entries = quota.entries.order_by("-seq")[:MOST_ENTRIES] if may_read_ledger else ()
         question = SpendForm(request.GET if "spend" in request.GET else None, label_suffix="")
         context = {
             "title": quota.user_id,
@@ -238,10 +244,10 @@ class QuotaAdmin(ReadOnlyAdmin):
             "question": question,
             "answer": question.answer(quota),
             "chart": daily_bars(of_user(quota.user_id)),
-            "entries": [(entry, who(entry)) for entry in quota.entries.order_by("-seq")[:MOST_ENTRIES]],
+            "entries": [(entry, who(entry)) for entry in entries],
             "may_act": self.has_act_permission(request) and not now.is_deleted,
             "may_change_plan": self.has_change_plan_permission(request) and not now.is_deleted,
-            "may_read_ledger": self._may_read_ledger(request),
+            "may_read_ledger": may_read_ledger,
         }
         return self._page(request, "quota", context)
 
@@ -301,9 +307,9 @@ class QuotaAdmin(ReadOnlyAdmin):
             told = f"This form had been sent before: nothing was done again for {again} of the users."
             self.message_user(request, told, messages.WARNING)
 
-    def _csv(self, quotas: QuerySet[ChallengeQuota]) -> StreamingHttpResponse:
+    def _csv(self, quotas: QuerySet[ChallengeQuota], name: str = "quotas.csv") -> StreamingHttpResponse:
         chunks = exports.chunks_of(quotas, "user_id")
-        return exports.stream("quotas.csv", QUOTA_COLUMNS, chunks, quota_cells)
+        return exports.stream(name, QUOTA_COLUMNS, chunks, quota_cells)
 
     def _may_read_ledger(self, request: HttpRequest) -> bool:
         return request.user.has_perm("quotas.view_ledgerentry")

@@ -7,17 +7,28 @@ judges each.
 
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from django.db import connection
+
 from quotas import policy
-from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
+from quotas.models import ChallengeQuota, Plan, PlanVersion
 from quotas.policy import Snapshot, State
 from quotas.prune import clock
 from quotas.sql import STATE
 
+CHUNK = 1_000  # entries, and users, that are judged at once
+MOST_CHUNKS = 10  # so that one look is bounded, however many entries are of no account any more
 NO_IDS = (UUID(int=0), UUID(int=0))  # nothing is stored
+
+# Parameters: where to go on (resets_at, user id, seq), CHUNK. The entries that left nothing of a period
+# that still runs, over their own index. Not joined to the quotas: PostgreSQL might read all of these.
+LEFT_NOTHING = """
+    SELECT resets_at, user_id, seq FROM ledger_entries
+    WHERE balance_after = 0 AND quota_limit IS NOT NULL AND (resets_at, user_id, seq) > (%s, %s, %s)
+    ORDER BY resets_at, user_id, seq LIMIT %s
+"""
 
 
 class Found(NamedTuple):
@@ -30,43 +41,52 @@ class Found(NamedTuple):
 def exhausted(limit: int) -> Found:
     """Return at most `limit` of the users who can spend nothing now, those who reset soonest first."""
     now = clock()
+    found: dict[str, None] = {}  # in their order, and each once
+    is_all = True
+    for states in _candidates(now):
+        if states is None:
+            is_all = False
+            continue
+        found |= dict.fromkeys(_exhausted_of(states, now))
+        if len(found) > limit:
+            return Found(list(found)[:limit], False)
+    return Found(list(found), is_all)
+
+
+def _exhausted_of(states: list[State], now: datetime) -> Iterator[str]:
+    # Read after the states, so that every version that one goes by is there.
     plans = {plan.name: plan.rules for plan in Plan.objects.all()}
     versions = {(past.plan_id, past.version): past.rules for past in PlanVersion.objects.all()}
-    candidates = _candidates(now, [name for name, plan in plans.items() if plan.allowance == 0], limit + 1)
-    are_exhausted = {}
-    for state in candidates:
+    for state in states:
         plan, rules = plans[state.plan], versions[state.plan, state.plan_version]
         snapshot = Snapshot(state.user_id, now, plan, rules, state, None, None, NO_IDS)
-        are_exhausted[state.user_id] = policy.effective(snapshot).spendable == 0
-    user_ids = [user_id for user_id, is_exhausted in are_exhausted.items() if is_exhausted]
-    return Found(user_ids[:limit], len(candidates) <= limit)
+        if policy.effective(snapshot).spendable == 0:
+            yield state.user_id
 
 
-def _candidates(now: datetime, empty_plans: list[str], most: int) -> list[State]:
-    """Return all who may be exhausted, or at least `most` of them."""
+def _candidates(now: datetime) -> Iterator[list[State] | None]:
+    """Yield all who may be exhausted, some at a time; None where the rest is left out."""
     quotas = ChallengeQuota.objects.filter(deleted_at=None)
-    found: list[State] = []
-    for entries in _left_nothing(now, most):
-        rows = quotas.filter(pk__in=[user_id for user_id, _ in entries]).values_list(*STATE)
+    last: Any = (connection.ops.adapt_datetimefield_value(now), "", 0)
+    for _ in range(MOST_CHUNKS):
+        entries = _left_nothing(last)
+        rows = quotas.filter(pk__in=[user_id for _, user_id, _ in entries]).values_list(*STATE)
         states = {state.user_id: state for state in (State(*row) for row in rows)}
         # Only the newest entry tells what is left.
-        found += [states[user] for user, seq in entries if user in states and states[user].seq == seq]
-        if len(found) >= most:
-            return found
-    refill_to_nothing = quotas.filter(plan__in=empty_plans).order_by()
-    return [*found, *(State(*row) for row in refill_to_nothing.values_list(*STATE)[:most])]
+        yield [states[user] for _, user, seq in entries if user in states and states[user].seq == seq]
+        if len(entries) < CHUNK:
+            break
+        last = entries[-1]
+    else:
+        yield None
+    empty = quotas.filter(plan__in=Plan.objects.filter(allowance=0)).order_by()
+    refill_to_nothing = [State(*row) for row in empty.values_list(*STATE)[: CHUNK + 1]]
+    yield refill_to_nothing
+    if len(refill_to_nothing) > CHUNK:
+        yield None
 
 
-def _left_nothing(now: datetime, at_once: int) -> Iterator[list[tuple[str, int]]]:
-    """Yield user and seq of the entries that left nothing of a period that still runs, some at a time.
-
-    Not joined to the quotas: PostgreSQL might read all of these to find the few.
-    """
-    entries = LedgerEntry.objects.filter(balance_after=0, quota_limit__isnull=False, resets_at__gt=now)
-    ordered = entries.order_by("resets_at", "user_id", "seq").values_list("user_id", "seq")
-    for begin in count(step=at_once):
-        chunk = list(ordered[begin : begin + at_once])
-        if chunk:
-            yield chunk
-        if len(chunk) < at_once:
-            return
+def _left_nothing(last: tuple[Any, str, int]) -> list[tuple[Any, str, int]]:
+    with connection.cursor() as cursor:
+        cursor.execute(LEFT_NOTHING, [*last, CHUNK])
+        return list(cursor.fetchall())

@@ -1,6 +1,7 @@
 """CSV that a spreadsheet can open without harm, in bounded memory however long it is."""
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from django.utils.http import content_disposition_header
 
 ROWS_AT_ONCE = 2_000
 # With one of these in front a spreadsheet takes a text for a formula; the last four are full-width.
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+FORMULA = re.compile(r"(?:^|(?<=;))(?=[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-])")
 
 Row = TypeVar("Row", bound=Model)
 
@@ -30,7 +31,8 @@ def stream(
 def chunks_of(rows: QuerySet[Row], key: str) -> Iterator[list[Row]]:
     """All rows by the ascending, unique `key`, each chunk by a query of its own.
 
-    So no cursor, lock or transaction outlives a chunk, and a statement's time-out is for one chunk.
+    So no cursor, lock or transaction outlives a chunk. They are read while the file is sent, when the
+    page's own time-out is over.
     """
     rest = rows.order_by(key)
     chunk = list(rest[:ROWS_AT_ONCE])
@@ -42,10 +44,11 @@ def chunks_of(rows: QuerySet[Row], key: str) -> Iterator[list[Row]]:
 
 
 def defused(value: object) -> object:
-    """The value as a cell: a text that would be read as a formula is quoted, a number is left as it is."""
-    if isinstance(value, str) and value.startswith(FORMULA):
-        return f"'{value}"
-    return value
+    """The value as a cell: a text that would be read as a formula is quoted, a number is left as it is.
+
+    Also behind a semicolon, at which some spreadsheets would begin another cell.
+    """
+    return FORMULA.sub("'", value) if isinstance(value, str) else value
 
 
 class _Pass:

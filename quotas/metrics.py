@@ -8,6 +8,6 @@ DELIVERIES = Counter(
 KEY_FETCHES = Counter("quotasite_jwks_fetches", "Fetches of the keys at CLERK_JWKS_URL.", ["outcome"])
 KEYS_FETCHED_AT = Gauge(
     "quotasite_jwks_fetched_timestamp_seconds",
-    "When the keys at CLERK_JWKS_URL were last fetched, by the process that did so longest ago.",
-    multiprocess_mode="livemin",
+    "When the keys at CLERK_JWKS_URL were last fetched, by any process; 0 is never.",
+    multiprocess_mode="livemostrecent",
 )

@@ -24,6 +24,7 @@ from quotas.policy import Change, Entry, Outcome, Plan, PlanSource, Snapshot, St
 # reads: a change is decided once more inside BEGIN IMMEDIATE, which is its row lock.
 FREE_TRIES = {"postgresql": 2, "sqlite": 1}
 MOST_TRIES = 10
+QUERY_CANCELED = "57014"  # PostgreSQL's SQLSTATE
 
 Decide = Callable[[Snapshot], Outcome]
 Found = TypeVar("Found")
@@ -81,6 +82,11 @@ def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
 def look_up(user_id: str, look: Look) -> Snapshot:
     """Return what a verb would be decided by now."""
     return _read(user_id, look)
+
+
+def took_too_long(error: OperationalError) -> bool:
+    """Tell whether a statement was broken off because its time was over."""
+    return getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED
 
 
 def lock(user_id: str) -> None:

@@ -12,13 +12,14 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import connection
+from django.db import OperationalError, connection, transaction
 from django.db.models import Count, Func, Max, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce, TruncDate, TruncHour
 
 from quotas.models import HourlyTotal, LedgerEntry
 from quotas.policy import Kind
 from quotas.prune import clock
+from quotas.store import took_too_long
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 SETTLING = timedelta(minutes=5)  # after an hour's end: by then all that was decided in it is stored
@@ -114,7 +115,7 @@ def of_user(user_id: str, days: int = 30) -> list[Day]:
     today = clock().date()
     oldest = entries.order_by("seq").first()
     if oldest and oldest.seq > 1:  # of its day, and of those before, we may not see all
-        days = min(days, (today - oldest.created_at.date()).days)
+        days = max(1, min(days, (today - oldest.created_at.date()).days))  # today, in part if need be
     since = today - (days - 1) * DAY
     found = _figures(entries.filter(created_at__gte=_midnight(since)), TruncDate("created_at"))
     return [Day(day, *found.get(day, (0, 0))) for day in (since + n * DAY for n in range(days))]
@@ -147,7 +148,14 @@ def _settled(first: datetime, settled: datetime) -> dict[datetime, Figures]:
     while missing and (began := time.monotonic()) < deadline:
         end = missing[0] + HOUR
         begin = next(hour for hour in reversed(missing[:at_once]) if end - hour <= at_once * HOUR)
-        summed = {hour: figures for hour, figures in _of_hours(begin, end).items() if hour not in known}
+        try:
+            with transaction.atomic():  # what was summed before stays, if this takes too long
+                of_hours = _of_hours(begin, end)
+        except OperationalError as error:
+            if not took_too_long(error):
+                raise
+            break
+        summed = {hour: figures for hour, figures in of_hours.items() if hour not in known}
         rows = [
             HourlyTotal(hour=hour, **figures._asdict())
             for hour, figures in sorted(summed.items(), reverse=True)

@@ -16,11 +16,10 @@ from quotas.charts import daily_bars
 from quotas.console import MoreThan, address, count_some
 from quotas.exhausted import exhausted
 from quotas.models import ChallengeQuota
-from quotas.store import read_surely
+from quotas.store import read_surely, took_too_long
 from quotas.totals import Refusals, Totals
 
 STATEMENT_SECONDS = 5  # of one statement of a page
-QUERY_CANCELED = "57014"  # PostgreSQL's word for a statement that took longer
 MOST_EXHAUSTED = 500  # that are counted
 WHO_SEES_FIGURES = ("quotas.view_challengequota", "quotas.view_ledgerentry")
 
@@ -94,7 +93,7 @@ class Site(AdminSite):
             with transaction.atomic():
                 return {"overview": Overview.now()}
         except OperationalError as error:
-            if not _took_too_long(error):
+            if not took_too_long(error):
                 raise
             return {"is_late": True}
 
@@ -121,7 +120,7 @@ class Site(AdminSite):
             try:
                 return read_surely(look)
             except OperationalError as error:
-                if not _took_too_long(error):
+                if not took_too_long(error):
                     raise
                 context = {
                     **self.each_context(request),
@@ -137,7 +136,3 @@ def _bound_statements() -> None:
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(BOUNDS, [f"{STATEMENT_SECONDS}s"])
-
-
-def _took_too_long(error: OperationalError) -> bool:
-    return getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED

@@ -186,7 +186,12 @@ def served(clerk: PretendClerk, folder: Path, host: str, port: int) -> Iterator[
 
 def with_page(clerk: PretendClerk) -> override_settings:
     """Open the demo page, with a sign-in as anybody, for as long as the block lasts."""
-    return override_settings(DEBUG=True, DEVELOPMENT_SIGNING_KEY=clerk.private_key)
+    return override_settings(
+        DEBUG=True,
+        DEVELOPMENT_SIGNING_KEY=clerk.private_key,
+        CLERK_PUBLISHABLE_KEY="",  # a Clerk of one's own has nothing to do with this
+        CLERK_FRONTEND_API="",
+    )
 
 
 def _history(

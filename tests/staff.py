@@ -10,7 +10,14 @@ from django.test import Client
 LIST = "/admin/quotas/challengequota/"
 PAGE = f"{LIST}user_5F1/change/"  # the admin writes _5F for the _ of user_1
 SCRIPT = "<script>alert(1)</script>"
-ACTING = ("view_challengequota", "change_challengequota", "change_plan_of_quota", "view_plan", "change_plan")
+ACTING = (
+    "view_challengequota",
+    "change_challengequota",
+    "change_plan_of_quota",
+    "view_ledgerentry",
+    "view_plan",
+    "change_plan",
+)
 
 
 class Browser(Client):

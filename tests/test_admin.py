@@ -148,7 +148,16 @@ def test_the_page_tells_what_can_be_spent_and_why(staff: Client, make_quota: Mak
     ):
         assert said in page
     assert page.index("consumed") < page.index("opened")
-    assert "?q=user_1" not in page  # the ledger has a permission of its own
+    assert "?q=user_1" in page
+
+
+def test_the_page_keeps_the_ledger_from_who_may_not_see_it(make_quota: Make) -> None:
+    make_quota(allowance=20)
+    ChallengeQuota.objects.consume("user_1", 3)
+    page = text(sign_in("view_challengequota").get(PAGE))
+    assert "17 of 20" in page
+    assert "consumed</td>" not in page
+    assert "?q=user_1" not in page
 
 
 def test_the_page_shows_the_newest_50_entries(staff: Client, make_quota: Make) -> None:

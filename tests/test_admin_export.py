@@ -70,6 +70,10 @@ def test_an_unlimited_and_a_deleted_quota_are_exported_too(viewer: Client, make_
     assert second["deleted_at"].endswith("Z")
 
 
+def test_behind_a_semicolon_no_cell_of_another_spreadsheet_is_a_formula() -> None:
+    assert exports.defused('{"a": ";=1+1;@b;c"}') == '{"a": ";\'=1+1;\'@b;c"}'
+
+
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_no_text_is_a_formula(viewer: Client, make_quota: Make, hostile: str) -> None:
     make_quota("user_1")

@@ -152,7 +152,14 @@ def test_without_the_setting_no_metadata_is_read(deliver, settings):
     settings.CLERK_PLAN_METADATA_KEY = ""
     deliver(*metadata("beta"))
     assert plan() == ("free", "default")
-    assert WebhookEvent.objects.get().plan == ""
+    assert WebhookEvent.objects.get().plan is None
+
+
+def test_a_setting_that_is_off_takes_no_plan_away(deliver, settings):
+    deliver(*metadata("beta"))
+    settings.CLERK_PLAN_METADATA_KEY = ""
+    assert_handled(deliver(*metadata(None, at=NOON + MINUTE)), "success")
+    assert plan() == ("beta", "metadata")
 
 
 def test_unsafe_metadata_is_never_read(deliver):

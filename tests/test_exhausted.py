@@ -141,6 +141,25 @@ def test_entries_of_the_past_hide_nobody(make_quota: Make, shift: Shift) -> None
     assert exhausted(1) == (["user_4"], True)
 
 
+def test_each_is_counted_once_and_none_who_is_not_exhausted(make_quota: Make) -> None:
+    """The ledger names him, and so does his plan, which gives nothing."""
+    for user_id in ("user_1", "user_2"):
+        make_quota(user_id, allowance=0)
+    assert exhausted(2).is_all
+    for user_id in ("user_1", "user_2"):
+        ChallengeQuota.objects.adjust(user_id, 5, reason="a kind word", actor=STAFF)
+    assert exhausted(1) == ([], True)
+
+
+def test_a_look_is_bounded_and_says_so(make_quota: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quotas.exhausted.CHUNK", 2)
+    for number in range(5):
+        make_quota(f"user_{number}", remaining=0)
+    assert len(exhausted(9).user_ids) == 5
+    monkeypatch.setattr("quotas.exhausted.MOST_CHUNKS", 2)
+    assert (len(exhausted(9).user_ids), exhausted(9).is_all) == (4, False)
+
+
 @pytest.mark.postgres
 def test_a_spend_leaves_every_index_alone(make_quota: Make) -> None:
     """PostgreSQL calls such an update HOT; one index on what a spend changes would end it."""

@@ -11,8 +11,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from prometheus_client import REGISTRY
 
-from quotas.models import ChallengeQuota, Plan
-from tests.conftest import USER
+from quotas.models import ChallengeQuota, Plan, QuotaManager
+from tests.conftest import STAFF, USER
 from tests.test_clerk_plans import MINUTE, item, metadata
 from tests.test_webhook import CREATED, DELETED, LATEST, NOON, UPDATED, assert_handled
 from webhooks.handlers import HANDLERS
@@ -119,6 +119,20 @@ def test_the_email_of_an_event_that_is_late_is_not_kept(deliver):
     assert WebhookEvent.objects.get(pk="msg_late").email == ""
 
 
+def test_no_email_outlives_a_deletion_that_steps_in(deliver, monkeypatch):
+    """Between the look at the row and its lock; only on PostgreSQL can it be so, and here it is played."""
+    open_missing = QuotaManager.open_missing
+
+    def open_and_delete(quotas, user_id, **given):
+        open_missing(quotas, user_id, **given)
+        quotas.delete(user_id, actor=STAFF)
+
+    monkeypatch.setattr(QuotaManager, "open_missing", open_and_delete)
+    assert_handled(deliver(*CREATED), "ignored")
+    event = WebhookEvent.objects.get()
+    assert (event.email, event.note) == ("", "the user is deleted")
+
+
 # Handled again
 
 
@@ -167,6 +181,33 @@ def test_events_that_were_ignored_can_be_applied_again_without_harm(deliver, aga
     deliver(*item("active", payer=""), svix_id="msg_3")
     assert again("msg_1", "msg_2", "msg_3") == ["Applied again: 3 ignored."]
     assert not ChallengeQuota.objects.exists()
+
+
+def test_an_event_whose_metadata_were_not_read_takes_no_plan_away(deliver, again, settings):
+    deliver(*metadata("gold"), svix_id="msg_1")
+    settings.CLERK_PLAN_METADATA_KEY = "plan"
+    Plan.objects.create(name="gold", allowance=7)
+    deliver(*metadata("gold"))
+    again("msg_1")
+    assert ChallengeQuota.objects.get().plan_id == "gold"
+
+
+def test_why_an_event_was_ignored_outlives_a_second_try(deliver, again, settings):
+    settings.CLERK_INSTANCE_ID = "ins_us"
+    deliver(body=envelope("ins_theirs"), svix_id="msg_1")
+    deliver("user.created", {"id": "user 1"}, svix_id="msg_2")
+    before = list(WebhookEvent.objects.order_by("pk").values_list("note", flat=True))
+    again("msg_1", "msg_2")
+    assert list(WebhookEvent.objects.order_by("pk").values_list("note", flat=True)) == before
+
+
+def test_too_many_at_once_are_refused_before_the_first(deliver, again, monkeypatch):
+    monkeypatch.setattr("webhooks.admin.MOST_AT_ONCE", 1)
+    for svix_id in ("msg_1", "msg_2"):
+        deliver(*item("active", plan="gold"), svix_id=svix_id)
+    Plan.objects.create(name="gold", allowance=7)
+    assert again("msg_1", "msg_2") == ["At most 1 events at a time: nothing was done."]
+    assert ChallengeQuota.objects.get().plan_id == "free"
 
 
 def test_only_who_may_change_events_can_apply_them(deliver, client, django_user_model):

@@ -13,6 +13,7 @@ from quotas.console import ReadOnlyAdmin, address, chip, clock_time
 from webhooks.handlers import HANDLERS, apply
 from webhooks.models import WebhookEvent
 
+MOST_AT_ONCE = 500  # events that are applied again
 COLOURS = {"success": "healthy", "warning": "low", "ignored": "deleted"}
 
 
@@ -60,13 +61,20 @@ class WebhookEventAdmin(ReadOnlyAdmin):
     @admin.action(description="Apply again", permissions=["apply"])
     def apply_again(self, request: HttpRequest, events: QuerySet[WebhookEvent]) -> None:
         """Handle the events once more, oldest first, such as after a plan was added that was unknown."""
-        statuses = [self._apply(event) for event in events.order_by("handled_at")]
+        chosen = list(events.order_by("handled_at")[: MOST_AT_ONCE + 1])
+        if len(chosen) > MOST_AT_ONCE:
+            too_many = f"At most {MOST_AT_ONCE} events at a time: nothing was done."
+            self.message_user(request, too_many, messages.ERROR)
+            return
+        statuses = [self._apply(event) for event in chosen]
         told = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
         has_warning = WebhookEvent.Status.WARNING in statuses
         level = messages.WARNING if has_warning else messages.SUCCESS
         self.message_user(request, f"Applied again: {told}.", level)
 
     def _apply(self, event: WebhookEvent) -> str:
+        if event.type in HANDLERS and not event.user_id:
+            return event.status  # nothing that could be applied was kept: why, its note tells
         with transaction.atomic():
             apply(event)
             told = {"status": event.status, "note": event.note}

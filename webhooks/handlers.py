@@ -61,12 +61,16 @@ def user_saved(event: WebhookEvent) -> None:
         event.email = ""
         return
     rows = ChallengeQuota.objects.select_for_update().filter(pk=event.user_id)
-    known_at = rows.values_list("clerk_updated_at", flat=True).get()
+    known_at, deleted_at = rows.values_list("clerk_updated_at", "deleted_at").get()
+    if deleted_at:  # only just, while we waited for the row
+        raise Deleted
     if known_at and known_at > event.updated_at:
         event.email = ""
         _settle(event, Status.IGNORED, "a later version of the user is known")
         return
     ChallengeQuota.objects.note_profile(event.user_id, event.email, event.updated_at)
+    if event.plan is None or not settings.CLERK_PLAN_METADATA_KEY:
+        return
     if (
         event.plan
         or PlanAssignment.objects.filter(user_id=event.user_id, source=PlanSource.METADATA).exists()
@@ -125,7 +129,7 @@ def _settle(event: WebhookEvent, status: WebhookEvent.Status, note: str = "") ->
 
 def _read_user(delivery: Delivery, event: WebhookEvent) -> None:
     user = read_user(delivery.data)
-    event.user_id, event.email, event.plan = user.user_id, user.email, user.plan or ""
+    event.user_id, event.email, event.plan = user.user_id, user.email, user.plan
     event.updated_at = user.updated_at or delivery.occurred_at
 
 

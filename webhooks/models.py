@@ -19,9 +19,9 @@ class WebhookEvent(models.Model):
     type = models.CharField(max_length=128)
     user_id = models.CharField(max_length=128, blank=True)
     email = models.CharField(max_length=320, blank=True)
-    # The slug in the metadata, or of the billed item; and that item's id. The database's own default lets
-    # processes of the version before go on while a new one is deployed.
-    plan = models.CharField(max_length=128, blank=True, default="", db_default="")
+    # The slug in the metadata, or of the billed item; "" is none, NULL was not read.
+    plan = models.CharField(max_length=128, null=True)  # noqa: DJ001
+    # The billed item's. The database's own default lets processes of the version before go on meanwhile.
     external_id = models.CharField(max_length=128, blank=True, default="", db_default="")
     updated_at = models.DateTimeField(null=True)  # Clerk's, by which events are ordered
     occurred_at = models.DateTimeField(null=True)

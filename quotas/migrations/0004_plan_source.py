@@ -5,6 +5,8 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 def remember_staff(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
     """Until now staff alone gave a plan that is not the default one."""
+    if not apps.get_model("quotas", "Plan").objects.filter(is_default=True).exists():
+        return
     for model, plan in (("ChallengeQuota", "plan_id"), ("LedgerEntry", "plan")):
         chosen = apps.get_model("quotas", model).objects.exclude(
             **{f"{plan}__in": apps.get_model("quotas", "Plan").objects.filter(is_default=True)}

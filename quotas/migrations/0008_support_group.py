@@ -13,20 +13,27 @@ MAY = [
 
 
 def make_group(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    """Make the group, with its permissions, which Django itself would make only after all migrations."""
-    database = schema_editor.connection.alias
-    types = apps.get_model("contenttypes", "ContentType").objects.using(database)
-    permissions = apps.get_model("auth", "Permission").objects.using(database)
-    group, _ = apps.get_model("auth", "Group").objects.using(database).get_or_create(name=GROUP)
-    for app_label, model, codename, name in MAY:
-        of, _ = types.get_or_create(app_label=app_label, model=model)
-        permission, _ = permissions.get_or_create(content_type=of, codename=codename, defaults={"name": name})
+    """Make the group, with its permissions, which Django itself would make only after all migrations.
+
+    One of that name that is there already is left as it is.
+    """
+    group, is_new = apps.get_model("auth", "Group").objects.get_or_create(name=GROUP)
+    for app_label, model, codename, name in MAY if is_new else ():
+        of, _ = apps.get_model("contenttypes", "ContentType").objects.get_or_create(
+            app_label=app_label, model=model
+        )
+        permission, _ = apps.get_model("auth", "Permission").objects.get_or_create(
+            content_type=of, codename=codename, defaults={"name": name}
+        )
         group.permissions.add(permission)
 
 
 def remove_group(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    groups = apps.get_model("auth", "Group").objects.using(schema_editor.connection.alias)
-    groups.filter(name=GROUP).delete()
+    """Remove the group if it is as it was made, and nobody is in it."""
+    group = apps.get_model("auth", "Group").objects.filter(name=GROUP).first()
+    is_used = apps.get_model("auth", "User").objects.filter(groups=group).exists()
+    if group and not is_used and {it.codename for it in group.permissions.all()} == {it[2] for it in MAY}:
+        group.delete()
 
 
 class Migration(migrations.Migration):

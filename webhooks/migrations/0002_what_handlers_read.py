@@ -17,7 +17,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="webhookevent",
             name="plan",
-            field=models.CharField(blank=True, db_default="", default="", max_length=128),
+            field=models.CharField(max_length=128, null=True),
         ),
         migrations.AddField(
             model_name="webhookevent",

@@ -15,5 +15,5 @@ class Migration(migrations.Migration):
                 fields=["user_id"], name="webhook_events_prefix", opclasses=["varchar_pattern_ops"]
             ),
         ),
-        migrations.RemoveIndex(model_name="webhookevent", name="webhook_events_user"),
+        online.RemoveIndex(model_name="webhookevent", name="webhook_events_user"),
     ]

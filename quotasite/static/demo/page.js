@@ -81,6 +81,7 @@ async function generate() {
     if (quota) say("Used up: a challenge takes 1 unit.");
     return;
   }
+  const isRetry = unfinishedKey !== null;
   unfinishedKey ??= crypto.randomUUID();
   const calm = wait(DOUBLE_CLICK);
   setBusy(true);
@@ -91,7 +92,8 @@ async function generate() {
     unfinishedKey = null;
     warn("");
     if (answer.granted) {
-      showQuota(answer.quota);
+      // What comes of a retry may be how things stood when the first attempt was carried out.
+      showQuota(isRetry ? await api.quota() : answer.quota);
       say("Your challenge: ", strong(challenge()));
     } else {
       showExhausted(answer.refusal);

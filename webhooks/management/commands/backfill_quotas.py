@@ -90,7 +90,7 @@ class Tally:
 class Command(BaseCommand):
     help = (
         "Make the quota rows that are missing, for each user in Clerk or for each id in a file, and note the "
-        "plans that Clerk's metadata name. Every batch is stored whole or not at all: the command can be "
+        "plans that Clerk's metadata name. The rows of a batch are made all or none: the command can be "
         "interrupted, tells then where to go on, and can as well be run again."
     )
 
@@ -171,7 +171,7 @@ class Command(BaseCommand):
     def backfill(
         self, batches: Iterable[Batch], tally: Tally, total: Callable[[], int], *, dry_run: bool
     ) -> None:
-        """Settle one batch after another, each in a transaction of its own."""
+        """Settle one batch after another: its rows in one transaction, then each plan in one."""
         with tqdm(unit=" users", disable=None) as bar:  # None: shown on a terminal only
             if not bar.disable:
                 bar.total = total()

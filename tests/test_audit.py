@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -56,6 +57,7 @@ def ledger(make_quota: Callable[..., ChallengeQuota]) -> None:
     spend = quotas.consume(USER, 5, key="b").entry
     quotas.refund(USER, spend.id, 2, reason="a test", actor=STAFF, key="c")
     quotas.adjust(USER, 4, reason="a test", actor=STAFF)
+    time.sleep(0.002)  # so that the last one has a time of its own: SQLite's clock tells milliseconds
     quotas.consume(USER, 1)
     quotas.consume("user_2", 2)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
+from django.utils.functional import cached_property
 
 from quotas import policy
 from quotas.console import Standing, read_clock, standing
@@ -112,12 +113,17 @@ class ChangePlanForm(ResetForm):
         name: str = self.cleaned_data["plan"]
         return None if name == CLERKS else name
 
+    @cached_property
+    def target(self) -> policy.Plan:
+        """The plan of that name; read once, however many users are shown."""
+        return Plan.objects.get(pk=self.plan_name).rules
+
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
         if self.plan_name is None:
             target, source = ChallengeQuota.objects.clerks_word(snapshot.user_id)
             aimed = replace(snapshot, target=target, target_source=source)
         else:
-            aimed = replace(snapshot, target=Plan.objects.get(pk=self.plan_name).rules)
+            aimed = replace(snapshot, target=self.target)
         return policy.change_plan(aimed, request, OnChange(self.cleaned_data["on_change"]))
 
     def carry_out(self, user_id: str, actor: Actor) -> PlanChange:

@@ -36,15 +36,14 @@ from quotas.console import (
     standing,
     who,
 )
-from quotas.exhausted import exhausted
+from quotas.exhausted import MOST_EXHAUSTED, exhausted
 from quotas.models import ChallengeQuota, LedgerEntry, PlanRules
 from quotas.policy import MAX_UNITS, Actor, KeyReused, PlanSource, Refusal, Request
 from quotas.totals import of_user
 
 __all__ = ["LedgerEntryAdmin", "QuotaAdmin", "key_admin", "plan_admin"]  # these two register themselves
 
-MOST_EXHAUSTED = 500  # users that the list shows of these
-MOST_IN_FILE = 5_000  # of these, in a CSV file
+MOST_IN_FILE = 5_000  # exhausted users, in a CSV file
 MOST_AT_ONCE = 500  # users that one action may change
 MOST_REFUSALS = 10  # of an action, that are told one by one
 MOST_ENTRIES = 50  # of the ledger, on the page of a quota

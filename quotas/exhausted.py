@@ -8,19 +8,18 @@ judges each.
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from django.db import connection
 
 from quotas import policy
 from quotas.models import ChallengeQuota, Plan, PlanVersion
-from quotas.policy import Snapshot, State
+from quotas.policy import NO_IDS, Snapshot, State
 from quotas.prune import clock
 from quotas.sql import STATE
 
+MOST_EXHAUSTED = 500  # that the console shows, and counts
 CHUNK = 1_000  # entries, and users, that are judged at once
 MOST_CHUNKS = 10  # so that one look is bounded, however many entries are of no account any more
-NO_IDS = (UUID(int=0), UUID(int=0))  # nothing is stored
 
 # Parameters: where to go on (resets_at, user id, seq), CHUNK. The entries that left nothing of a period
 # that still runs, over their own index. Not joined to the quotas: PostgreSQL might read all of these.
@@ -54,6 +53,8 @@ def exhausted(limit: int) -> Found:
 
 
 def _exhausted_of(states: list[State], now: datetime) -> Iterator[str]:
+    if not states:
+        return
     # Read after the states, so that every version that one goes by is there.
     plans = {plan.name: plan.rules for plan in Plan.objects.all()}
     versions = {(past.plan_id, past.version): past.rules for past in PlanVersion.objects.all()}

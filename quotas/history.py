@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 from django.db.models import Q, QuerySet
 
@@ -66,8 +65,7 @@ def explain(user_id: str, at: datetime, cost: int) -> Explanation:
     rules = _version(entry.plan, running)
     # A version that an entry goes by was in force, whatever the clocks of two machines said of it.
     plan = _version(entry.plan, running | Q(version__gt=entry.plan_version, valid_from__lte=at))
-    ids = (UUID(int=0), UUID(int=0))
-    snapshot = Snapshot(user_id, at, plan, rules, state, None, None, ids)
+    snapshot = Snapshot(user_id, at, plan, rules, state, None, None, policy.NO_IDS)
     return Explanation(
         quota=policy.effective(snapshot),
         plan_source=state.plan_source,

@@ -474,8 +474,7 @@ class ChallengeQuota(models.Model):
         if self.plan_version != plan.version:
             # Of all, not by a query of its own: a list of quotas has them prefetched.
             rules = next(it.rules for it in self.plan.versions.all() if it.version == self.plan_version)
-        ids = (UUID(int=0), UUID(int=0))
-        return Snapshot(self.user_id, now, plan, rules, self.state, None, None, ids)
+        return Snapshot(self.user_id, now, plan, rules, self.state, None, None, policy.NO_IDS)
 
     def effective(self, now: datetime) -> Quota:
         """The quota as a request at `now` would find it, a reset that is due included."""

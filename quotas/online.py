@@ -20,11 +20,10 @@ class AddIndex(migrations.AddIndex):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        if schema_editor.connection.vendor != "postgresql":
+        if not _drop_beside_the_traffic(schema_editor, self.index.name):  # one that was half made
             super().database_forwards(app_label, schema_editor, from_state, to_state)
             return
         model = to_state.apps.get_model(app_label, self.model_name)
-        schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {self.index.name}")  # half made
         schema_editor.add_index(model, self.index, concurrently=True)  # type: ignore[call-arg] # PostgreSQL's
 
     def database_backwards(
@@ -34,10 +33,8 @@ class AddIndex(migrations.AddIndex):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        if schema_editor.connection.vendor != "postgresql":
+        if not _drop_beside_the_traffic(schema_editor, self.index.name):
             super().database_backwards(app_label, schema_editor, from_state, to_state)
-            return
-        schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {self.index.name}")
 
 
 class RemoveIndex(migrations.RemoveIndex):
@@ -52,7 +49,13 @@ class RemoveIndex(migrations.RemoveIndex):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        if schema_editor.connection.vendor != "postgresql":
+        if not _drop_beside_the_traffic(schema_editor, self.name):
             super().database_forwards(app_label, schema_editor, from_state, to_state)
-            return
-        schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {self.name}")
+
+
+def _drop_beside_the_traffic(schema_editor: BaseDatabaseSchemaEditor, name: str) -> bool:
+    """Drop the index if it is there, where the database can do so without locking anybody out."""
+    if schema_editor.connection.vendor != "postgresql":
+        return False
+    schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+    return True

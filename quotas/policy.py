@@ -141,6 +141,9 @@ class Entry:
         return self.cost == 0
 
 
+NO_IDS = (UUID(int=0), UUID(int=0))  # for a snapshot that is only judged: nothing of it is stored
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What one read of the database found.

@@ -14,13 +14,12 @@ from django.utils.safestring import SafeString
 from quotas import totals
 from quotas.charts import daily_bars
 from quotas.console import MoreThan, address, count_some
-from quotas.exhausted import exhausted
+from quotas.exhausted import MOST_EXHAUSTED, exhausted
 from quotas.models import ChallengeQuota
 from quotas.store import read_surely, took_too_long
 from quotas.totals import Refusals, Totals
 
 STATEMENT_SECONDS = 5  # of one statement of a page
-MOST_EXHAUSTED = 500  # that are counted
 WHO_SEES_FIGURES = ("quotas.view_challengequota", "quotas.view_ledgerentry")
 
 # For this transaction: a page neither takes long, nor more than one core from those who spend.

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from django.db import connection, transaction
 
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.prune import LEAST_AGE, clock
+from quotas.prune import LEAST_AGE
+from quotas.store import clock
 
 Parameters = dict[str, Any]
 

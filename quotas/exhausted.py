@@ -14,8 +14,8 @@ from django.db import connection
 from quotas import policy
 from quotas.models import ChallengeQuota, Plan, PlanVersion
 from quotas.policy import NO_IDS, Snapshot, State
-from quotas.prune import clock
 from quotas.sql import STATE
+from quotas.store import clock
 
 MOST_EXHAUSTED = 500  # that the console shows, and counts
 CHUNK = 1_000  # entries, and users, that are judged at once

@@ -8,14 +8,14 @@ one period, go together; and the running period is never touched.
 
 import math
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from django.db import connection, transaction
 from django.db.models import Count, Max
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
-from quotas.sql import CLOCK
+from quotas.store import clock
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 LEAST_AGE = 35 * DAY  # of an entry that may go: keys are honoured at least that long
@@ -49,14 +49,6 @@ class Step(NamedTuple):
 
     users: int  # looked at
     entries: int  # removed
-
-
-def clock() -> datetime:
-    """Return the database's clock, by which the entries are dated."""
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT {CLOCK[connection.vendor]}", [])
-        now = cursor.fetchone()[0]
-    return now if isinstance(now, datetime) else datetime.fromisoformat(now).replace(tzinfo=UTC)
 
 
 def least_days() -> int:

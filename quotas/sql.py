@@ -12,6 +12,10 @@ STATE = (
     "user_id", "plan_id", "plan_source", "plan_version", "quota_limit", "quota_remaining", "last_reset_date",
     "anchor_at", "period_seq", "refused_at", "seq", "updated_at", "deleted_at",
 )  # fmt: skip
+STATE_TYPES = (
+    "text", "text", "text", "bigint", "bigint", "bigint", "timestamptz",
+    "timestamptz", "bigint", "timestamptz", "bigint", "timestamptz", "timestamptz",
+)  # fmt: skip
 PLAN = ("name", "version", "allowance", "reset_policy", "period_seconds", "timezone", "actions")
 VERSION = ("plan_id", *PLAN[1:])  # the same, of a plan as it was
 ENTRY = (
@@ -28,12 +32,17 @@ MOVING = STATE[1:]  # what a change may set
 
 CLOCK = {
     "postgresql": "clock_timestamp()",  # now() is the transaction's start: stale after a lock wait
-    "sqlite": "strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now')",
+    # The name tells the driver what it is, as a column's type does.
+    "sqlite": """strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now') AS "clock [datetime]\"""",
 }
 
 
+AS_TEXT = (".actions", ".metadata")  # JSON, which is read where it is needed
+
+
 def _columns(alias: str, names: tuple[str, ...]) -> str:
-    return ", ".join(f"{alias}.{name}" for name in names)
+    each = (f"{alias}.{name}" for name in names)
+    return ", ".join(f"CAST({name} AS text)" if name.endswith(AS_TEXT) else name for name in each)
 
 
 def _holes(count: int) -> str:
@@ -47,7 +56,7 @@ ALSO = {
     "consumption": (
         f""", {_columns("c", ENTRY)}, (
             SELECT COALESCE(SUM(r.cost), 0) FROM ledger_entries AS r
-            WHERE r.user_id = c.user_id AND r.refund_of = c.id
+            WHERE r.user_id = u.user_id AND r.refund_of = c.id
         )""",
         "LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %s",
     ),
@@ -68,24 +77,28 @@ ALSO = {
 }
 
 
-# Parameters: user id, stored idempotency key or NULL, and that of ALSO.
+# Parameters: user id, the stored idempotency key if it is keyed, and that of ALSO.
 # One row, always: the clock, the user's plan (the default one if he has no row), the version of it that
-# his running period goes by, his row, the entry of that key and the version it was made under; NULL
-# where there is none. No plan at all means that no default is set.
+# his running period goes by, and his row; if keyed, the entry of that key and the version it was made
+# under; then those of ALSO. NULL where there is none. No plan at all means that no default is set.
 @lru_cache
-def snapshot(vendor: str, also: str = "") -> str:
+def snapshot(vendor: str, also: str = "", *, keyed: bool = True) -> str:
     columns, joins = ALSO[also]
     user = "text" if vendor == "postgresql" else "varchar"
+    if keyed:
+        columns = f', {_columns("e", ENTRY)}, {_columns("w", VERSION)}{columns}'
+        joins = f"""
+        LEFT JOIN ledger_entries AS e ON e.user_id = u.user_id AND e.idempotency_key = %s
+        LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version
+        {joins}"""
     return f"""
-        SELECT {CLOCK[vendor]}, {_columns("p", PLAN)}, {_columns("v", VERSION)}, {_columns("q", STATE)},
-            {_columns("e", ENTRY)}, {_columns("w", VERSION)}{columns}
+        SELECT {CLOCK[vendor]},
+            {_columns("p", PLAN)}, {_columns("v", VERSION)}, {_columns("q", STATE)}{columns}
         FROM (SELECT CAST(%s AS {user}) AS user_id) AS u
         LEFT JOIN challenge_quotas AS q ON q.user_id = u.user_id
         LEFT JOIN plans AS p
             ON p.name = COALESCE(q.plan_id, (SELECT d.name FROM plans AS d WHERE d.is_default))
         LEFT JOIN plan_versions AS v ON v.plan_id = q.plan_id AND v.version = q.plan_version
-        LEFT JOIN ledger_entries AS e ON e.user_id = u.user_id AND e.idempotency_key = %s
-        LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version
         {joins}
         """
 
@@ -102,7 +115,7 @@ _UPDATE = f"""
         email = CASE WHEN {{deleted_at}} IS NULL THEN email ELSE '' END
     WHERE user_id = %s AND seq = %s
 """
-_INSERT = f"INSERT INTO challenge_quotas (email, {', '.join(STATE)}) VALUES "
+_INSERT = f"INSERT INTO challenge_quotas (email, {', '.join(STATE)})"
 _ENTRIES = f"INSERT INTO ledger_entries ({', '.join(ENTRY)})"
 
 
@@ -119,22 +132,21 @@ def swap(entries: int) -> str:
         """
 
 
-@lru_cache(maxsize=8)
-def open_rows(rows: int, entries: int) -> str:
-    """Make the rows that are missing, with the entries of just these. Rows: entries added.
-
-    Two requests may open the same row at once: the second waits, finds it there and adds nothing.
-    Parameters: the STATE columns of each row, then the ENTRY columns of each entry.
-    """
-    states = ", ".join([_state_holes()] * rows)
-    return f"""
-        WITH done AS ({_INSERT} {states} ON CONFLICT (user_id) DO NOTHING RETURNING user_id)
-        {_ENTRIES} SELECT e.* FROM done, {_values(entries)} WHERE e.user_id = done.user_id
-        """
+def _arrays(types: tuple[str, ...]) -> str:
+    return ", ".join(f"%s::{kind}[]" for kind in types)
 
 
-def _state_holes() -> str:
-    return "(''" + ", %s" * len(STATE) + ")"
+# Makes the rows that are missing, with the entries of just these. Rows: entries added.
+# Two requests may open the same row at once: the second waits, finds it there and adds nothing.
+# Parameters: each of the STATE columns as an array over the rows, then each of the ENTRY columns.
+OPEN_ROWS = f"""
+    WITH done AS (
+        {_INSERT} SELECT '', s.* FROM unnest({_arrays(STATE_TYPES)}) AS s
+        ON CONFLICT (user_id) DO NOTHING RETURNING user_id
+    )
+    {_ENTRIES} SELECT e.* FROM done
+    JOIN unnest({_arrays(ENTRY_TYPES)}) AS e ({", ".join(ENTRY)}) ON e.user_id = done.user_id
+"""
 
 
 def _values(entries: int) -> str:
@@ -145,7 +157,7 @@ def _values(entries: int) -> str:
 
 # SQLite has no data-modifying WITH: the same in steps, inside one BEGIN IMMEDIATE transaction.
 SQLITE_UPDATE = _UPDATE.format(deleted_at="%s")
-SQLITE_INSERT = f"{_INSERT} {_state_holes()} ON CONFLICT (user_id) DO NOTHING"
+SQLITE_INSERT = f"{_INSERT} VALUES (''{', %s' * len(STATE)}) ON CONFLICT (user_id) DO NOTHING"
 SQLITE_ENTRY = f"{_ENTRIES} VALUES {_holes(len(ENTRY))}"
 
 # Parameters: e-mail, Clerk's time of it, user id, that time again. The later word wins, whichever comes
@@ -168,5 +180,5 @@ NOTE_ASSIGNMENT = """
             AND (excluded.source = 'metadata' OR plan_assignments.plan <> '' OR excluded.plan = '')
 """
 
-# Parameters: entry id. Tells whether a store whose answer was lost had been carried out.
-ENTRY_EXISTS = "SELECT 1 FROM ledger_entries WHERE id = %s"
+# Parameters: user id, entry id. Tells whether a store whose answer was lost had been carried out.
+ENTRY_EXISTS = "SELECT 1 FROM ledger_entries WHERE user_id = %s AND id = %s"

@@ -5,26 +5,28 @@ two. Nothing here knows a rule: the deciding function is handed in.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import chain, islice
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 from uuid import UUID
 
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import InterfaceError, InternalError, OperationalError, connection, transaction
 from uuid_utils.compat import uuid7
 
 from quotas import sql
 from quotas.policy import Change, Entry, Outcome, Plan, PlanSource, Snapshot, State
+from quotas.statements import database, fetch, run
 
 # After so many tries the row is locked, so that a busy row makes progress too. SQLite's first try only
 # reads: a change is decided once more inside BEGIN IMMEDIATE, which is its row lock.
 FREE_TRIES = {"postgresql": 2, "sqlite": 1}
 MOST_TRIES = 10
-QUERY_CANCELED = "57014"  # PostgreSQL's SQLSTATE
+QUERY_CANCELED, READ_ONLY = "57014", "25006"  # PostgreSQL's SQLSTATEs
 
 Decide = Callable[[Snapshot], Outcome]
 Found = TypeVar("Found")
@@ -52,9 +54,10 @@ def carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
     and once, even if the connection dies while its answer is awaited. Raises OperationalError when
     the database cannot be reached; only then is it unknown whether the change was stored.
     """
+    free_tries = FREE_TRIES[database().vendor]
     for attempt in range(MOST_TRIES):
         # Clerk's word may change without a change of the row; who notes it holds the row's lock.
-        locked = look.also == "clerk" or attempt >= FREE_TRIES[connection.vendor]
+        locked = look.also == "clerk" or attempt >= free_tries
         outcome, is_final = _attempt(user_id, decide, look, locked=locked)
         if outcome is not None and is_final:
             return outcome
@@ -71,12 +74,7 @@ def open_many(user_ids: Iterable[str], decide: Decide) -> int:
 
 def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
     """Note each (user id, e-mail, Clerk's time of it) that is the latest known; return how many were."""
-    rows = [_row([email, at, user_id, at]) for user_id, email, at in profiles]
-    if not rows:
-        return 0
-    with connection.cursor() as cursor:
-        cursor.executemany(sql.NOTE_PROFILE, rows)
-        return int(cursor.rowcount)
+    return sum(run(sql.NOTE_PROFILE, [email, at, user_id, at]) for user_id, email, at in profiles)
 
 
 def look_up(user_id: str, look: Look) -> Snapshot:
@@ -84,20 +82,26 @@ def look_up(user_id: str, look: Look) -> Snapshot:
     return _read(user_id, look)
 
 
+def clock() -> datetime:
+    """Return the database's clock, by which the entries are dated."""
+    now: datetime = fetch(f"SELECT {sql.CLOCK[database().vendor]}", [])[0]
+    return now
+
+
 def took_too_long(error: OperationalError) -> bool:
     """Tell whether a statement was broken off because its time was over."""
-    return getattr(error.__cause__, "sqlstate", None) == QUERY_CANCELED
+    return _sqlstate(error) == QUERY_CANCELED
 
 
 def lock(user_id: str) -> None:
     """Hold off everybody else who would change the user's row, until the transaction ends."""
     if connection.vendor == "postgresql":  # a transaction of SQLite's holds off everybody from its start
-        _run(sql.LOCK, [user_id])
+        run(sql.LOCK, [user_id])
 
 
 def note_assignment(user_id: str, source: str, external_id: str, plan: str, updated_at: datetime) -> bool:
     """Note which plan Clerk says the user has, unless a later word is known; tell whether it was."""
-    return _run(sql.NOTE_ASSIGNMENT, _row([uuid7(), user_id, source, external_id, plan, updated_at])) > 0
+    return run(sql.NOTE_ASSIGNMENT, [uuid7(), user_id, source, external_id, plan, updated_at]) > 0
 
 
 def read_surely(read: Callable[[], Found]) -> Found:
@@ -121,10 +125,11 @@ def _attempt(user_id: str, decide: Decide, look: Look, *, locked: bool) -> tuple
     There is no outcome if the read found that the connection had died: it is replaced then.
     """
     outcome: Outcome | None = None
-    in_outer_transaction = connection.in_atomic_block
-    was_open = connection.connection is not None
-    connection.ensure_connection()
-    raw = connection.connection
+    db = database()
+    in_outer_transaction = db.in_atomic_block
+    was_open = db.connection is not None
+    db.ensure_connection()
+    raw = db.connection
     try:
         with transaction.atomic() if locked else nullcontext():
             if locked:
@@ -132,20 +137,29 @@ def _attempt(user_id: str, decide: Decide, look: Look, *, locked: bool) -> tuple
             outcome = decide(_read(user_id, look))
             if not _has_entries(outcome):
                 return outcome, True
-            return outcome, (locked or connection.vendor == "postgresql") and _store(outcome)
+            return outcome, (locked or db.vendor == "postgresql") and _store(outcome)
     except (OperationalError, InterfaceError):
         if in_outer_transaction or not _is_cut_off(raw):
             raise
-        connection.close()
+        db.close()
         if _has_entries(outcome):
             return outcome, _store_again(outcome)
         if not was_open:
             raise
         return None, False
+    except InternalError as error:
+        if in_outer_transaction or _sqlstate(error) != READ_ONLY:
+            raise
+        db.close()  # it leads to a standby: the next one may lead to the server that took over
+        raise OperationalError("The database takes no writes now.") from error
 
 
 def _has_entries(outcome: Outcome | None) -> TypeGuard[Change]:
     return isinstance(outcome, Change) and bool(outcome.entries)
+
+
+def _sqlstate(error: Exception) -> str | None:
+    return getattr(error.__cause__, "sqlstate", None)
 
 
 def _is_cut_off(raw: Any) -> bool:
@@ -157,14 +171,14 @@ def _store(change: Change) -> bool:
     """Write the change if the row is still the one that was read; tell whether it was written."""
     if change.snapshot.state is None:
         return _open([change]) > 0
-    state = _row(_state_values(change.state)[1:])
+    state = _state_values(change.state)[1:]
     guarded = [*state, state[-1], change.state.user_id, change.snapshot.state.seq]
-    entries = [_row(_entry_values(entry)) for entry in change.entries]
-    if connection.vendor == "postgresql":
-        return _run(sql.swap(len(entries)), [*guarded, *chain(*entries)]) > 0
-    if not _run(sql.SQLITE_UPDATE, guarded):
+    entries = [_entry_values(entry) for entry in change.entries]
+    if database().vendor == "postgresql":
+        return run(sql.swap(len(entries)), [*guarded, *chain(*entries)]) > 0
+    if not run(sql.SQLITE_UPDATE, guarded):
         return False
-    return sum(_run(sql.SQLITE_ENTRY, row) for row in entries) > 0
+    return sum(run(sql.SQLITE_ENTRY, row) for row in entries) > 0
 
 
 def _store_again(change: Change) -> bool:
@@ -173,42 +187,34 @@ def _store_again(change: Change) -> bool:
     The same guarded statement waits for one under way and cannot take effect twice. If the guard
     holds it off, the entry's own id tells whether it was we who came first.
     """
-    return _store(change) or _run(sql.ENTRY_EXISTS, _row([change.entries[-1].id])) > 0
+    return _store(change) or run(sql.ENTRY_EXISTS, [change.state.user_id, change.entries[-1].id]) > 0
 
 
 def _open(changes: list[Change]) -> int:
     """Make the rows that are missing, with their entries; return how many entries were added."""
-    states = [_row(_state_values(change.state)) for change in changes]
-    entries = [[_row(_entry_values(entry)) for entry in change.entries] for change in changes]
-    if connection.vendor == "postgresql":
-        rows = list(chain(*entries))
-        return _run(sql.open_rows(len(states), len(rows)), [*chain(*states), *chain(*rows)])
+    states = [_state_values(change.state) for change in changes]
+    entries = [[_entry_values(entry) for entry in change.entries] for change in changes]
+    if database().vendor == "postgresql":
+        columns = chain(zip(*states, strict=True), zip(*chain(*entries), strict=True))
+        return run(sql.OPEN_ROWS, [list(column) for column in columns])
     added = 0
     for state, rows in zip(states, entries, strict=True):
-        if _run(sql.SQLITE_INSERT, state):
-            added += sum(_run(sql.SQLITE_ENTRY, row) for row in rows)
+        if run(sql.SQLITE_INSERT, state):
+            added += sum(run(sql.SQLITE_ENTRY, row) for row in rows)
     return added
 
 
-def _run(statement: str, parameters: list[Any]) -> int:
-    """Return the number of rows found or written."""
-    with connection.cursor() as cursor:
-        cursor.execute(statement, parameters)
-        return int(cursor.rowcount)
-
-
 def _read(user_id: str, look: Look) -> Snapshot:
-    parameters = [user_id, look.key, *([] if look.what is None else [look.what])]
-    with connection.cursor() as cursor:
-        cursor.execute(sql.snapshot(connection.vendor, look.also), _row(parameters))
-        row = iter(cursor.fetchone())
-    clock, plan, rules = next(row), _plan(row), _plan(row)
-    state, entry, entry_rules = _state(row), _entry(row), _plan(row)
+    vendor, keyed = database().vendor, look.key is not None
+    parameters = [user_id, *([look.key] if keyed else []), *([] if look.what is None else [look.what])]
+    row = iter(fetch(sql.snapshot(vendor, look.also, keyed=keyed), parameters))
+    clock, plan, rules, state = next(row), _plan(row), _plan(row), _state(row)
+    entry, entry_rules = (_entry(row), _plan(row)) if keyed else (None, None)
     if plan is None:
         raise NoDefaultPlan("No plan is the default one: mark one as such in the admin.")
     return Snapshot(
         user_id=user_id,
-        clock=_instant(clock),
+        clock=clock,
         plan=plan,
         rules=rules or plan,
         state=state,
@@ -223,51 +229,27 @@ def _read(user_id: str, look: Look) -> Snapshot:
 
 
 def _plan(row: Iterator[Any]) -> Plan | None:
-    name, version, allowance, reset_policy, period_seconds, timezone, actions = islice(row, len(sql.PLAN))
-    if name is None:
-        return None
+    name, *rules = islice(row, len(sql.PLAN))
+    return None if name is None else _rules(name, *rules)
+
+
+@lru_cache(maxsize=256)  # all users share a few
+def _rules(name: str, version: int, allowance: int | None, policy: str, *rest: Any) -> Plan:
+    period_seconds, timezone, actions = rest
     period = timedelta(seconds=period_seconds)
-    return Plan(name, version, allowance, reset_policy, period, timezone, json.loads(actions))
+    return Plan(name, version, allowance, policy, period, timezone, json.loads(actions))
 
 
 def _state(row: Iterator[Any]) -> State | None:
-    values = dict(zip(State.__dataclass_fields__, islice(row, len(sql.STATE)), strict=True))
-    if values["user_id"] is None:
-        return None
-    for name in ("last_reset_date", "anchor_at", "refused_at", "updated_at", "deleted_at"):
-        values[name] = _instant(values[name])
-    return State(**values)
+    values = list(islice(row, len(sql.STATE)))
+    return None if values[0] is None else State(*values)
 
 
 def _entry(row: Iterator[Any]) -> Entry | None:
-    values = dict(zip(Entry.__dataclass_fields__, islice(row, len(sql.ENTRY)), strict=True))
+    values = dict(zip(sql.ENTRY, islice(row, len(sql.ENTRY)), strict=True))
     if values["id"] is None:
         return None
-    for name in ("last_reset_date", "anchor_at", "resets_at", "created_at"):
-        values[name] = _instant(values[name])
     for name in ("id", "refund_of"):
         values[name] = UUID(values[name]) if isinstance(values[name], str) else values[name]
     values["metadata"] = values["metadata"] and json.loads(values["metadata"])
     return Entry(**values)
-
-
-def _instant(value: Any) -> Any:
-    """SQLite keeps an instant without its zone, which is UTC, and tells its clock as text."""
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
-
-
-def _row(values: Iterable[Any]) -> list[Any]:
-    """The values as parameters: JSON as text, and SQLite's forms of an instant and a UUID."""
-    return [_parameter(value) for value in values]
-
-
-def _parameter(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return json.dumps(value)
-    if connection.vendor == "postgresql":
-        return value
-    if isinstance(value, datetime):
-        return connection.ops.adapt_datetimefield_value(value)
-    return value.hex if isinstance(value, UUID) else value

@@ -18,8 +18,7 @@ from django.db.models.functions import Coalesce, TruncDate, TruncHour
 
 from quotas.models import HourlyTotal, LedgerEntry
 from quotas.policy import Kind
-from quotas.prune import clock
-from quotas.store import took_too_long
+from quotas.store import clock, took_too_long
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 SETTLING = timedelta(minutes=5)  # after an hour's end: by then all that was decided in it is stored

@@ -23,9 +23,11 @@ ENV = os.environ
 MAX_UNITS = 2_147_483_647
 
 
-def env_bool(name: str) -> bool:
+def env_bool(name: str, *, default: bool = False) -> bool:
     value = ENV.get(name, "").strip().lower()
-    if value in ("", "0", "false", "no", "off"):
+    if not value:
+        return default
+    if value in ("0", "false", "no", "off"):
         return False
     if value in ("1", "true", "yes", "on"):
         return True
@@ -106,8 +108,11 @@ def env_database() -> dict[str, object]:
     engine = config.get("ENGINE")
     if engine == "django.db.backends.postgresql" and config.get("NAME"):
         config["CONN_MAX_AGE"] = None  # kept open; the store replaces a dead one (quotas/store.py)
-        config["DISABLE_SERVER_SIDE_CURSORS"] = env_bool("DATABASE_POOLED")
+        is_pooled = env_bool("DATABASE_POOLED")
+        config["DISABLE_SERVER_SIDE_CURSORS"] = is_pooled
         config["OPTIONS"] = {
+            # Uses of a statement before the server is asked to keep it; behind a pooler never.
+            "prepare_threshold": 5 if env_bool("DATABASE_PREPARE", default=not is_pooled) else None,
             "connect_timeout": 3,  # seconds, so that a silent host is answered with a 503
             "tcp_user_timeout": 5_000,  # milliseconds
             "keepalives_idle": 30,

@@ -12,7 +12,7 @@ from quotas import policy
 from quotas.exhausted import exhausted
 from quotas.models import ChallengeQuota, Plan
 from quotas.policy import Actor, OnChange
-from quotas.prune import clock
+from quotas.store import clock
 
 pytestmark = pytest.mark.django_db
 Make = Callable[..., ChallengeQuota]

@@ -58,22 +58,27 @@ class BearerAuthentication(BaseAuthentication):
     """`Authorization: Bearer` with a session token of Clerk's, or a service key (`qs_…`)."""
 
     def authenticate(self, request: Request) -> tuple[Principal, None]:
-        header = request.headers.get("Authorization", "").strip()
-        if not header:
-            raise unauthorized(
-                "token_missing", "Send the session token: Authorization: Bearer <await getToken()>."
-            )
-        scheme, _, token = header.partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            raise unauthorized("token_malformed", "The Authorization header must be: Bearer <token>.")
-        if token.startswith("qs_"):
-            return _service(token), None
-        session = tokens.verify(token)
-        return User(session.user_id, session.act or ""), None
+        return principal(request.headers.get("Authorization", "")), None
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
+
+
+def principal(header: str) -> Principal:
+    """Return who an Authorization header proves to be there; raise a 401 or KeysUnavailable if nobody."""
+    header = header.strip()
+    if not header:
+        raise unauthorized(
+            "token_missing", "Send the session token: Authorization: Bearer <await getToken()>."
+        )
+    scheme, _, token = header.partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise unauthorized("token_malformed", "The Authorization header must be: Bearer <token>.")
+    if token.startswith("qs_"):
+        return _service(token)
+    session = tokens.verify(token)
+    return User(session.user_id, session.act or "")
 
 
 _remembered: dict[str, Service] = {}

@@ -30,37 +30,37 @@ class AlwaysJSON(BaseContentNegotiation):
 
 
 class StrictJSONParser(BaseParser):
-    """Read one JSON object in UTF-8, whose size the middleware has bounded.
-
-    Raises a 400 for what is not JSON (NaN is not), for nesting too deep to read, a member that is
-    there twice, and text that PostgreSQL cannot keep: U+0000 and lone surrogates.
-    """
+    """Read one JSON object, whose size the middleware has bounded."""
 
     media_type = "application/json"
 
     def parse(self, stream: IO[bytes], media_type: str | None = None, parser_context: Any = None) -> Any:
-        try:
-            body = json.loads(
-                stream.read().decode(),
-                parse_float=_finite,
-                parse_constant=_finite,
-                object_pairs_hook=_each_member_once,
-            )
-            for text in _texts(body):
-                text.encode()
-                if "\x00" in text:
-                    raise ValueError("the character U+0000 cannot be stored")
-        except RecursionError:
-            raise _malformed("it is nested too deeply") from None
-        except UnicodeDecodeError:
-            raise _malformed("it is not UTF-8") from None
-        except UnicodeEncodeError:
-            raise _malformed("half of a surrogate pair is no character") from None
-        except ValueError as error:
-            raise _malformed(str(error)) from None
-        if not isinstance(body, dict):
-            raise _malformed("it is not an object")
-        return body
+        return json_object(stream.read())
+
+
+def json_object(raw: bytes) -> dict[str, Any]:
+    """Return one JSON object in UTF-8.
+
+    Raises a 400 for what is not JSON (NaN is not), for nesting too deep to read, a member that is
+    there twice, and text that PostgreSQL cannot keep: U+0000 and lone surrogates.
+    """
+    try:
+        body = _strictly(raw.decode())
+        for text in _texts(body):
+            text.encode()
+            if "\x00" in text:
+                raise ValueError("the character U+0000 cannot be stored")
+    except RecursionError:
+        raise _malformed("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise _malformed("it is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise _malformed("half of a surrogate pair is no character") from None
+    except ValueError as error:
+        raise _malformed(str(error)) from None
+    if not isinstance(body, dict):
+        raise _malformed("it is not an object")
+    return body
 
 
 def _malformed(why: str) -> Problem:
@@ -91,3 +91,9 @@ def _each_member_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) < len(pairs):
         raise ValueError("a member is there twice")
     return members
+
+
+# `json.loads` would make a decoder at each call.
+_strictly = json.JSONDecoder(
+    parse_float=_finite, parse_constant=_finite, object_pairs_hook=_each_member_once
+).decode

@@ -23,6 +23,7 @@ from quotas.store import read_surely
 
 RAW_KEY = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 DEFAULT_PAGE, MOST_ON_A_PAGE = 50, 200  # entries
+RAISED = "quotasite.raised"  # in the environment: what came of the act already (quotasite/fast_lane.py)
 quotas = ChallengeQuota.objects
 
 
@@ -47,6 +48,8 @@ class UserView(QuotaView):
             detail = "This address is for signed-in users; a service asks below /api/v1/users/."
             raise Problem(403, "user_only", detail)
         self.user_id = self.principal.user_id
+        if error := request.META.get(RAISED):
+            raise error
 
 
 class ServiceView(QuotaView):
@@ -85,7 +88,7 @@ class OwnConsume(UserView):
     """`POST /api/v1/quota/consume`: spend, all or nothing, once per Idempotency-Key."""
 
     def post(self, request: Request) -> Response:
-        return consume(self, request, idempotency_key(request))
+        return consume(self, request, idempotency_key(request.headers.get("Idempotency-Key")))
 
 
 class OwnHistory(UserView):
@@ -163,7 +166,8 @@ class ChangePlan(ServiceView):
     scope = "admin"
 
     def put(self, request: Request, user_id: str) -> Response:
-        key, order = idempotency_key(request), checked(serializers.ChangePlanSerializer, request)
+        key = idempotency_key(request.headers.get("Idempotency-Key"))
+        order = checked(serializers.ChangePlanSerializer, request)
         order["on_change"] = OnChange(order["on_change"])
         changed = quotas.change_plan(user_id, **order, key=key, actor=self.principal.actor)
         quota = serializers.full_quota(changed.quota)
@@ -225,8 +229,12 @@ def ledger_page(user_id: str, request: Request, shown: Any) -> Response:
 
 def answer(body: dict[str, Any], quota: Quota, status: int = 200, *, is_replay: bool = False) -> Response:
     """An answer about a quota, with the fields that tell how it stands now."""
+    return Response(body, status, headers=fields(quota, is_replay=is_replay))
+
+
+def fields(quota: Quota, *, is_replay: bool = False) -> dict[str, str]:
     replayed = {"Idempotent-Replayed": "true"} if is_replay else {}
-    return Response(body, status, headers={**ratelimit.fields(quota), **replayed})
+    return {**ratelimit.fields(quota), **replayed}
 
 
 def checked(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:
@@ -265,18 +273,17 @@ def instant(request: Request, name: str) -> datetime:
 
 
 def required_key(request: Request) -> str:
-    if key := idempotency_key(request):
+    if key := idempotency_key(request.headers.get("Idempotency-Key")):
         return key
     detail = "Send an Idempotency-Key, such as a UUID made for this act, so that a retry is safe."
     raise Problem(400, "idempotency_key_missing", detail)
 
 
-def idempotency_key(request: Request) -> str | None:
-    """Return the request's key, or None; `abc` and the structured field `"abc"` are the same.
+def idempotency_key(header: str | None) -> str | None:
+    """Return the key of an Idempotency-Key header; `abc` and the structured field `"abc"` are the same.
 
     Raises a 400 for a header that is empty, too long, there twice, or has odd characters.
     """
-    header = request.headers.get("Idempotency-Key")
     if header is None:
         return None
     if RAW_KEY.fullmatch(header):

@@ -180,6 +180,9 @@ DEVELOPMENT_SIGNING_KEY = ""
 METRICS_TOKEN = ENV.get("METRICS_TOKEN", "").strip()
 PROMETHEUS_MULTIPROC_DIR = ENV.get("PROMETHEUS_MULTIPROC_DIR", "").strip()  # read by prometheus-client too
 
+FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/fast_lane.py
+WEB_THREADS = env_int("WEB_THREADS", 8, 1, 256)  # quotasite/rsgi.py
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # bytes of a body, the longest that the site takes
 QUOTA_DEFAULT_ALLOWANCE = env_int("QUOTA_DEFAULT_ALLOWANCE", 20, 0, MAX_UNITS)
 QUOTA_RATELIMIT_DRAFT = env_choice("QUOTA_RATELIMIT_DRAFT", "11", "off")
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from quotas.models import ChallengeQuota, Plan
 from quotas.policy import Actor, Snapshot
 from quotasite.demo import shift
 from tests import keys
+from tests.lanes import LaneHandler
 
 USER = "user_1"
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"the first secret of the webhook.").decode()
@@ -76,8 +78,18 @@ def settings_for_clerk(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def api(settings_for_clerk: Settings) -> Api:
-    return Api()
+def api(settings_for_clerk: Settings, request: pytest.FixtureRequest) -> Api:
+    """The API by one of its two ways: each test of the contract runs against both (tests/lanes.py)."""
+    api = Api()
+    if getattr(request, "param", "") == "fast lane":
+        api.client.handler = LaneHandler()
+    return api
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Both ways on PostgreSQL; the portable half is content with one."""
+    if "api" in metafunc.fixturenames and not os.environ["DATABASE_URL"].startswith("sqlite"):
+        metafunc.parametrize("api", ["whole way", "fast lane"], indirect=True)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test full lint lock schema clients screenshots
+.PHONY: run test full bench lint lock schema clients screenshots
 
 run: .venv/.run
 	$(BIN)/python manage.py demo
@@ -12,6 +12,10 @@ test: .venv/.test
 
 full: .venv/.test
 	$(BIN)/python -m tests --full
+
+# Needs Debian's wrk (apt install wrk), and pgbench for its last rows; twelve minutes of a quiet machine.
+bench: .venv/.bench
+	$(BIN)/python -m bench
 
 lint: .venv/.dev
 	$(BIN)/ruff check
@@ -36,15 +40,16 @@ screenshots: .venv/.test
 .venv/.run: requirements.txt
 .venv/.test: requirements-test.txt
 .venv/.dev: requirements-dev.txt
-.venv/.run .venv/.test .venv/.dev: | .venv
+.venv/.bench: requirements-bench.txt
+.venv/.run .venv/.test .venv/.dev .venv/.bench: | .venv
 	$(BIN)/pip install -qr $<
 	touch $@
 
 .venv:
 	$(PYTHON) -m venv .venv
 
-# Needs uv. The three files are locked together, so that they agree.
+# Needs uv. The files are locked together, so that they agree.
 lock:
-	for name in requirements requirements-test requirements-dev; do \
+	for name in requirements requirements-test requirements-dev requirements-bench; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-emit-find-links --no-header $$name.in -o $$name.txt || exit 1; done

@@ -1,0 +1,185 @@
+"""How quick the product is beside its peers, and whether the units add up: `python -m bench`.
+
+Starts a throw-away PostgreSQL, and the product and each peer in processes of their own, and lets wrk
+ask all of them in turn. Exits 1 if a unit of ours is lost or spent too much, if an answer of ours is
+wrong, or if the audit of the ledger finds a fault; a target that is missed is only told.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench import cells, extras, load, pgbench, process, serving, stock, table
+from bench.measure import Bench, Result
+from tests.postgres import Server, engine
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main() -> int:
+    options = arguments()
+    load.wrk()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        pools = load.pools(Path(folder), options.tokens, with_hot=any("hot" in job for job in options.jobs))
+        server = stack.enter_context(Server())
+        systems = [it for it in options.systems if it != "pgbench" or pgbench.program()]
+        if systems != options.systems:
+            print("pgbench was not found and is left out: apt install postgresql-contrib, or set PATH.")
+        stocked(server, {cells.SYSTEMS[name].server for name in systems} | {"ours"})
+        print(f"ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        bench = Bench(server, {}, pools, Path(folder), options.seconds)
+        report = Report()
+        found = measured(bench, systems, options, report)
+        found += audit()
+        report.write(f"Took {time.monotonic() - began:.0f} s. Faults: {', '.join(found) or 'none'}.")
+        if options.output:
+            report.save(options.output)
+    return 1 if found else 0
+
+
+def measured(bench: Bench, systems: list[str], options: argparse.Namespace, report: "Report") -> list[str]:
+    """Measure and report everything; return our faults."""
+    results, memory = compare(bench, systems, options)
+    starts = extras.starts(bench) if options.is_whole else []
+    report.write(table.machine(engine(bench.server.url).partition(" at ")[0]))
+    report.write(table.preface(options.rounds, options.seconds, options.tokens))
+    report.write(table.noise(results))
+    report.write(table.jobs(results))
+    report.write(table.ratios(results))
+    report.write(table.alone(results, memory.get("ours", 0), starts))
+    sizes = ", ".join(f"{name} {size:.0f}" for name, size in memory.items())
+    report.write(f"Memory, MiB a worker: {sizes}.")
+    if options.is_whole:
+        report.write(table.crowds({name: extras.crowd(bench, name) for name in ("seed", "ours")}))
+    found = faults(results)
+    if options.delay:
+        far, cost = extras.far(bench, systems, options.delay, max(1, options.rounds // 2))
+        report.write(table.far(far, options.delay))
+        report.write(cost)
+        of_ours = {(job, label): rounds for (label, job, _), rounds in far.items() if "Quotasite" in label}
+        found += faults({(f"{job}, far", "ours"): rounds for (job, _), rounds in of_ours.items()})
+    return found
+
+
+class Report:
+    """What is printed as it comes, and kept to be saved as a whole."""
+
+    def __init__(self) -> None:
+        self.parts = [
+            "# What the bench measured",
+            "Made by `make bench`; docs/performance.md tells what it means.",
+        ]
+
+    def write(self, part: str) -> None:
+        print(f"\n{part}", flush=True)
+        self.parts.append(part)
+
+    def save(self, file: Path) -> None:
+        file.write_text("\n\n".join(self.parts) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="the core jobs, few short rounds")
+    parser.add_argument("--only", nargs="+", choices=cells.JOBS, dest="jobs", metavar="JOB")
+    parser.add_argument("--systems", nargs="+", choices=cells.SYSTEMS, metavar="SYSTEM")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=int, help="of one run")
+    parser.add_argument("--delay", type=float, help="milliseconds to a farther database, each way; 0: none")
+    parser.add_argument("--tokens", type=int, default=load.TOKENS, help="distinct tokens in the pool")
+    parser.add_argument("--output", type=Path, help="the file for the results")
+    options = parser.parse_args()
+    options.is_whole = not (options.quick or options.jobs or options.systems)
+    options.delay = options.delay if options.delay is not None else float(options.is_whole)
+    options.jobs = options.jobs or list(cells.QUICK if options.quick else cells.JOBS)
+    quick_systems = [name for name in cells.SYSTEMS if name != "pgbench"]
+    options.systems = options.systems or (quick_systems if options.quick else list(cells.SYSTEMS))
+    options.rounds = options.rounds or (3 if options.quick else 5)
+    options.seconds = options.seconds or (1 if options.quick else 2)
+    # What is left after the last round is for that round's end and the extras.
+    options.until = time.monotonic() + (80 if options.quick else 420)
+    options.output = options.output or (RESULTS if options.is_whole else None)
+    return options
+
+
+def stocked(server: Server, databases: set[str]) -> None:
+    """Make the databases, and set up Django for ours."""
+    stock.create(server.url, "ours")
+    os.environ.update(
+        DATABASE_URL=stock.url(server, "ours"),
+        DJANGO_SETTINGS_MODULE="quotasite.settings",
+        SECRET_KEY="of a bench",
+        QUOTA_DEFAULT_ALLOWANCE=str(serving.ALLOWANCE),
+    )
+    import django
+
+    django.setup()
+    stock.open_ours(stock.url(server, "ours"))
+    for name in sorted(databases - {"ours"}):
+        if name == "pgbench":
+            stock.create(server.url, name, template="ours")
+        else:
+            stock.create(server.url, name)
+            stock.open_peer(name, stock.url(server, name))
+
+
+def compare(
+    bench: Bench, systems: list[str], options: argparse.Namespace
+) -> tuple[table.Results, dict[str, float]]:
+    """Run every cell in every round, the systems in another order each time; tell their memory too."""
+    results: table.Results = {}
+    with ExitStack() as stack:
+        for name in dict.fromkeys(cells.SYSTEMS[system].server for system in systems):
+            if name != "pgbench":
+                url = stock.url(bench.server, name)
+                bench.sites[name] = stack.enter_context(serving.served(name, url))
+        for number in range(options.rounds + 1):
+            if number > 1 and time.monotonic() > options.until:
+                options.rounds = number - 1
+                print("the time is over: the other rounds are left out", file=sys.stderr)
+                break
+            bench.seconds = options.seconds if number else 1
+            for job in options.jobs:
+                chosen = [name for name in cells.JOBS[job].systems if name in systems]
+                turn = number % max(len(chosen), 1)
+                for system in chosen[turn:] + chosen[:turn]:
+                    result = bench.run(job, system)
+                    if number:  # the first round warms up
+                        results.setdefault((job, system), []).append(result)
+            print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
+        memory = {name: process.memory(site.pid, serving.WORKERS) for name, site in bench.sites.items()}
+    ordered = [(job, system) for job in options.jobs for system in cells.JOBS[job].systems]
+    return {cell: results[cell] for cell in ordered if cell in results}, memory
+
+
+def faults(results: table.Results) -> list[str]:
+    def fault(job: str, result: Result) -> str:
+        return f"{job}: {result.lost} lost, {result.overspent} overspent, wrong answers {result.wrong}"
+
+    return [
+        fault(job, result)
+        for (job, system), rounds in results.items()
+        if system == "ours"
+        for result in rounds
+        if not result.is_right
+    ]
+
+
+def audit() -> list[str]:
+    """Prove our ledger as an operator would."""
+    from django.core.management import CommandError, call_command
+
+    try:
+        call_command("audit_ledger")
+    except CommandError as error:
+        return [f"audit_ledger: {error}"]
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""FastAPI and asyncpg, tuned by hand; `/bare/consume` spends without a ledger and without keys."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from fastapi import FastAPI, Request, Response
+from uuid_utils.compat import uuid7
+
+from bench.peers import answers, statements, tokens
+
+CONNECTIONS = int(os.environ.get("CONNECTIONS", "8"))  # of a worker: as many as clients it will have
+ORDER = ("user", "cost", "key", "id", "fingerprint")
+Ask = Callable[..., Awaitable[Any]]
+
+
+class Connection:
+    """A connection with its three statements prepared.
+
+    It goes back to a stack without a word to the server: asyncpg's own pool would reset it, which is
+    a round trip, and the newest is the one whose memory is still warm.
+    """
+
+    async def open(self) -> "Connection":
+        raw = await asyncpg.connect(os.environ["DATABASE_URL"])
+        self.get: Ask = (await raw.prepare(statements.GET.format(user="$1"))).fetchrow
+        self.bare: Ask = (await raw.prepare(statements.BARE.format(user="$1", cost="$2"))).fetchrow
+        holes = {name: f"${number}" for number, name in enumerate(ORDER, start=1)}
+        self.consume: Ask = (await raw.prepare(statements.CONSUME.format(**holes))).fetchrow
+        self.raw = raw
+        return self
+
+
+free: list[Connection] = []
+turns = asyncio.Semaphore(CONNECTIONS)
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    free.extend([await Connection().open() for _ in range(CONNECTIONS)])
+    yield
+    for connection in free:
+        await connection.raw.close()
+
+
+app = FastAPI(lifespan=lifespan, openapi_url=None)
+
+
+@app.get("/healthz")
+async def healthz() -> Response:
+    return Response(b"ok")
+
+
+@app.get("/api/quota")
+async def get(request: Request) -> Response:
+    try:
+        user_id = tokens.user_of(request.headers.get("authorization", ""))
+    except tokens.Refused:
+        return respond(answers.problem(401))
+    async with turns:
+        connection = free.pop()
+        try:
+            row = await connection.get(user_id)
+        finally:
+            free.append(connection)
+    return respond(answers.quota(user_id, row))
+
+
+@app.post("/bare/consume")
+async def consume_bare(request: Request) -> Response:
+    try:
+        user_id = tokens.user_of(request.headers.get("authorization", ""))
+        cost = answers.cost_of(await request.body())
+    except tokens.Refused:
+        return respond(answers.problem(401))
+    except answers.Invalid:
+        return respond(answers.problem(400))
+    async with turns:
+        connection = free.pop()
+        try:
+            row = await connection.bare(user_id, cost)
+        finally:
+            free.append(connection)
+    return respond(answers.bare(user_id, row))
+
+
+@app.post("/api/v1/quota/consume")
+async def consume(request: Request) -> Response:
+    headers = request.headers
+    try:
+        user_id = tokens.user_of(headers.get("authorization", ""))
+        cost = answers.cost_of(await request.body())
+        key = answers.stored_key(headers.get("idempotency-key"))
+    except tokens.Refused:
+        return respond(answers.problem(401))
+    except answers.Invalid:
+        return respond(answers.problem(400))
+    told = answers.fingerprint(cost) if key else ""
+    values = (user_id, cost, key, uuid7(), told)
+    async with turns:
+        connection = free.pop()
+        try:
+            try:
+                row = await connection.consume(*values)
+            except asyncpg.UniqueViolationError:  # the same key, at the same time: it is there now
+                row = await connection.consume(*values)
+        finally:
+            free.append(connection)
+    return respond(answers.consumption(user_id, row, told))
+
+
+def respond(answer: answers.Answer) -> Response:
+    return Response(answer.body, answer.status, answer.fields, "application/json")

@@ -1,0 +1,105 @@
+"""The product and its peers, each served by processes of its own on loopback."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.process import tree
+from tests import keys
+from tests.postgres import free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKERS = 2
+ALLOWANCE = 2_000_000_000  # of every user: no spend of a run ends it
+START_SECONDS = 30
+
+UVICORN = (
+    "uvicorn {app} --host 127.0.0.1 --port $PORT --workers $WEB_CONCURRENCY --log-level warning "
+    "--no-access-log"
+)
+COMMANDS = {
+    "seed": UVICORN.format(app="bench.peers.seed:app"),
+    "asyncpg": UVICORN.format(app="bench.peers.tuned:app") + " --loop uvloop --http httptools",
+    # With one thread a worker a GET is as quick, but spends wait for the disk one by one.
+    "floor": "granian --interface wsgi bench.peers.floor:application --host 127.0.0.1 --port $PORT "
+    "--workers $WEB_CONCURRENCY --blocking-threads ${WEB_THREADS:-8} --blocking-threads-idle-timeout 600 "
+    "--log-level warning",
+}
+
+
+class Site(NamedTuple):
+    pid: int
+    port: int
+    seconds: float  # from the start of the process to the first answer
+
+
+def command(server: str) -> str:
+    """How a server is started; the product as its Procfile says."""
+    if server in COMMANDS:
+        return COMMANDS[server]
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    return next(line.removeprefix("web:").strip() for line in lines if line.startswith("web:"))
+
+
+@contextmanager
+def served(server: str, database_url: str, **environment: str) -> Iterator[Site]:
+    """Serve until the block ends."""
+    port = free_port()
+    began = time.monotonic()
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {command(server)}"],
+        cwd=ROOT,
+        env={
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DATABASE_URL": database_url,
+            "PORT": str(port),
+            "WEB_CONCURRENCY": str(WORKERS),
+            "SECRET_KEY": "of a bench",
+            "ALLOWED_HOSTS": "127.0.0.1",
+            "CLERK_JWT_KEY": keys.public_pem,
+            "CLERK_ISSUER": keys.ISSUER,
+            "CLERK_AUTHORIZED_PARTIES": keys.PARTY,
+            "QUOTA_DEFAULT_ALLOWANCE": str(ALLOWANCE),
+            **environment,
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_until_alive(port, process)
+        yield Site(process.pid, port, time.monotonic() - began)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # the seed app, hung: its workers would outlive it
+            for pid in tree(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def status_of(port: int, path: str, *, seconds: float, token: str = "", method: str = "GET") -> int | None:
+    """Ask once, by a connection of its own; None if nothing came within that time."""
+    client = HTTPConnection("127.0.0.1", port, timeout=seconds)
+    try:
+        client.request(method, path, headers={"Authorization": f"Bearer {token}"})
+        return client.getresponse().status
+    except (OSError, HTTPException):
+        return None
+    finally:
+        client.close()
+
+
+def _wait_until_alive(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while status_of(port, "/healthz", seconds=5) != 200:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"A server did not come up: {process.args!r}")
+        time.sleep(0.01)

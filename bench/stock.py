@@ -1,0 +1,124 @@
+"""The databases: one for each system, with the same users, and nothing else at the start."""
+
+from contextlib import suppress
+from typing import NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from bench.peers import statements
+from bench.serving import ALLOWANCE
+from tests.postgres import Server
+
+SPENDERS = [f"user_{number:05}" for number in range(2_000)]
+HOT = "user_hot"
+KEY = "bench-of-the-replay"  # under which each of them has spent one unit before the run
+BATCH = 500  # users in one statement
+
+
+class Balance(NamedTuple):
+    remaining: int  # units, of all users together
+    entries: int  # of the ledger; 0 where there is none
+
+
+def url(server: Server, database: str) -> str:
+    return sibling(server.url, database)
+
+
+def sibling(database_url: str, database: str) -> str:
+    """The address of another database of the same server."""
+    return f"{database_url.rpartition('/')[0]}/{database}"
+
+
+def create(database_url: str, database: str, template: str = "template1") -> None:
+    """Make a database on the server of this one."""
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+        sql.Identifier(database), sql.Identifier(template)
+    )
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+def drop(database_url: str, database: str) -> None:
+    statement = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database))
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+def open_ours(database_url: str) -> None:
+    """Migrate, open the users, spend a unit of each and refuse each once, by the product's own verbs.
+
+    Django must be set up for this database.
+    """
+    from django.core.management import call_command
+    from django.db import connection
+
+    from quotas.models import ChallengeQuota
+    from quotas.policy import Actor, Exhausted
+
+    call_command("migrate", verbosity=0)
+    quotas, users = ChallengeQuota.objects, [*SPENDERS, HOT]
+    with connection.cursor() as cursor:
+        cursor.execute("SET synchronous_commit = off")
+    for first in range(0, len(users), BATCH):
+        batch = [(user_id, "", None) for user_id in users[first : first + BATCH]]
+        quotas.open_many(batch, actor=Actor("command", "bench"))
+    for user_id in users:
+        quotas.consume(user_id, 1, key=KEY, actor=Actor("user", user_id))
+        with suppress(Exhausted):  # the first refusal of a period is stored, the others are not
+            quotas.consume(user_id, ALLOWANCE, actor=Actor("user", user_id))
+    connection.close()
+    _vacuum(database_url)
+
+
+def open_peer(server: str, database_url: str) -> None:
+    """Make the peer's tables and the same users, with what they have spent."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        if server == "seed":
+            connection.execute("""
+                CREATE TABLE challenge_quotas (
+                    id serial PRIMARY KEY, user_id varchar NOT NULL UNIQUE,
+                    quota_remaining integer NOT NULL, last_reset_date timestamptz NOT NULL
+                )""")
+            connection.execute(
+                """INSERT INTO challenge_quotas (user_id, quota_remaining, last_reset_date)
+                SELECT id, %s, now() FROM unnest(%s::text[]) AS id""",
+                [ALLOWANCE - 1, [*SPENDERS, HOT]],
+            )
+        else:
+            connection.execute(statements.TABLES)
+            fill = statements.FILL.format(allowance="%(allowance)s::bigint", users="%(users)s::text[]")
+            connection.execute(fill, {"allowance": ALLOWANCE, "users": [*SPENDERS, HOT]})
+            _spend_once(connection)
+    _vacuum(database_url)
+
+
+def balance(database_url: str) -> Balance:
+    with psycopg.connect(database_url) as connection:
+        columns = connection.execute(
+            "SELECT count(*) FROM information_schema.columns "
+            "WHERE table_name = 'challenge_quotas' AND column_name = 'seq'"
+        ).fetchone()
+        entries = "sum(seq)" if columns and columns[0] else "0"
+        row = connection.execute(f"SELECT sum(quota_remaining), {entries} FROM challenge_quotas").fetchone()
+    assert row
+    return Balance(int(row[0]), int(row[1]))
+
+
+def _spend_once(connection: "psycopg.Connection[tuple[object, ...]]") -> None:
+    from uuid_utils.compat import uuid7
+
+    from bench.peers import answers
+
+    holes = ("user", "cost", "key", "id", "fingerprint")
+    statement = statements.CONSUME.format(**{name: f"%({name})s" for name in holes})
+    same = {"cost": 1, "key": answers.stored_key(KEY), "fingerprint": answers.fingerprint(1)}
+    connection.execute("SET synchronous_commit = off")
+    with connection.cursor() as cursor:
+        for user_id in (*SPENDERS, HOT):
+            cursor.execute(statement, {"user": user_id, "id": uuid7(), **same})
+
+
+def _vacuum(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE")

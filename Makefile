@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test full bench lint lock schema clients screenshots
+.PHONY: run test full bench chaos lint lock schema clients screenshots
 
 run: .venv/.run
 	$(BIN)/python manage.py demo
@@ -17,9 +17,14 @@ full: .venv/.test
 bench: .venv/.bench
 	$(BIN)/python -m bench
 
+# What holds under faults, docs/reliability.md: at most 15 minutes. Needs nginx for one scenario.
+chaos: .venv/.test
+	$(BIN)/python -m bench.chaos
+
 lint: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/bandit -q -c pyproject.toml -r manage.py quotasite quotas webhooks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check

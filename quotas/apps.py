@@ -6,4 +6,4 @@ class QuotasConfig(AppConfig):
     verbose_name = "Quotas"
 
     def ready(self) -> None:
-        from quotas import checks  # noqa: F401 - registers them
+        from quotas import checks, database_checks  # noqa: F401 - registers them

@@ -1,19 +1,17 @@
 """What is settled before a request reaches a view."""
 
 import re
-import uuid
 from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
 
 from quotas.problems import Problem
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 MOST_BYTES = {"/api/": 64 * 1024, "/webhooks/": 1024 * 1024}  # of a body, by the path's beginning
 
 
 class RequestGuard:
-    """Give each request an id, and refuse a body of unknown or excessive length unread.
+    """Refuse a body of unknown or excessive length unread.
 
     A chunked body reads as empty in Django, so that a spend of 2 would be taken for a spend of 1.
     """
@@ -22,15 +20,11 @@ class RequestGuard:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        given = request.headers.get("X-Request-Id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         try:
             _check_length(request)
-            response = self.get_response(request)
         except Problem as problem:
-            response = problem.response()
-        response["X-Request-Id"] = request_id
-        return response
+            return problem.response()
+        return self.get_response(request)
 
 
 def _check_length(request: HttpRequest) -> None:

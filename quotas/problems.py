@@ -8,11 +8,11 @@ import logging
 from http import HTTPStatus
 from typing import Any
 
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, InternalError, OperationalError, connection
 from django.http import Http404, HttpResponse, JsonResponse
 from rest_framework import exceptions
 
-from quotas import policy, ratelimit
+from quotas import metrics, policy, ratelimit
 from quotas.jwks import KeysUnavailable
 from quotas.store import NoDefaultPlan
 from quotas.tokens import TokenRefused
@@ -20,6 +20,7 @@ from quotas.tokens import TokenRefused
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5  # what a client shall wait when the database is away
+READ_ONLY = "25006"  # PostgreSQL's SQLSTATE of a write on a standby, which Django takes for a fault of ours
 
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's, in every Python
 STATUS = {
@@ -34,6 +35,20 @@ STATUS = {
     policy.UnknownPlan.code: 404,
     policy.Deleted.code: 410,
 }
+
+
+class ProblemResponse(JsonResponse):
+    """A problem on its way; `code` and `cost` are for the log (quotasite/middleware.py)."""
+
+    def __init__(self, problem: "Problem") -> None:
+        super().__init__(
+            problem.body,
+            status=problem.status,
+            content_type="application/problem+json",
+            headers=problem.headers,
+        )
+        self.code: str = problem.body["code"]
+        self.cost: int | None = problem.body.get("cost")
 
 
 class Problem(Exception):
@@ -61,9 +76,7 @@ class Problem(Exception):
         }
 
     def response(self) -> HttpResponse:
-        return JsonResponse(
-            self.body, status=self.status, content_type="application/problem+json", headers=self.headers
-        )
+        return ProblemResponse(self)
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
@@ -86,9 +99,11 @@ def from_exception(error: Exception) -> Problem | None:
         case KeysUnavailable():
             return unavailable("keys_unavailable", error.detail, error.retry_after)
         case OperationalError() | InterfaceError():
-            log.error("The database cannot be used: %r", str(error))
-            detail = "The database cannot be reached; nothing was lost. Try again, with the same key."
-            return unavailable("database_unavailable", detail, RETRY_SECONDS)
+            return _without_database(error)
+        case InternalError() if getattr(error.__cause__, "sqlstate", None) == READ_ONLY:
+            if not connection.in_atomic_block:
+                connection.close()  # it would stay with this server; a new one finds who takes writes now
+            return _without_database(error)
         case NoDefaultPlan():
             log.error("%s", error)
             return unavailable("no_default_plan", str(error), RETRY_SECONDS)
@@ -113,6 +128,14 @@ def unauthorized(code: str, detail: str) -> Problem:
 
 def unavailable(code: str, detail: str, retry_after: int) -> Problem:
     return Problem(503, code, detail, headers={"Retry-After": str(retry_after)})
+
+
+def _without_database(error: Exception) -> Problem:
+    """503: it is away, full, too busy, or takes no writes; the log says which."""
+    metrics.DATABASE_ERRORS.inc()
+    log.error("The database cannot be used: %r", str(error))
+    detail = "The database cannot be used for now; nothing was lost. Try again, with the same key."
+    return unavailable("database_unavailable", detail, RETRY_SECONDS)
 
 
 def _exhausted(refusal: policy.Exhausted) -> Problem:

@@ -407,7 +407,7 @@ PROBLEMS = {  # code: status and an example of the detail
     "server_error": (500, "This is a fault of the server, noted."),
     "database_unavailable": (
         503,
-        "The database cannot be reached; nothing was lost. Try again, with the same key.",
+        "The database cannot be used for now; nothing was lost. Try again, with the same key.",
     ),
     "keys_unavailable": (503, "The key of this token could not be fetched from Clerk: try again shortly."),
     "no_default_plan": (503, "No plan is the default one: mark one as such in the admin."),

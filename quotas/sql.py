@@ -86,7 +86,7 @@ def snapshot(vendor: str, also: str = "", *, keyed: bool = True) -> str:
     columns, joins = ALSO[also]
     user = "text" if vendor == "postgresql" else "varchar"
     if keyed:
-        columns = f', {_columns("e", ENTRY)}, {_columns("w", VERSION)}{columns}'
+        columns = f", {_columns('e', ENTRY)}, {_columns('w', VERSION)}{columns}"
         joins = f"""
         LEFT JOIN ledger_entries AS e ON e.user_id = u.user_id AND e.idempotency_key = %s
         LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version

@@ -18,7 +18,7 @@ from uuid import UUID
 from django.db import InterfaceError, InternalError, OperationalError, connection, transaction
 from uuid_utils.compat import uuid7
 
-from quotas import sql
+from quotas import metrics, sql
 from quotas.policy import Change, Entry, Outcome, Plan, PlanSource, Snapshot, State
 from quotas.statements import database, fetch, run
 
@@ -61,6 +61,8 @@ def carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
         outcome, is_final = _attempt(user_id, decide, look, locked=locked)
         if outcome is not None and is_final:
             return outcome
+        if attempt or connection.vendor == "postgresql":  # SQLite's first try only reads
+            metrics.LOST_RACES.inc()
     raise OperationalError("The row was changed by others again and again.")
 
 

@@ -227,9 +227,15 @@ def ledger_page(user_id: str, request: Request, shown: Any) -> Response:
     )
 
 
+class Answer(Response):
+    cost: int | None = None  # for the log
+
+
 def answer(body: dict[str, Any], quota: Quota, status: int = 200, *, is_replay: bool = False) -> Response:
     """An answer about a quota, with the fields that tell how it stands now."""
-    return Response(body, status, headers=fields(quota, is_replay=is_replay))
+    response = Answer(body, status, headers=fields(quota, is_replay=is_replay))
+    response.cost = body.get("cost")
+    return response
 
 
 def fields(quota: Quota, *, is_replay: bool = False) -> dict[str, str]:

@@ -1,23 +1,28 @@
 """The admin as a whole: its first page, and a bound on what it costs to look at any."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar, cast
 
 from django.contrib.admin import AdminSite
 from django.db import OperationalError, connection, transaction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.template.response import SimpleTemplateResponse, TemplateResponse
+from django.utils.decorators import method_decorator
 from django.utils.safestring import SafeString
+from django.views.decorators.cache import never_cache
 
 from quotas import totals
 from quotas.charts import daily_bars
-from quotas.console import MoreThan, address, count_some
+from quotas.console import MoreThan, address, count_some, in_words
 from quotas.exhausted import MOST_EXHAUSTED, exhausted
 from quotas.models import ChallengeQuota
 from quotas.store import read_surely, took_too_long
 from quotas.totals import Refusals, Totals
+from quotasite.lockout import is_locked_out, seconds_locked
 
 STATEMENT_SECONDS = 5  # of one statement of a page
 WHO_SEES_FIGURES = ("quotas.view_challengequota", "quotas.view_ledgerentry")
@@ -26,6 +31,9 @@ WHO_SEES_FIGURES = ("quotas.view_challengequota", "quotas.view_ledgerentry")
 BOUNDS = """
     SELECT set_config('statement_timeout', %s, true), set_config('max_parallel_workers_per_gather', '0', true)
 """
+
+# To check a password takes a core for a third of a second, as a hundred reads do, and any stranger may ask.
+ONE_PASSWORD = Lock()  # of this process; waiting would take the threads away from those who spend
 
 View = TypeVar("View", bound=Callable[..., HttpResponseBase])
 
@@ -80,6 +88,34 @@ class Site(AdminSite):
 
     def admin_view(self, view: View, cacheable: bool = False) -> View:
         return self._bounded(super().admin_view(view, cacheable))
+
+    @method_decorator(never_cache)
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """As Django's, but one password at a time, and who guessed too often is told when to come back."""
+        if request.method != "POST":
+            return super().login(request, extra_context)
+        if not ONE_PASSWORD.acquire(blocking=False):
+            told = "Another password is being checked just now. Go back, and send yours again."
+            return self._refuse_login(request, 503, "One moment", told, 1)
+        try:
+            response = super().login(request, extra_context)
+        finally:
+            ONE_PASSWORD.release()
+        if not is_locked_out(request):
+            return response
+        seconds = seconds_locked(request)
+        told = (
+            "There were too many failed log-ins under this name from your address. Even the right password "
+            f"is refused for the next {in_words(60 * math.ceil(seconds / 60))}."
+        )
+        return self._refuse_login(request, 429, "Too many failed log-ins", told, seconds)
+
+    def _refuse_login(
+        self, request: HttpRequest, status: int, title: str, told: str, seconds: int
+    ) -> HttpResponse:
+        context = {**self.each_context(request), "title": title, "told": told}
+        headers = {"Retry-After": str(seconds)}
+        return TemplateResponse(request, "admin/login_refused.html", context, status=status, headers=headers)
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         return super().index(request, {**(extra_context or {}), **self._overview(request)})

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from io import BytesIO
 from json import JSONEncoder
+from time import perf_counter
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -17,9 +18,11 @@ from quotas import serializers, views
 from quotas.authentication import User, principal
 from quotas.parsers import json_object
 from quotas.policy import MAX_UNITS
+from quotasite.request_log import BEGAN, Kind, asker, id_for, tell
 
+CONSUME = "/api/v1/quota/consume"
 READ = {"/api/quota": serializers.simple_quota, "/api/v1/quota": serializers.full_quota}
-HOT = {("POST", "/api/v1/quota/consume"), *(("GET", path) for path in READ)}
+HOT = {("POST", CONSUME), *(("GET", path) for path in READ)}
 # What the middleware may judge a request by: for each combination its headers are learned apart.
 JUDGED = (
     "REQUEST_METHOD",
@@ -41,8 +44,10 @@ ALIKE = re.compile(
     re.IGNORECASE,
 )
 MOST_LEARNED = 256
+STATUS = {200: "200 OK", 201: "201 Created"}
 
 is_plain = lru_cache(maxsize=1_024)(PLAIN.match)
+Answer = tuple[Kind, User, int | None, dict[str, Any], dict[str, str]]  # …, cost, body, header fields
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -57,22 +62,25 @@ class FastLane:
             return self.whole_way(environ, start_response)
         if (headers := self.learned.get(way)) is None:
             return self.whole_way(environ, self.learning(way, start_response))
+        began = environ.setdefault(BEGAN, perf_counter())
         try:
-            answered = answer(environ)
+            answer = answer_to(environ)
         except Exception as error:  # noqa: BLE001 - the view raises it again, and says what it means
             environ[views.RAISED] = error
-            answered = None
-        if answered is None:
+            answer = None
+        if answer is None:
             return self.whole_way(environ, start_response)
-        status, body, fields = answered
-        payload = to_json(body).encode()
-        start_response(status, [*headers, *fields.items(), ("Content-Length", str(len(payload)))])
+        kind, who, cost, body, fields = answer
+        payload, request_id = to_json(body).encode(), id_for(environ.get("HTTP_X_REQUEST_ID", ""))
+        own = [("X-Request-Id", request_id), ("Content-Length", str(len(payload)))]
+        start_response(STATUS[kind.status], [*headers, *fields.items(), *own])
+        tell(kind, asker(who), request_id, perf_counter() - began, cost)
         return (payload,)
 
     def learning(self, way: tuple[Any, ...], start_response: StartResponse) -> StartResponse:
         def learn(status: str, headers: list[tuple[str, str]], *failed: Any) -> Any:
             others = [header for header in headers if not OWN.match(header[0])]
-            if status[:2] == "20" and all(ALIKE.match(name) for name, _ in others):
+            if status in STATUS.values() and all(ALIKE.match(name) for name, _ in others):
                 if len(self.learned) >= MOST_LEARNED:
                     self.learned.clear()
                 self.learned[way] = others
@@ -81,19 +89,21 @@ class FastLane:
         return learn
 
 
-def answer(environ: WSGIEnvironment) -> tuple[str, dict[str, Any], dict[str, str]] | None:
-    """Do what is asked for; None if that is not plain, and nothing was done."""
-    if not isinstance(who := principal(environ.get("HTTP_AUTHORIZATION", "")), User):
+def answer_to(environ: WSGIEnvironment) -> Answer | None:
+    """Do what is asked for, and tell of it; None if it is not plain, and nothing was done."""
+    path, who = environ["PATH_INFO"], principal(environ.get("HTTP_AUTHORIZATION", ""))
+    if not isinstance(who, User):
         return None
-    if shown := READ.get(environ["PATH_INFO"]):
+    if shown := READ.get(path):
         quota = views.quotas.current(who.user_id, actor=who.actor)
-        return "200 OK", shown(quota), views.fields(quota)
+        return Kind("GET", path[1:], "read", "ok", 200), who, None, shown(quota), views.fields(quota)
     if (order := plain_order(environ)) is None:
         return None
     key = views.idempotency_key(environ.get("HTTP_IDEMPOTENCY_KEY"))
     receipt = views.quotas.consume(who.user_id, order.get("cost"), key=key, actor=who.actor)
+    kind = Kind("POST", path[1:], "consume", "replayed" if receipt.is_replay else "granted", 201)
     fields = views.fields(receipt.standing, is_replay=receipt.is_replay)
-    return "201 Created", serializers.consumption(receipt), fields
+    return kind, who, receipt.entry.cost, serializers.consumption(receipt), fields
 
 
 def plain_order(environ: WSGIEnvironment) -> dict[str, int] | None:

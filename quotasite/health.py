@@ -1,7 +1,9 @@
 """Probes for the platform, and the answers of last resort."""
 
 import hmac
+import os
 import sys
+from pathlib import Path
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
@@ -62,9 +64,22 @@ def metrics(request: HttpRequest) -> HttpResponse:
         return unauthorized("token_missing", detail).response()
     registry = REGISTRY
     if settings.PROMETHEUS_MULTIPROC_DIR:
+        _forget_the_dead(Path(settings.PROMETHEUS_MULTIPROC_DIR))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Drop what workers that have ended said of themselves; what they counted stays.
+
+    Here, because the hooks at a worker's end differ from server to server, and a killed one has none.
+    """
+    for file in folder.glob("gauge_live*.db"):
+        try:
+            os.kill(int(file.stem.rpartition("_")[2]), 0)
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

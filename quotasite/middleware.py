@@ -1,10 +1,66 @@
-"""What is added to the answers of the site."""
+"""What is added to the answers of the site, and what is told of each request."""
+
+from collections.abc import Callable
+from time import perf_counter
 
 from csp.middleware import CSPMiddleware
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from quotasite.health import JSON_PATHS
+from quotasite.logs import request_id
+from quotasite.request_log import BEGAN, Asker, Kind, asker, id_for, tell
+
+METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
+
+
+class RequestLog:
+    """Give each request an id, and tell what became of it. Outermost, so that no refusal is missed."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        began = request.META.get(BEGAN) or perf_counter()
+        own = id_for(request.META.get("HTTP_X_REQUEST_ID", ""))
+        token = request_id.set(own)
+        try:
+            response = self.get_response(request)
+        finally:
+            request_id.reset(token)
+        response.headers["X-Request-Id"] = own
+        cost = getattr(response, "cost", None)
+        tell(kind_of(request, response, cost), asker_of(request), own, perf_counter() - began, cost)
+        return response
+
+
+def kind_of(request: HttpRequest, response: HttpResponseBase, cost: int | None) -> Kind:
+    """The verb is the name that urls.py gives the address; all pages of the admin count as one."""
+    method = request.method if request.method in METHODS else "other"
+    match = request.resolver_match
+    outcome, status = outcome_of(response, cost), response.status_code
+    if match is None:  # a file, a preflight, or a refusal before the address was looked up
+        return Kind(method, None, "other", outcome, status)
+    verb = "admin" if match.app_names else match.url_name or "other"
+    return Kind(method, match.route, verb, outcome, status)
+
+
+def outcome_of(response: HttpResponseBase, cost: int | None) -> str:
+    if code := getattr(response, "code", ""):
+        return str(code)
+    if response.status_code >= 400:
+        return f"http_{response.status_code}"
+    if "Idempotent-Replayed" in response.headers:
+        return "replayed"
+    return "ok" if cost is None else "granted"
+
+
+def asker_of(request: HttpRequest) -> Asker:
+    """Who asked, as far as is known by now: nobody is looked up for it."""
+    staff = getattr(request, "_cached_user", None)
+    if staff is not None and staff.pk:
+        return Asker("staff", str(staff.pk))
+    return asker(getattr(request, "user", None))
 
 
 class PagePolicy(CSPMiddleware):

@@ -13,13 +13,17 @@ import sys
 from functools import lru_cache
 from queue import SimpleQueue
 from threading import Thread
+from time import perf_counter
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
+from quotasite.wsgi import application  # sets Django up, which the others need
+
+# isort: split
 from django.conf import settings
 
 from quotas.problems import Problem
-from quotasite.wsgi import application
+from quotasite.request_log import BEGAN, Asker, Kind, id_for, tell
 
 BODY_SECONDS = 10
 CHUNK_SECONDS = 30  # for a client to take a piece of a long answer
@@ -38,6 +42,7 @@ class Job(NamedTuple):
     body: bytes
     loop: asyncio.AbstractEventLoop
     done: "asyncio.Future[None]"
+    began: float
 
 
 class Site:
@@ -61,12 +66,11 @@ class Site:
                 async with asyncio.timeout(BODY_SECONDS):
                     body = await protocol()
             except TimeoutError:
-                late = LATE.response()
-                protocol.response_bytes(LATE.status, [*late.items(), ("Connection", "close")], late.content)
+                refuse(scope, protocol)
                 return
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        self.jobs.put(Job(scope, protocol, body, loop, done))
+        self.jobs.put(Job(scope, protocol, body, loop, done, perf_counter()))
         await done
 
     def _work(self) -> None:
@@ -85,7 +89,9 @@ class Site:
         def start_response(status: str, headers: list[tuple[str, str]], failed: Any = None) -> Any:
             told[:] = int(status[:3]), headers
 
-        chunks: Any = self.application(environment(job.scope, job.body), start_response)
+        environ = environment(job.scope, job.body)
+        environ[BEGAN] = job.began
+        chunks: Any = self.application(environ, start_response)
         try:
             status, headers = told
             if getattr(chunks, "streaming", False) and not chunks.has_header("Content-Length"):
@@ -95,6 +101,14 @@ class Site:
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
+
+
+def refuse(scope: Any, protocol: Any) -> None:
+    request_id = id_for(scope.headers.get("x-request-id", ""))
+    answer = LATE.response()
+    headers = [*answer.items(), ("X-Request-Id", request_id), ("Connection", "close")]
+    protocol.response_bytes(LATE.status, headers, answer.content)
+    tell(Kind("POST", None, "other", LATE.body["code"], LATE.status), Asker(), request_id, BODY_SECONDS)
 
 
 def _stream(job: Job, transport: Any, chunks: Any) -> None:

@@ -9,14 +9,17 @@ import base64
 import binascii
 import os
 import re
+from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import dj_database_url
 from corsheaders.defaults import default_headers
 from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
+
+from quotasite import logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 ENV = os.environ
@@ -39,6 +42,12 @@ def env_int(name: str, default: int, low: int, high: int) -> int:
     if not re.fullmatch(r"[0-9]{1,10}", value) or not low <= int(value) <= high:
         raise ImproperlyConfigured(f"{name} must be a whole number from {low} to {high}.")
     return int(value)
+
+
+def env_count(name: str) -> int:
+    """Return a digit as it is; a plain yes counts as one."""
+    value = ENV.get(name, "").strip()
+    return int(value) if re.fullmatch(r"[0-9]", value) else int(env_bool(name))
 
 
 def env_list(name: str) -> list[str]:
@@ -98,6 +107,22 @@ def env_publishable_key() -> str:
     return f"https://{host[:-1]}"
 
 
+def looks_pooled(url: str) -> bool:
+    """Tell whether an address is known to lead to a pooler that gives each transaction another session.
+
+    Those are Neon's pooled hosts, Supabase's transaction mode, PgBouncer's own port, and whatever is
+    marked `?pgbouncer=true`, as the poolers' vendors write it for other clients.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port, query = parts.hostname or "", parts.port, parse_qs(parts.query)
+    except ValueError:  # env_database tells what is wrong
+        return False
+    is_neons = host.endswith(".neon.tech") and "-pooler." in host
+    is_supabases = host.endswith((".supabase.com", ".supabase.co")) and port == 6543
+    return is_neons or is_supabases or port == 6432 or query.get("pgbouncer") == ["true"]
+
+
 def env_database() -> dict[str, object]:
     """Return the default database from DATABASE_URL, with what each engine needs to be safe."""
     url = ENV.get("DATABASE_URL", "").strip() or f"sqlite:///{BASE_DIR / 'quotasite.sqlite3'}"
@@ -108,18 +133,19 @@ def env_database() -> dict[str, object]:
     engine = config.get("ENGINE")
     if engine == "django.db.backends.postgresql" and config.get("NAME"):
         config["CONN_MAX_AGE"] = None  # kept open; the store replaces a dead one (quotas/store.py)
-        is_pooled = env_bool("DATABASE_POOLED")
-        config["DISABLE_SERVER_SIDE_CURSORS"] = is_pooled
+        config["DISABLE_SERVER_SIDE_CURSORS"] = DATABASE_IS_POOLED
         config["OPTIONS"] = {
             # Uses of a statement before the server is asked to keep it; behind a pooler never.
-            "prepare_threshold": 5 if env_bool("DATABASE_PREPARE", default=not is_pooled) else None,
+            "prepare_threshold": 5 if env_bool("DATABASE_PREPARE", default=not DATABASE_IS_POOLED) else None,
             "connect_timeout": 3,  # seconds, so that a silent host is answered with a 503
             "tcp_user_timeout": 5_000,  # milliseconds
             "keepalives_idle": 30,
             "keepalives_interval": 5,
             "keepalives_count": 3,
+            "target_session_attrs": "primary",  # a standby is refused while connecting, not read from
             **config.get("OPTIONS", {}),  # type: ignore[dict-item] # what the URL's query says wins
         }
+        config["OPTIONS"].pop("pgbouncer", None)  # type: ignore[attr-defined] # said to us, not to psycopg
     elif engine == "django.db.backends.sqlite3" and config.get("NAME"):
         config["OPTIONS"] = {
             "transaction_mode": "IMMEDIATE",  # a change holds the write lock from its first read
@@ -141,6 +167,10 @@ SECRET_KEY_IS_SET = bool(ENV.get("SECRET_KEY", "").strip())
 SECRET_KEY = ENV.get("SECRET_KEY", "").strip() or get_random_secret_key()
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS")
 CSRF_TRUSTED_ORIGINS = env_origins("CSRF_TRUSTED_ORIGINS")
+# Behind a pooler that shares sessions nothing may outlive a transaction: no cursor, no prepared statement.
+DATABASE_LOOKS_POOLED = looks_pooled(ENV.get("DATABASE_URL", "").strip())
+DATABASE_POOLED = env_choice("DATABASE_POOLED", "auto", "on", "off", "1", "0")
+DATABASE_IS_POOLED = DATABASE_LOOKS_POOLED if DATABASE_POOLED == "auto" else DATABASE_POOLED in ("on", "1")
 DATABASES = {"default": env_database()}
 # The variable by which a host tells that its disk is emptied at each deploy, or None.
 EPHEMERAL_HOST = next(
@@ -177,8 +207,13 @@ CLERK_API_URL = env_url("CLERK_API_URL", "https://api.clerk.com/v1")
 # What the demo page signs tokens with. No variable sets it: `manage.py demo` does, for its own process.
 DEVELOPMENT_SIGNING_KEY = ""
 
+if not DEBUG:  # then Django's own lines for people are the better ones
+    LOGGING_CONFIG = "quotasite.logs.configure"
+    LOGGING = logs.configuration(env_choice("LOG_LEVEL", "info", "warning", "error"))
 METRICS_TOKEN = ENV.get("METRICS_TOKEN", "").strip()
 PROMETHEUS_MULTIPROC_DIR = ENV.get("PROMETHEUS_MULTIPROC_DIR", "").strip()  # read by prometheus-client too
+if not PROMETHEUS_MULTIPROC_DIR:
+    ENV.pop("PROMETHEUS_MULTIPROC_DIR", None)  # it takes an empty one for the folder that we are in
 
 FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/fast_lane.py
 WEB_THREADS = env_int("WEB_THREADS", 8, 1, 256)  # quotasite/rsgi.py
@@ -196,15 +231,18 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "axes",
     "corsheaders",
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
-    "corsheaders.middleware.CorsMiddleware",  # first: an SPA must be able to read each refusal
-    "quotas.middleware.RequestGuard",
+    "quotasite.middleware.RequestLog",  # before all others: it tells of their refusals too
+    "corsheaders.middleware.CorsMiddleware",  # before what refuses: an SPA must be able to read each refusal
     "django.middleware.security.SecurityMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "quotas.middleware.RequestGuard",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "quotasite.middleware.PagePolicy",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -212,7 +250,6 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "quotasite.urls"
 WSGI_APPLICATION = "quotasite.wsgi.application"
@@ -240,6 +277,21 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",  # first: while somebody is locked out no password is tried
+    "django.contrib.auth.backends.ModelBackend",
+]
+LOGIN_REDIRECT_URL = "/admin/"  # where a `next` that leads elsewhere is not followed
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # together: nobody locks staff out from elsewhere
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # so that guessing on writes nothing more
+AXES_RESET_ON_SUCCESS = True
+AXES_DISABLE_ACCESS_LOG = True  # a table that would only grow; last_login tells who was in
+AXES_ENABLE_ADMIN = False  # operators lift a lock by manage.py axes_reset_username
+AXES_VERBOSE = False
+AXES_CLIENT_IP_CALLABLE = "quotasite.lockout.client_address"
+AXES_CLIENT_STR_CALLABLE = "quotasite.lockout.client_in_log"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LANGUAGE_CODE = "en"
 USE_I18N = False
@@ -280,7 +332,9 @@ CORS_EXPOSE_HEADERS = [
 ]
 CORS_URLS_REGEX = r"^/api/"
 
-if env_bool("TRUSTED_PROXY"):  # then, and only then, the scheme that a proxy forwards is believed
+# Then, and only then, the scheme and the client's address that a proxy forwards are believed.
+TRUSTED_PROXIES = env_count("TRUSTED_PROXY")
+if TRUSTED_PROXIES:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_SSL_REDIRECT = not DEBUG
 # A redirect in front of these would lose a POST, or a probe that comes by plain HTTP.
@@ -297,6 +351,7 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 SILENCED_SYSTEM_CHECKS = [
+    "axes.W002",  # its middleware: quotasite/admin_site.py does that for the one login, not for each spend
     "security.W005",  # HSTS for subdomains: they are the owner's to decide, not this service's
     "security.W021",  # HSTS preload: the same
 ]

@@ -6,17 +6,17 @@ from django.views.generic import RedirectView
 from quotasite import demo_page, health
 
 urlpatterns = [
-    path("", demo_page.front),
-    path("demo", demo_page.page),
-    path("demo/token", demo_page.token),
+    path("", demo_page.front, name="page"),
+    path("demo", demo_page.page, name="page"),
+    path("demo/token", demo_page.token, name="demo_token"),
     path("api/", include("quotas.urls")),
     path("webhooks/", include("webhooks.urls")),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
     path("favicon.ico", RedirectView.as_view(url=f"{settings.STATIC_URL}quotasite/icon.svg")),
-    path("healthz", health.healthz),
-    path("readyz", health.readyz),
-    path("metrics", health.metrics),
+    path("healthz", health.healthz, name="healthz"),
+    path("readyz", health.readyz, name="readyz"),
+    path("metrics", health.metrics, name="metrics"),
 ]
 handler400 = "quotasite.health.bad_request"
 handler404 = "quotasite.health.not_found"

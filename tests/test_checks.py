@@ -1,11 +1,15 @@
 """`check --deploy`: clean for a good environment, and red for each bad one, with an id and a hint."""
 
 import base64
+import re
+import runpy
 
 import pytest
+from pytest_django import Settings
 
+from quotasite.checks import check_foreign_origins
 from tests import keys
-from tests.test_settings import manage
+from tests.test_settings import ROOT, manage
 
 pytestmark = pytest.mark.once
 SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
@@ -25,6 +29,14 @@ def test_a_good_environment_is_clean() -> None:
     done = manage("check", "--deploy", "--fail-level", "WARNING", **GOOD)
     assert done.returncode == 0, done.stderr
     assert "no issues" in done.stdout
+
+
+def test_the_example_with_these_filled_in_is_clean() -> None:
+    """All that the example says of other variables can be used as it stands there."""
+    example = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert set(GOOD) < set(example)
+    done = manage("check", "--deploy", "--fail-level", "WARNING", **{**example, **GOOD})
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_pem_with_an_issuer_is_as_good() -> None:
@@ -55,6 +67,8 @@ def test_a_pem_with_an_issuer_is_as_good() -> None:
         ("webhooks.E002", {"CLERK_WEBHOOK_SIGNING_SECRET": f"{SECRET},sk_test_hunter2"}, "Item 2"),
         ("webhooks.E002", {"CLERK_WEBHOOK_SIGNING_SECRET": "whsec_hunter2"}, "Item 1"),
         ("security.W018", {"DEBUG": "1"}, "DEBUG"),
+        ("security.W009", {"SECRET_KEY": "hunter2"}, "SECRET_KEY"),
+        ("quotas.E004", {"CLERK_JWT_KEY": keys.public_pem[:200]}, "from BEGIN PUBLIC KEY to END"),
     ],
 )
 def test_a_bad_environment_is_refused_with_an_id_and_a_hint(
@@ -65,6 +79,46 @@ def test_a_bad_environment_is_refused_with_an_id_and_a_hint(
     assert f"({check_id})" in done.stderr
     assert said in done.stderr
     assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("allows", "refused"),
+    [
+        ({"CORS_ALLOW_ALL_ORIGINS": True}, True),
+        ({"CORS_ALLOWED_ORIGIN_REGEXES": [".*"]}, True),
+        ({"CORS_ALLOWED_ORIGIN_REGEXES": [r"^https://\w+\.example\.com$", r"^https?://"]}, True),
+        ({"CORS_ALLOWED_ORIGIN_REGEXES": [r"^https://\w+\.example\.com$"]}, False),
+        ({"CORS_ALLOW_ALL_ORIGINS": True, "CORS_ALLOW_CREDENTIALS": False}, False),
+        ({}, False),
+    ],
+)
+def test_every_origin_with_credentials_is_refused(
+    settings: Settings, allows: dict[str, object], refused: bool
+) -> None:
+    """No variable does that: it would take a change of settings.py."""
+    settings.CORS_ALLOW_CREDENTIALS = True
+    for name, value in allows.items():
+        setattr(settings, name, value)
+    found = [(message.id, bool(message.hint)) for message in check_foreign_origins()]
+    assert found == ([("quotasite.E002", True)] if refused else [])
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "RENDER",
+        "DYNO",
+        "RAILWAY_ENVIRONMENT",
+        "FLY_APP_NAME",
+        "K_SERVICE",
+        "VERCEL",
+        "AWS_LAMBDA_FUNCTION_NAME",
+        "WEBSITE_INSTANCE_ID",
+    ],
+)
+def test_each_host_that_empties_its_disk_is_known(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(host, "x")
+    assert runpy.run_path(str(ROOT / "quotasite/settings.py"))["EPHEMERAL_HOST"] == host
 
 
 def test_sqlite_that_stays_is_only_a_warning() -> None:

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Event, Timer
 
 import psycopg
@@ -187,6 +187,82 @@ def test_without_a_database_the_admin_says_so_or_shows_its_page(server, settings
         connections["default"].ensure_connection()
     server.stop()
     assert send(Client(raise_request_exception=False)).status_code in (200, 503)
+
+
+# The database is there, and refuses
+
+FULL_DISK = """
+    CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN RAISE 'could not extend file' USING ERRCODE = '53100'; END $$;
+    CREATE TRIGGER full_disk BEFORE INSERT ON {} EXECUTE FUNCTION full_disk()
+"""
+writes = pytest.mark.parametrize("name", ["consume", "consume with a key", "webhook"])
+
+
+@contextmanager
+def full_disk(server, table):
+    with another_session(server) as session:
+        session.execute(FULL_DISK.format(table))
+    yield
+    with another_session(server) as session:
+        session.execute("DROP FUNCTION full_disk CASCADE")
+
+
+@contextmanager
+def read_only(server):
+    """As a standby answers, or a primary that became one: to the sessions that begin now."""
+    connections["default"].close()
+    with another_session(server) as session:
+        session.execute("ALTER DATABASE quotasite SET default_transaction_read_only = on")
+    connections["default"].ensure_connection()
+    yield
+    with psycopg.connect(server.url, options="-c default_transaction_read_only=off") as session:
+        session.execute("ALTER DATABASE quotasite RESET default_transaction_read_only")
+
+
+@contextmanager
+def no_session_left(server):
+    connections["default"].close()
+    with ExitStack() as held:
+        with suppress(psycopg.OperationalError):
+            while True:
+                held.enter_context(psycopg.connect(server.url))
+        yield
+
+
+@writes
+@pytest.mark.parametrize("trouble", ["full disk", "read only"])
+def test_a_database_that_takes_no_writes_is_a_503_and_the_next_request_succeeds(
+    server, api, deliver, name, trouble
+):
+    status, send = REQUESTS[name]
+    table = "webhook_events" if name == "webhook" else "ledger_entries"
+    with full_disk(server, table) if trouble == "full disk" else read_only(server):
+        assert_unavailable(send(api, deliver))
+    assert send(api, deliver).status_code == status  # the session with a standby was given up
+    assert (ChallengeQuota.objects.count(), WebhookEvent.objects.count()) == (1, name == "webhook")
+    assert len(spent()) == (name != "webhook")
+
+
+@each_request
+def test_without_a_session_left_a_request_is_a_503_and_the_next_one_succeeds(server, api, deliver, name):
+    status, send = REQUESTS[name]
+    with no_session_left(server):
+        assert_unavailable(send(api, deliver))
+    assert send(api, deliver).status_code == status
+
+
+def test_a_spend_that_waits_too_long_is_a_503_and_is_made_once_at_the_retry(server, api):
+    api.quota()
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SET statement_timeout = '300ms'")
+    with another_session(server) as holder:
+        holder.execute("SELECT 1 FROM challenge_quotas FOR UPDATE")
+        assert_unavailable(api.consume({"cost": 3}, key="k-1"))
+        assert (spent(), remaining()) == ([], 20)
+    answer = api.consume({"cost": 3}, key="k-1")
+    assert (answer.status_code, "Idempotent-Replayed" in answer) == (201, False)
+    assert (spent(), remaining()) == ([3], 17)
 
 
 # Answers that are lost

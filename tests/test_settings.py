@@ -34,7 +34,8 @@ def read_setting(name: str, **environment: str) -> str:
 
 def test_the_example_names_each_variable_that_is_read() -> None:
     read = set(re.findall(r'(?:env_\w+|ENV\.get)\(\s*"([A-Z_]+)"', SETTINGS))
-    served = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "Procfile").read_text()))
+    files = (ROOT / "Procfile").read_text() + (ROOT / "compose.yaml").read_text()
+    served = set(re.findall(r"\$\{([A-Z_]+)", files))
     shown = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert len(shown) == len(set(shown))
     assert set(shown) == read | served

@@ -3,6 +3,6 @@ from django.urls import path
 from webhooks.views import clerk_webhook
 
 urlpatterns = [
-    path("clerk", clerk_webhook),
-    path("clerk/", clerk_webhook),  # Clerk takes a redirect for a failure
+    path("clerk", clerk_webhook, name="deliver"),
+    path("clerk/", clerk_webhook, name="deliver"),  # Clerk takes a redirect for a failure
 ]

@@ -66,6 +66,6 @@ export const unavailable = (retryAfter) => ({
     title: "Service Unavailable",
     status: 503,
     code: "database_unavailable",
-    detail: "The database cannot be reached; nothing was lost. Try again, with the same key.",
+    detail: "The database cannot be used for now; nothing was lost. Try again, with the same key.",
   }),
 });

@@ -1,0 +1,106 @@
+"""Show under faults what docs/reliability.md says: `python -m bench.chaos`, or `make chaos`. Loopback only.
+
+Each scenario serves the Procfile's `web:` line on a database of its own in a throw-away PostgreSQL,
+prints one line, and ends with the audit of the ledger. Exit code 1 if anything does not hold.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.chaos import crashes, drain, outages, spending, stalled
+from bench.chaos.ground import Database, Finding, Ground
+
+
+class Scenario(NamedTuple):
+    figure: str  # of the table in docs/reliability.md; several scenarios may belong to one
+    name: str
+    must: str
+    run: Callable[[Database], Finding]
+    allowance: int = 1_000_000
+
+
+SCENARIOS = (
+    Scenario("1", "overspend", "exactly 50 of 640 granted, each time", spending.overspend, 50),
+    Scenario("2", "same keys", "20 units, the rest replays", spending.same_keys, 20),
+    Scenario("3", "PostgreSQL killed", "lost 0, double 0, back in < 5 s", crashes.postgres_killed),
+    Scenario("3", "web workers killed", "lost 0, double 0, silent < 5 s", crashes.workers_killed),
+    Scenario("4", "5 % of answers cut", "lost 0, double 0", crashes.answers_cut),
+    Scenario("5", "PostgreSQL stopped", "503 at once, then success without a restart", outages.stopped),
+    Scenario("5", "no session left", "503, then success", outages.no_session_left),
+    Scenario("5", "statement time-out", "503, nothing stored, then once", outages.waits_too_long, 20),
+    Scenario("5", "full disk", "503, nothing stored, then once", outages.disk_full, 20),
+    Scenario("5", "became a standby", "503, nothing stored, then once", outages.became_a_standby, 20),
+    Scenario("6", "SIGHUP", "0 dropped", drain.reloaded),
+    Scenario("6", "SIGTERM", "0 dropped of a server taken out first", drain.ended),
+    Scenario("15", "stalled clients", "honest ones answered beside 50", stalled.straight),
+    Scenario("15", "stalled, behind nginx", "honest ones answered beside 400", stalled.behind_nginx),
+)
+
+
+class Row(NamedTuple):
+    scenario: Scenario
+    finding: Finding
+    audit: str
+    seconds: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.chaos", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--only", action="append", metavar="N", help="a figure's number, or words of a name")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    options = parser.parse_args()
+    chosen = [one for one in SCENARIOS if is_asked_for(one, options.only)]
+    if not chosen:
+        parser.error(f"no such scenario; there are {', '.join(f'{s.figure} ({s.name})' for s in SCENARIOS)}")
+    rows = []
+    with Ground() as ground:
+        for number, scenario in enumerate(chosen):
+            rows.append(play(scenario, ground.database(f"chaos_{number}", allowance=scenario.allowance)))
+            ground.server.start()  # where a scenario failed and left it down
+            print(line(rows[-1]), flush=True)
+    print(f"\n{table(rows)}")
+    if options.markdown:
+        options.markdown.write_text(table(rows))
+    return 0 if all(row.finding.holds for row in rows) else 1
+
+
+def is_asked_for(scenario: Scenario, only: list[str] | None) -> bool:
+    return not only or any(
+        word == scenario.figure if word.isdigit() else word in scenario.name for word in only
+    )
+
+
+def play(scenario: Scenario, database: Database) -> Row:
+    """Run one scenario and audit what it left; a fault of the scenario's own is a failure too."""
+    began = time.monotonic()
+    try:
+        finding = scenario.run(database)
+    except Exception as error:  # noqa: BLE001 - the others are still to be run
+        finding = Finding(f"it broke off: {type(error).__name__} {error}", False)
+    database.server.start()
+    is_sound, audit = database.audit()
+    held = Finding(finding.measured, finding.holds and is_sound)
+    return Row(scenario, held, audit, time.monotonic() - began)
+
+
+def line(row: Row) -> str:
+    verdict = "holds" if row.finding.holds else "FAILS"
+    name = f"{row.scenario.figure:>2} {row.scenario.name}"
+    return f"{verdict}  {name:<25} {row.finding.measured} | audit: {row.audit} | {row.seconds:.0f} s"
+
+
+def table(rows: list[Row]) -> str:
+    head = "| figure | scenario | must be | measured | audit | verdict |\n|---|---|---|---|---|---|\n"
+    return head + "".join(
+        f"| {row.scenario.figure} | {row.scenario.name} | {row.scenario.must} | {row.finding.measured} "
+        f"| {row.audit} | {'holds' if row.finding.holds else '**fails**'} |\n"
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

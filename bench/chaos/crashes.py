@@ -1,0 +1,182 @@
+"""Figures 3 and 4: what is killed, and answers that are lost, while clients spend and retry."""
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock, Thread
+
+from bench.chaos.client import LOST, Client, Load, wait_until
+from bench.chaos.ground import Database, Finding, Site, kill_postgres, served
+from tests.wire import Wire
+
+USERS = [f"user_{number}" for number in range(4)]  # for 8 clients: each row has two at a time
+SHARE = 0.05  # of the answers, which are cut
+MOST_SECONDS = 5  # from the database's return to the next success
+
+
+def wrongs(database: Database, load: Load) -> str:
+    """Say what was lost, spent twice, or answered by anything but a success or `come again`; or ''."""
+    kept = dict(
+        database.rows(
+            "SELECT split_part(idempotency_key, ':', 3), count(*) FROM ledger_entries "
+            "WHERE kind = 'consumed' GROUP BY 1"
+        )
+    )
+    spent = database.one("SELECT coalesce(sum(cost), 0) FROM ledger_entries WHERE kind = 'consumed'")
+    taken = database.one("SELECT sum(quota_limit - quota_remaining) FROM challenge_quotas")
+    lost = load.acknowledged.keys() - kept.keys()
+    double = spent - len(kept)
+    unasked = kept.keys() - load.acknowledged.keys()
+    found = {"lost": len(lost), "double": double, "unasked": len(unasked), "off the rows": taken - spent}
+    found["failed"] = len(load.failures)
+    wrong = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    return wrong + (f" ({load.failures[0]})" if load.failures else "")
+
+
+def postgres_killed(database: Database, *, times: int = 3) -> Finding:
+    """Kill PostgreSQL and all its sessions under load, start it again, and time the way back."""
+    starts, recoveries = [], []
+    with served(database.url) as site, Load(site.port, USERS) as load:
+        before = site.workers
+        for _ in range(times):
+            load.wait_for(100)
+            kill_postgres(database.server)
+            killed = time.monotonic()
+            database.server.start()
+            ready = time.monotonic()
+            starts.append(ready - killed)
+            load.wait_for(1)
+            recoveries.append(next(at for at in sorted(load.successes) if at > killed) - ready)
+        load.wait_for(50)
+        is_same = site.workers == before
+    wrong = wrongs(database, load)
+    return Finding(
+        f"{times} kills, {len(load.acknowledged)} acknowledged, {wrong or 'lost 0, double 0'}; "
+        f"PostgreSQL's own start {max(starts):.1f} s, then a success after {max(max(recoveries), 0):.2f} s; "
+        f"slowest spend {load.longest:.1f} s{'' if is_same else '; the site had to restart'}",
+        not wrong and max(recoveries) < MOST_SECONDS and is_same,
+    )
+
+
+def workers_killed(database: Database, *, times: int = 4) -> Finding:
+    """Kill the oldest web worker under load, and the next when the one in its place serves."""
+    returns = []
+    with served(database.url) as site, Load(site.port, USERS) as load:
+        for _ in range(times):
+            load.wait_for(50)
+            returns.append(_kill_oldest(site))
+            time.sleep(2)
+        load.wait_for(50)
+    wrong = wrongs(database, load)
+    return Finding(
+        f"{times} kills, {len(load.acknowledged)} acknowledged, {wrong or 'lost 0, double 0'}; longest "
+        f"silence {load.silence():.2f} s, slowest spend {load.longest:.1f} s, "
+        f"another worker serves after at most {max(returns):.1f} s",
+        not wrong and load.silence() < MOST_SECONDS and load.longest < 2 * MOST_SECONDS,
+    )
+
+
+def _kill_oldest(site: Site) -> float:
+    before = site.workers
+    os.kill(before[0], signal.SIGKILL)
+    return wait_until(lambda: len(set(site.serving) - {before[0]}) >= len(before), 60)
+
+
+def answers_cut(database: Database) -> Finding:
+    """Lose 5 % of the answers after the commit: the database's to the site, and the site's to its clients."""
+    chance = random.Random(20)  # the same each time
+    cut = [0]
+
+    def unlucky(statement: bytes) -> bool:
+        is_cut = b"INSERT INTO ledger_entries" in statement and chance.random() < SHARE
+        cut[0] += is_cut
+        return is_cut
+
+    with Wire("127.0.0.1", database.server.port) as wire, served(database.url_by(wire.port)) as site:
+        wire.drop_reply_when = unlucky
+        with cutting(site.port, chance) as proxy, Load(proxy.port, USERS) as load:
+            load.wait_for(600, seconds=90)
+        wire.drop_reply_when = None
+    wrong = wrongs(database, load)
+    replays = sum(is_replay for _, is_replay in load.acknowledged.values())
+    twice = without_keys(database)
+    return Finding(
+        f"{cut[0]} answers of the database and {proxy.cut} of the site cut, {len(load.acknowledged)} "
+        f"acknowledged ({replays} by replay), {wrong or 'lost 0, double 0'}; the control without keys: "
+        f"double {twice}",
+        not wrong and min(cut[0], proxy.cut, replays, twice) > 0,
+    )
+
+
+def without_keys(database: Database) -> int:
+    """Retry without a key through the same proxy; return how many were spent more than once."""
+    with served(database.url) as site, cutting(site.port, random.Random(20)) as proxy:
+        client = Client(proxy.port)
+        for _ in range(100):
+            while True:
+                with suppress(*LOST):
+                    if client.consume("user_without", cost=1).status == 201:
+                        break
+    query = "SELECT count(*) FROM ledger_entries WHERE kind = 'consumed' AND user_id = 'user_without'"
+    return int(database.one(query)) - 100
+
+
+class Cutter:
+    """A proxy of HTTP that closes some connections instead of passing the answer on."""
+
+    def __init__(self, port: int, chance: random.Random) -> None:
+        self.cut = 0
+        self._target, self._chance, self._lock = port, chance, Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                Thread(target=self._pass, args=(client,), daemon=True).start()
+
+    def _pass(self, client: socket.socket) -> None:
+        """Carry one exchange after the other: each side of the API's exchanges fits in few segments."""
+        with client, socket.create_connection(("127.0.0.1", self._target)) as server, suppress(OSError):
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            requests = Thread(target=_pump, args=(client, server), daemon=True)
+            requests.start()
+            while answer := server.recv(65_536):
+                with self._lock:
+                    is_cut = answer.startswith(b"HTTP/") and self._chance.random() < SHARE
+                    self.cut += is_cut
+                if is_cut:
+                    break
+                client.sendall(answer)
+            for end in (client, server):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            requests.join()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while piece := source.recv(65_536):
+            sink.sendall(piece)
+        sink.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def cutting(port: int, chance: random.Random) -> Iterator[Cutter]:
+    proxy = Cutter(port, chance)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

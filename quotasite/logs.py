@@ -1,0 +1,121 @@
+"""Every log line as one JSON object on stderr, in ASCII, so that nobody's input can end or forge a line.
+
+The standard library alone is imported: the server's own process reads this too (server_log.json).
+"""
+
+import json
+import logging
+import logging.config
+import re
+import threading
+import traceback
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+LONGEST = 500  # characters of a message
+MOST_FRAMES = 20  # of a traceback, the innermost
+
+# Our own lines hold no secret; this is for those of libraries, which may quote what they were given.
+SECRET = re.compile(
+    r"eyJ[\w.-]{8,}"  # a token
+    r"|\b(?:qs_[0-9a-f]{8}_|whsec_|[sp]k_(?:test|live)_)[\w+/=-]+"
+    r"|(?<=://)(?!USER:PASSWORD@)[^\s/]+@"  # what stands there in an address, but for our own hint
+    r"|(?i:(?<=bearer )\S+|(?<=cookie: ).+)"
+    r"|[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{1,190}"  # an e-mail address
+)
+# Not `json.dumps`, which makes an encoder at each call that names the separators.
+to_json = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+class Members(str):
+    """Members of a JSON object that are encoded already, because a request cannot wait for it."""
+
+
+class JSONLines(logging.Formatter):
+    """One line a record: its time, level and logger, then its Members, or its message and its fault."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+        head = f'{{"time":"{at}","level":"{record.levelname.lower()}"'
+        if isinstance(record.msg, Members):
+            return f'{head},"logger":"{record.name}",{record.msg}}}'
+        line: dict[str, Any] = {"logger": record.name}
+        if own := request_id.get():
+            line["request_id"] = own
+        line["message"] = harmless(record.getMessage())
+        if record.exc_info and record.exc_info[1]:
+            line.update(fault(record.exc_info[1]))
+        return f"{head},{to_json(line)[1:]}"
+
+
+@lru_cache(maxsize=2)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+class OncePerRequest(logging.Filter):
+    """Leave a refusal to the request's own line; of the others drop the path, which strangers choose."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        status = getattr(record, "status_code", None)
+        if status is None or not hasattr(record, "request"):
+            return True
+        if record.name == "django.security.csrf":
+            reason = str(record.args[0] if isinstance(record.args, tuple) and record.args else "")
+            record.msg, record.args = "CSRF: %s", (reason.partition(" - ")[0],)  # then comes the address
+            return True
+        if record.name == "django.security.DisallowedHost":
+            record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
+            return True
+        record.msg, record.args = "A request failed.", ()
+        return bool(record.exc_info)
+
+
+def harmless(text: str) -> str:
+    return SECRET.sub("[hidden]", text[: 10 * LONGEST])[:LONGEST]  # a cut before might leave half a secret
+
+
+def fault(error: BaseException) -> dict[str, Any]:
+    """What went wrong and where. PostgreSQL's DETAIL holds rows, so only a text's first line is told."""
+    causes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(causes) < 5:
+        first = str(cause).strip().partition("\n")[0]
+        causes.append(f"{type(cause).__module__}.{type(cause).__qualname__}: {harmless(first)}")
+        cause = cause.__cause__
+    frames = traceback.extract_tb(error.__traceback__)[-MOST_FRAMES:]
+    return {"error": causes, "at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]}
+
+
+def configuration(level: str) -> dict[str, Any]:
+    """LOGGING: ours from `level` on, all others' from warnings on."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"once": {"()": OncePerRequest}},
+        "formatters": {"json": {"()": JSONLines}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["once"]}},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        "loggers": {
+            "django": {"handlers": [], "level": "WARNING"},  # and no mails
+            **{name: {"level": level.upper()} for name in ("quotasite", "quotas", "webhooks")},
+        },
+    }
+
+
+def configure(config: dict[str, Any]) -> None:
+    """As `dictConfig`, but warnings and what ends a thread become lines too."""
+    # No line tells these, and they are half the cost of a record.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.config.dictConfig(config)
+    logging.captureWarnings(True)
+    threading.excepthook = _tell_of_thread
+
+
+def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is not None:
+        logging.getLogger("quotasite.threads").error("A thread ended.", exc_info=ended.exc_value)

@@ -7,23 +7,101 @@ they go through Django.
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg.pq import Format
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus, Format
+from psycopg.pq.abc import PGresult
 from psycopg.types.json import JsonbDumper
 from psycopg.types.numeric import Int8Dumper
 
+Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
+DONE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+UNKNOWN_STATEMENT = "26000"  # PostgreSQL's SQLSTATE
+AS_IT_SUITS = [PyFormat.AUTO] * 100
+
+
+class Session:
+    """One connection to PostgreSQL, as one thread uses it.
+
+    A statement goes by psycopg's cursor, until it was used often enough (prepare_threshold) to have the
+    server keep it; from then on by libpq itself, which leaves a third of the work that is left to Python.
+    Not so within a transaction: its beginning is psycopg's business.
+    """
+
+    def __init__(self, raw: "psycopg.Connection[Any]") -> None:
+        self.raw = raw
+        self.cursor = psycopg.Cursor(raw)
+        self.cursor.format = Format.BINARY
+        # A number's type must not depend on its size, or each size would be a statement of its own.
+        self.cursor.adapters.register_dumper(int, Int8Dumper)
+        self.cursor.adapters.register_dumper(dict, JsonbDumper)
+        self.transformer = Transformer(self.cursor)
+        self.uses: Counter[Prepared] = Counter()
+        self.names: dict[Prepared, bytes] = {}
+
+    def row(self, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
+        if (result := self.quickly(statement, parameters)) is None:
+            row = self.cursor.execute(statement, parameters).fetchone()
+            assert row  # noqa: S101 - for mypy: a snapshot always has one
+            return row
+        self.transformer.set_pgresult(result, set_loaders=True, format=Format.BINARY)
+        loaded: Sequence[Any] | None = self.transformer.load_row(0, tuple)
+        assert loaded  # noqa: S101 - as above
+        return loaded
+
+    def count(self, statement: str, parameters: Sequence[Any]) -> int:
+        if (result := self.quickly(statement, parameters)) is None:
+            return self.cursor.execute(statement, parameters).rowcount
+        return result.command_tuples or 0
+
+    def quickly(self, statement: str, parameters: Sequence[Any]) -> PGresult | None:
+        """Return what a kept statement comes to; None if the server keeps it not, and nothing was done."""
+        if self.raw.prepare_threshold is None or not self.raw.autocommit:
+            return None
+        values: Any = self.transformer.dump_sequence(parameters, AS_IT_SUITS[: len(parameters)])
+        prepared = (statement, self.transformer.types)
+        self.uses[prepared] += 1
+        if self.uses[prepared] <= self.raw.prepare_threshold:
+            return None
+        if (name := self.names.get(prepared)) is None:
+            name = b"kept_%d" % len(self.names)
+            self.checked(self.raw.pgconn.prepare(name, numbered(statement), self.transformer.types))
+            self.names[prepared] = name
+        result = self.raw.pgconn.exec_prepared(name, values, self.transformer.formats, Format.BINARY)
+        return self.checked(result)
+
+    def checked(self, result: PGresult) -> PGresult | None:
+        if result.status in DONE:
+            return result
+        if self.raw.closed:
+            raise psycopg.OperationalError("the connection was lost")
+        error = error_from_result(result)
+        if error.sqlstate != UNKNOWN_STATEMENT:
+            raise error
+        self.names.clear()  # psycopg has told the server to forget them, as it does after a rollback
+        self.uses.clear()
+        return None
+
+
+@lru_cache
+def numbered(statement: str) -> bytes:
+    """The statement as the server wants it, with $1 for its first parameter."""
+    first, *rest = statement.split("%s")
+    return "".join([first, *(f"${number}{part}" for number, part in enumerate(rest, start=1))]).encode()
+
 
 class _Kept(threading.local):
-    """A thread's cursor. It is good for one connection: Django replaces those that died."""
-
-    cursor: "psycopg.Cursor[tuple[Any, ...]] | None" = None
+    session: Session | None = None
 
 
 _kept = _Kept()
@@ -41,11 +119,8 @@ def fetch(statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
         with db.cursor() as cursor:
             cursor.execute(statement, _adapted(db, parameters))
             return [_in_utc(value) for value in cursor.fetchone()]
-    db.ensure_connection()
     with db.wrap_database_errors:
-        row = _cursor(db).execute(statement, parameters).fetchone()
-    assert row  # noqa: S101 - for mypy: a snapshot always has one
-    return row
+        return _session(db).row(statement, parameters)
 
 
 def run(statement: str, parameters: Sequence[Any]) -> int:
@@ -55,21 +130,18 @@ def run(statement: str, parameters: Sequence[Any]) -> int:
         with db.cursor() as cursor:
             cursor.execute(statement, _adapted(db, parameters))
             return int(cursor.rowcount)
-    db.ensure_connection()
     db.validate_no_broken_transaction()
     with db.wrap_database_errors:
-        return _cursor(db).execute(statement, parameters).rowcount
+        return _session(db).count(statement, parameters)
 
 
-def _cursor(db: BaseDatabaseWrapper) -> "psycopg.Cursor[tuple[Any, ...]]":
-    raw, cursor = db.connection, _kept.cursor
-    if cursor is None or cursor.connection is not raw:
-        cursor = _kept.cursor = psycopg.Cursor(raw)
-        cursor.format = Format.BINARY
-        # A number's type must not depend on its size, or each size would be a statement of its own.
-        cursor.adapters.register_dumper(int, Int8Dumper)
-        cursor.adapters.register_dumper(dict, JsonbDumper)
-    return cursor
+def _session(db: BaseDatabaseWrapper) -> Session:
+    """This thread's session; Django replaces a connection that died."""
+    db.ensure_connection()
+    session = _kept.session
+    if session is None or session.raw is not db.connection:
+        session = _kept.session = Session(db.connection)
+    return session
 
 
 def _in_utc(value: Any) -> Any:

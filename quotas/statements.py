@@ -40,7 +40,7 @@ class Session:
 
     def __init__(self, raw: "psycopg.Connection[Any]") -> None:
         self.raw = raw
-        self.cursor = psycopg.Cursor(raw)
+        self.cursor: psycopg.Cursor[tuple[Any, ...]] = psycopg.Cursor(raw)
         self.cursor.format = Format.BINARY
         # A number's type must not depend on its size, or each size would be a statement of its own.
         self.cursor.adapters.register_dumper(int, Int8Dumper)

@@ -4,8 +4,8 @@ import json
 import os
 import re
 import signal
-import time
 import subprocess
+import time
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +27,8 @@ from psycopg.types.numeric import Int8Dumper
 
 Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
 DONE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
-UNKNOWN_STATEMENT = "26000"  # PostgreSQL's SQLSTATE
+# PostgreSQL's SQLSTATEs: it was told to forget the statement, or a migration changed what it returns.
+OUTDATED = ("26000", "0A000")
 AS_IT_SUITS = [PyFormat.AUTO] * 100
 
 
@@ -48,6 +50,7 @@ class Session:
         self.transformer = Transformer(self.cursor)
         self.uses: Counter[Prepared] = Counter()
         self.names: dict[Prepared, bytes] = {}
+        self.fresh_names = (b"kept_%d" % number for number in count())
 
     def row(self, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
         if (result := self.quickly(statement, parameters)) is None:
@@ -59,7 +62,7 @@ class Session:
         assert loaded  # noqa: S101 - as above
         return loaded
 
-    def count(self, statement: str, parameters: Sequence[Any]) -> int:
+    def rows(self, statement: str, parameters: Sequence[Any]) -> int:
         if (result := self.quickly(statement, parameters)) is None:
             return self.cursor.execute(statement, parameters).rowcount
         return result.command_tuples or 0
@@ -74,7 +77,7 @@ class Session:
         if self.uses[prepared] <= self.raw.prepare_threshold:
             return None
         if (name := self.names.get(prepared)) is None:
-            name = b"kept_%d" % len(self.names)
+            name = next(self.fresh_names)
             self.checked(self.raw.pgconn.prepare(name, numbered(statement), self.transformer.types))
             self.names[prepared] = name
         result = self.raw.pgconn.exec_prepared(name, values, self.transformer.formats, Format.BINARY)
@@ -86,9 +89,9 @@ class Session:
         if self.raw.closed:
             raise psycopg.OperationalError("the connection was lost")
         error = error_from_result(result)
-        if error.sqlstate != UNKNOWN_STATEMENT:
+        if error.sqlstate not in OUTDATED:
             raise error
-        self.names.clear()  # psycopg has told the server to forget them, as it does after a rollback
+        self.names.clear()  # psycopg, for one, has the server forget all of them after a rollback
         self.uses.clear()
         return None
 
@@ -132,7 +135,7 @@ def run(statement: str, parameters: Sequence[Any]) -> int:
             return int(cursor.rowcount)
     db.validate_no_broken_transaction()
     with db.wrap_database_errors:
-        return _session(db).count(statement, parameters)
+        return _session(db).rows(statement, parameters)
 
 
 def _session(db: BaseDatabaseWrapper) -> Session:

@@ -61,10 +61,11 @@ def server(migrated, django_db_blocker):
         yield migrated
 
 
-@pytest.fixture
-def wire(server):
+@pytest.fixture(params=[5, 0], ids=["asked anew", "kept statements"])
+def wire(server, request):
     """The same, with a wire in between; the connection through it is open, as in a busy process."""
     with Wire("127.0.0.1", server.port) as between, connected_to(between.port):
+        connections["default"].settings_dict["OPTIONS"]["prepare_threshold"] = request.param
         connections["default"].ensure_connection()
         yield between
 

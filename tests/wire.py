@@ -15,14 +15,25 @@ def messages(stream: BinaryIO) -> Iterator[bytes]:
         yield head + stream.read(int.from_bytes(head[1:]) - 4)
 
 
-def statement(message: bytes) -> bytes | None:
-    """Return the SQL text of a Query or a Parse message, None for any other."""
-    match message[:1]:
-        case b"Q":
-            return message[5:-1]
-        case b"P":
-            return message[5:].split(b"\0", 2)[1]  # behind the prepared statement's name
-    return None
+class Statements:
+    """Tells which statement each message of one client has the server carry out, the kept ones too."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, bytes] = {}
+
+    def asked_by(self, message: bytes) -> bytes | None:
+        match message[:1]:
+            case b"Q":
+                return message[5:-1]
+            case b"P":
+                name, text, _ = message[5:].split(b"\0", 2)
+                if not name:
+                    return text
+                self._kept[name] = text
+            case b"B":
+                _, name, _ = message[5:].split(b"\0", 2)
+                return self._kept.get(name)
+        return None
 
 
 class Wire:
@@ -94,12 +105,11 @@ class Wire:
         link.start()
         return True
 
-    def _passes(self, message: bytes) -> bool:
+    def _passes(self, message: bytes, text: bytes | None) -> bool:
         """Count a message, tell the hook about it, and say whether its reply is to reach the client."""
         if message[:1] in (b"Q", b"S"):
             with self._lock:
                 self.round_trips += 1
-        text = statement(message)
         if text is None:
             return True
         if self.on_query:
@@ -116,6 +126,7 @@ class Link(Thread):
         self._client = client
         self._server = server
         self._muted = False
+        self._statements = Statements()
         for end in (client, server):  # a message is sent in parts, and none shall wait for the others
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -139,7 +150,8 @@ class Link(Thread):
             self._server.sendall(self._startup(stream))
             for message in messages(stream):
                 # Before it is sent: its reply may be here before the next line.
-                self._muted = not self._wire._passes(message) or self._muted
+                text = self._statements.asked_by(message)
+                self._muted = not self._wire._passes(message, text) or self._muted
                 self._server.sendall(message)
 
     def _startup(self, stream: BinaryIO) -> bytes:

@@ -1,7 +1,7 @@
 """Run everything: `python -m tests [--full] [pytest arguments]`.
 
-First the whole suite on PostgreSQL (DATABASE_URL, or a throw-away server), then its portable part on
-SQLite. The exit code is 0 if both passed.
+The whole suite on PostgreSQL (DATABASE_URL, or a throw-away server), and beside it its portable part on
+SQLite, which is told afterwards. The exit code is 0 if both passed.
 """
 
 import argparse
@@ -14,41 +14,59 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING_COLLECTED = 5  # pytest's exit code
 PATIENCE = 15  # seconds that pytest gets to clean up
+MOMENT = 3  # seconds that it gets to notice a Ctrl-C of its own
+BEGAN = time.monotonic()
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests",
         allow_abbrev=False,
-        description="Run the suite on PostgreSQL, then its portable part on SQLite.",
+        description="Run the suite on PostgreSQL, and its portable part on SQLite.",
         epilog="All other arguments go to pytest, in both halves.",
     )
     parser.add_argument("--full", action="store_true", help="run the long tests too")
     options, chosen = parser.parse_known_args(arguments)
-    first = run_first_half([*(["--full"] if options.full else []), *chosen])
-    second = run_second_half(chosen)
-    return 0 if first and second else 1
+    with tempfile.TemporaryDirectory(prefix="quotasite-sqlite-") as folder, open_beside(folder) as said:
+        second = start(*second_half(folder, chosen), said)
+        try:
+            first = run_first_half([*(["--full"] if options.full else []), *chosen])
+            code = second.wait()
+        finally:
+            interrupt(second)
+        said.seek(0)
+        print(said.read())
+        outcome = tell("Second half, the portable part on SQLite, beside the first", code)
+    return 0 if first and (outcome == "passed" or (code == NOTHING_COLLECTED and is_choice(chosen))) else 1
+
+
+def open_beside(folder: str) -> IO[str]:
+    """Where the second half speaks, while the first has the terminal."""
+    return (Path(folder) / "said").open("w+")
 
 
 def run_first_half(arguments: list[str]) -> bool:
     own = os.environ.get("DATABASE_URL", "").strip()
     where = "the database of DATABASE_URL" if own else "a throw-away PostgreSQL"
-    return run_half(f"First half, the whole suite on {where}", arguments, os.environ) == 0
+    title = f"First half, the whole suite on {where}"
+    print(f"\n{title}:", flush=True)
+    child = start(arguments, os.environ)
+    try:
+        code = child.wait()
+    finally:
+        interrupt(child)
+    return tell(title, code) == "passed"
 
 
-def run_second_half(arguments: list[str]) -> bool:
-    """Run the portable part. A choice of the user's may leave nothing of it, and that is no failure."""
-    with tempfile.TemporaryDirectory(prefix="quotasite-sqlite-") as folder:
-        code = run_half(
-            "Second half, the portable part on SQLite",
-            ["-m", "not postgres and not full and not once", *arguments],
-            {**os.environ, "DATABASE_URL": f"sqlite:///{folder}/quotasite.sqlite3"},
-        )
-    return code == 0 or (code == NOTHING_COLLECTED and is_choice(arguments))
+def second_half(folder: str, chosen: list[str]) -> tuple[list[str], Mapping[str, str]]:
+    """The portable part. A choice of the user's may leave nothing of it, and that is no failure."""
+    arguments = ["-m", "not postgres and not full and not once", *chosen]
+    return arguments, {**os.environ, "DATABASE_URL": f"sqlite:///{folder}/quotasite.sqlite3"}
 
 
 def is_choice(arguments: list[str]) -> bool:
@@ -56,24 +74,26 @@ def is_choice(arguments: list[str]) -> bool:
     return any(argument.startswith(("-k", "-m")) or argument[:1] != "-" for argument in arguments)
 
 
-def run_half(title: str, arguments: list[str], environment: Mapping[str, str]) -> int:
-    print(f"\n{title}:", flush=True)
-    began = time.monotonic()
-    code = run_pytest(arguments, environment)
+def tell(title: str, code: int) -> str:
     outcome = {0: "passed", NOTHING_COLLECTED: "nothing to run"}.get(code, "FAILED")
-    print(f"{title}: {outcome} in {time.monotonic() - began:.1f} s.", flush=True)
-    return code
+    print(f"{title}: {outcome} after {time.monotonic() - BEGAN:.1f} s.", flush=True)
+    return outcome
 
 
-def run_pytest(arguments: list[str], environment: Mapping[str, str]) -> int:
-    """Return the exit code of pytest, run as a process of its own that never outlives this one's end."""
-    child = subprocess.Popen([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=environment)
+def start(
+    arguments: list[str], environment: Mapping[str, str], said: IO[str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start pytest as a process of its own, which never outlives this one's end."""
+    command = [sys.executable, "-m", "pytest", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+
+
+def interrupt(child: subprocess.Popen[bytes]) -> None:
+    """End it if it does not end by itself: a Ctrl-C the terminal gave to all, a SIGTERM only we got."""
     try:
-        return child.wait()
-    except SystemExit:  # from a SIGTERM, which only we got; the terminal gives a Ctrl-C to both
+        child.wait(MOMENT)
+    except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGINT)
-        raise
-    finally:
         reap(child)
 
 

@@ -16,8 +16,8 @@ from bench.measure import Result
 
 Results = dict[tuple[str, str], list[Result]]  # by job and system, one for each round
 PACKAGES = (
-    "django", "djangorestframework", "psycopg", "granian", "gunicorn", "fastapi", "uvicorn", "uvloop",
-    "httptools", "asyncpg", "sqlalchemy", "pyjwt", "joserfc", "cryptography",
+    "django", "djangorestframework", "psycopg", "granian", "fastapi", "uvicorn", "uvloop",
+    "httptools", "asyncpg", "sqlalchemy", "pyjwt", "cryptography",
 )  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def by_cpu(ours: list[Result], peers: list[Result]) -> str:
 
 
 def noise(results: Results) -> str:
-    others = statistics.median(it.others for rounds in results.values() for it in rounds)
+    others = statistics.median(it.others for rounds in results.values() for it in rounds if it.web_cpu)
     told = f"Other work took {others:.0%} of the machine (median of the runs)."
     if others <= cells.MOST_NOISE:
         return told

@@ -7,11 +7,12 @@ from django.http import HttpRequest, HttpResponse
 
 from quotas.problems import Problem
 
+LATE = "quotas.late"  # in the environment: the server waited for the body, and it did not come
 MOST_BYTES = {"/api/": 64 * 1024, "/webhooks/": 1024 * 1024}  # of a body, by the path's beginning
 
 
 class RequestGuard:
-    """Refuse a body of unknown or excessive length unread.
+    """Refuse a body that did not come, and unread one of unknown or excessive length.
 
     A chunked body reads as empty in Django, so that a spend of 2 would be taken for a spend of 1.
     """
@@ -21,6 +22,8 @@ class RequestGuard:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         try:
+            if request.META.get(LATE):
+                raise Problem(408, "body_timeout", "The body did not come in time: send it with its headers.")
             _check_length(request)
         except Problem as problem:
             return problem.response()

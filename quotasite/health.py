@@ -78,7 +78,7 @@ def _forget_the_dead(folder: Path) -> None:
     for file in folder.glob("gauge_live*.db"):
         try:
             os.kill(int(file.stem.rpartition("_")[2]), 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # gone, or its number is another user's by now
             file.unlink(missing_ok=True)
 
 

@@ -113,6 +113,7 @@ def configure(config: dict[str, Any]) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.config.dictConfig(config)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # else a line that cannot be made is told with all its arguments
     threading.excepthook = _tell_of_thread
 
 

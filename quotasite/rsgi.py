@@ -22,14 +22,12 @@ from quotasite.wsgi import application  # sets Django up, which the others need
 # isort: split
 from django.conf import settings
 
-from quotas.problems import Problem
-from quotasite.request_log import BEGAN, Asker, Kind, id_for, tell
+from quotas.middleware import LATE
+from quotasite.request_log import BEGAN
 
 BODY_SECONDS = 10
 CHUNK_SECONDS = 30  # for a client to take a piece of a long answer
 BARE = ("CONTENT_LENGTH", "CONTENT_TYPE")  # without HTTP_ before their names
-
-LATE = Problem(408, "body_timeout", f"The body did not come within {BODY_SECONDS} seconds.")
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +38,7 @@ class Job(NamedTuple):
     scope: Any
     protocol: Any
     body: bytes
+    is_late: bool  # it did not come
     loop: asyncio.AbstractEventLoop
     done: "asyncio.Future[None]"
     began: float
@@ -59,18 +58,17 @@ class Site:
         gc.freeze()  # what is here by now stays: no collection need look at it
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        body, length = b"", scope.headers.get("content-length", "")
+        body, is_late, length = b"", False, scope.headers.get("content-length", "")
         # One that is too long is left unread: it is refused by its length.
         if length.isdecimal() and 0 < int(length) <= settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
             try:
                 async with asyncio.timeout(BODY_SECONDS):
                     body = await protocol()
             except TimeoutError:
-                refuse(scope, protocol)
-                return
+                is_late = True
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        self.jobs.put(Job(scope, protocol, body, loop, done, perf_counter()))
+        self.jobs.put(Job(scope, protocol, body, is_late, loop, done, perf_counter()))
         await done
 
     def _work(self) -> None:
@@ -90,7 +88,7 @@ class Site:
             told[:] = int(status[:3]), headers
 
         environ = environment(job.scope, job.body)
-        environ[BEGAN] = job.began
+        environ[BEGAN], environ[LATE] = job.began, job.is_late
         chunks: Any = self.application(environ, start_response)
         try:
             status, headers = told
@@ -101,14 +99,6 @@ class Site:
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
-
-
-def refuse(scope: Any, protocol: Any) -> None:
-    request_id = id_for(scope.headers.get("x-request-id", ""))
-    answer = LATE.response()
-    headers = [*answer.items(), ("X-Request-Id", request_id), ("Connection", "close")]
-    protocol.response_bytes(LATE.status, headers, answer.content)
-    tell(Kind("POST", None, "other", LATE.body["code"], LATE.status), Asker(), request_id, BODY_SECONDS)
 
 
 def _stream(job: Job, transport: Any, chunks: Any) -> None:

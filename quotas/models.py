@@ -372,7 +372,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         request: Request,
         also: tuple[str, Any] = ("", None),
     ) -> Receipt:
-        outcome = self._carry_out(user_id, verb, request, also)
+        outcome = self._carry_out(user_id, verb, request, also, to_write=True)
         if isinstance(outcome, Change):
             return Receipt(outcome.entries[-1], outcome.quota, outcome.standing, is_replay=False)
         return Receipt(outcome.entry, outcome.quota, outcome.standing, is_replay=True)
@@ -383,10 +383,12 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         verb: Callable[[Snapshot, Request], Outcome],
         request: Request,
         also: tuple[str, Any] = ("", None),
+        *,
+        to_write: bool = False,
     ) -> Change | policy.Replay:
         """Read, decide, store: the one path of every verb."""
         _require_user_id(user_id)
-        look = store.Look(request.idempotency_key, *also)
+        look = store.Look(request.idempotency_key, *also, to_write)
         outcome = store.carry_out(user_id, lambda snapshot: verb(snapshot, request), look)
         if isinstance(outcome, Refusal):
             raise outcome

@@ -6,12 +6,13 @@ two. Nothing here knows a rule: the deciding function is handed in.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import chain, islice
 from operator import attrgetter
+from threading import Lock
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 from uuid import UUID
 
@@ -26,6 +27,9 @@ from quotas.statements import database, fetch, run
 # reads: a change is decided once more inside BEGIN IMMEDIATE, which is its row lock.
 FREE_TRIES = {"postgresql": 2, "sqlite": 1}
 MOST_TRIES = 10
+# Threads of a process that write to one row take turns, so as not to lose races to each other.
+TURNS = [Lock() for _ in range(1_024)]
+PATIENCE = 1  # seconds; turns spare work, and nothing rests on them
 QUERY_CANCELED, READ_ONLY = "57014", "25006"  # PostgreSQL's SQLSTATEs
 
 Decide = Callable[[Snapshot], Outcome]
@@ -45,6 +49,7 @@ class Look(NamedTuple):
     key: str | None = None  # a stored idempotency key
     also: str = ""  # of sql.ALSO,
     what: Any = None  # and its parameter, if it takes one
+    to_write: bool = False  # whether a change is what is meant, and not only what it may come to
 
 
 def carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
@@ -54,6 +59,23 @@ def carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
     and once, even if the connection dies while its answer is awaited. Raises OperationalError when
     the database cannot be reached; only then is it unknown whether the change was stored.
     """
+    with _turn(user_id) if look.to_write else nullcontext():
+        return _carry_out(user_id, decide, look)
+
+
+@contextmanager
+def _turn(user_id: str) -> Iterator[None]:
+    """Wait for the other threads that write to this user's row. Not in a transaction: it may hold the row."""
+    turn = TURNS[hash(user_id) % len(TURNS)]
+    is_ours = not database().in_atomic_block and turn.acquire(timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        if is_ours:
+            turn.release()
+
+
+def _carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
     free_tries = FREE_TRIES[database().vendor]
     for attempt in range(MOST_TRIES):
         # Clerk's word may change without a change of the row; who notes it holds the row's lock.

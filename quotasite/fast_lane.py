@@ -95,6 +95,8 @@ def answer_to(environ: WSGIEnvironment) -> Answer | None:
     if not isinstance(who, User):
         return None
     if shown := READ.get(path):
+        if environ.get("CONTENT_LENGTH"):
+            return None
         quota = views.quotas.current(who.user_id, actor=who.actor)
         return Kind("GET", path[1:], "read", "ok", 200), who, None, shown(quota), views.fields(quota)
     if (order := plain_order(environ)) is None:

@@ -76,7 +76,7 @@ class Site:
             job = self.jobs.get()
             try:
                 self._answer(job)
-            except Exception:
+            except BaseException:  # a thread that ended would be missing for good
                 log.exception("A request was not answered.")
             finally:
                 job.loop.call_soon_threadsafe(_finish, job.done)
@@ -144,8 +144,8 @@ def environment(scope: Any, body: bytes) -> WSGIEnvironment:
         if key := _key(name):
             environ[key] = f"{environ[key]},{value}" if key in environ else value
     if len(scope.headers) > len({name for name, _ in items}):
-        for name in scope.headers:
-            environ.setdefault(_key(name), "\ufffd")
+        for key in filter(None, map(_key, scope.headers)):
+            environ.setdefault(key, "\ufffd")
     return environ
 
 

@@ -133,6 +133,10 @@ def test_what_is_not_plain_goes_the_whole_way_and_is_answered_there(
     assert not lane.is_short(lambda: lane.consume(**given))
 
 
+def test_a_read_with_a_body_goes_the_whole_way(lane: Lane) -> None:
+    assert not lane.is_short(lambda: lane.get(CONTENT_LENGTH="99999999"))
+
+
 def test_what_went_the_whole_way_is_done_there_once(lane: Lane) -> None:
     assert lane.consume(b'{"cost": 2, "metadata": {"a": 1}}').status_code == 201
     assert ChallengeQuota.objects.current(USER).quota_remaining == 18

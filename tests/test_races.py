@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 from django.db import connection
 
+from quotas import metrics, store
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.policy import Actor, Exhausted
 from quotasite.demo import shift
@@ -75,6 +76,31 @@ def test_64_threads_are_granted_exactly_50(raced: str) -> None:
     assert grants(spend_one, each=2) == UNITS
     assert spent(USER) - spent_before == UNITS
     assert_sound(USER)
+
+
+def test_threads_of_one_process_take_turns_and_lose_no_race_to_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    give_everyone(80)
+    ChallengeQuota.objects.current(USER)
+
+    def lost_by_eight() -> float:
+        before = metrics.LOST_RACES._value.get()
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(lambda _: spend_and_leave(), range(40)))
+        return float(metrics.LOST_RACES._value.get() - before)
+
+    assert lost_by_eight() == 0
+    monkeypatch.setattr(store, "PATIENCE", 0)
+    assert lost_by_eight() > 0
+    assert spent(USER) == 80
+
+
+def spend_and_leave() -> bool:
+    try:
+        return spend_one()
+    finally:
+        connection.close()
 
 
 def test_the_same_race_without_the_guard_grants_more() -> None:

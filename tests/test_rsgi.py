@@ -147,6 +147,17 @@ def test_garbled_headers_are_refused_and_nothing_is_spent(port: int) -> None:
 
 @pytest.mark.postgres
 @served_site
+def test_a_body_in_chunks_is_not_taken_for_an_empty_one(port: int) -> None:
+    client = HTTPConnection("127.0.0.1", port, timeout=5)
+    headers = {"Authorization": f"Bearer {keys.mint()}", "Content-Type": "application/json"}
+    client.request("POST", "/api/v1/quota/consume", iter([b'{"cost": 2}']), headers, encode_chunked=True)
+    assert client.getresponse().status == 411
+    client.close()
+    assert not LedgerEntry.objects.filter(kind="consumed").exists()
+
+
+@pytest.mark.postgres
+@served_site
 def test_long_answers_arrive_whole(port: int) -> None:
     users = [(f"user_{number}", "", None) for number in range(3_000)]
     ChallengeQuota.objects.open_many(users, actor=Actor("command", "a test"))

@@ -395,6 +395,7 @@ PROBLEMS = {  # code: status and an example of the detail
     "already_refunded": (409, "Nothing is left of this consumption to give back."),
     "user_deleted": (410, "This user was deleted; the quota is closed for good."),
     "history_pruned": (410, f"The history of that time was pruned; it begins at {BEFORE}."),
+    "body_timeout": (408, "The body did not come in time: send it with its headers."),
     "length_required": (411, "Send the body with a Content-Length, not in chunks."),
     "body_too_large": (413, "The body must not be longer than 64 KiB."),
     "unsupported_media_type": (415, "Send JSON, as Content-Type: application/json."),
@@ -554,7 +555,13 @@ ALWAYS = (
 )
 IN_A_BODY = (
     *("malformed_length", "body_missing", "malformed_json", "invalid_request", "idempotency_key_malformed"),
-    *("length_required", "body_too_large", "unsupported_media_type", "idempotency_key_reused"),
+    *(
+        "body_timeout",
+        "length_required",
+        "body_too_large",
+        "unsupported_media_type",
+        "idempotency_key_reused",
+    ),
 )
 FOR_SERVICES = ("service_only", "scope_missing", "not_found", "unknown_user_id")
 RATED = ("SimpleQuota", "Quota", "Consumption", "Refund", "Adjustment")  # answers with RateLimit fields

@@ -487,7 +487,7 @@ export interface components {
             title: string;
             status: number;
             /** @enum {string} */
-            code: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed" | "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked" | "user_only" | "service_only" | "scope_missing" | "not_found" | "unknown_user_id" | "consumption_not_found" | "unknown_plan" | "not_opened_yet" | "method_not_allowed" | "adjustment_out_of_range" | "refund_too_large" | "already_refunded" | "user_deleted" | "history_pruned" | "length_required" | "body_too_large" | "unsupported_media_type" | "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future" | "quota_exhausted" | "server_error" | "database_unavailable" | "keys_unavailable" | "no_default_plan";
+            code: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed" | "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked" | "user_only" | "service_only" | "scope_missing" | "not_found" | "unknown_user_id" | "consumption_not_found" | "unknown_plan" | "not_opened_yet" | "method_not_allowed" | "adjustment_out_of_range" | "refund_too_large" | "already_refunded" | "user_deleted" | "history_pruned" | "body_timeout" | "length_required" | "body_too_large" | "unsupported_media_type" | "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future" | "quota_exhausted" | "server_error" | "database_unavailable" | "keys_unavailable" | "no_default_plan";
             /** @description One plain sentence, fit to be shown. */
             detail: string;
         };
@@ -575,6 +575,21 @@ export interface components {
                     status?: 405;
                     /** @enum {unknown} */
                     code?: "method_not_allowed";
+                };
+            };
+        };
+        /** @description Request Timeout */
+        408: {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @constant */
+                    status?: 408;
+                    /** @enum {unknown} */
+                    code?: "body_timeout";
                 };
             };
         };
@@ -974,6 +989,7 @@ export interface operations {
                     };
                 };
             };
+            408: components["responses"]["408"];
             /** @description Gone */
             410: {
                 headers: {
@@ -1242,6 +1258,7 @@ export interface operations {
                     };
                 };
             };
+            408: components["responses"]["408"];
             /** @description Gone */
             410: {
                 headers: {
@@ -1444,6 +1461,7 @@ export interface operations {
                     };
                 };
             };
+            408: components["responses"]["408"];
             /** @description Conflict */
             409: {
                 headers: {
@@ -1563,6 +1581,7 @@ export interface operations {
                     };
                 };
             };
+            408: components["responses"]["408"];
             /** @description Conflict */
             409: {
                 headers: {
@@ -1682,6 +1701,7 @@ export interface operations {
                     };
                 };
             };
+            408: components["responses"]["408"];
             /** @description Gone */
             410: {
                 headers: {
@@ -1800,6 +1820,7 @@ export interface operations {
                     };
                 };
             };
+            408: components["responses"]["408"];
             /** @description Gone */
             410: {
                 headers: {

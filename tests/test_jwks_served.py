@@ -55,10 +55,13 @@ def test_a_silent_key_server_holds_nobody_up_once_it_is_known_and_is_found_again
 ) -> None:
     keys_at.release.clear()
     with ThreadPoolExecutor(24) as pool:
-        assert {status for status, _ in pool.map(ask, [""] * 24)} == {503}  # both workers know by now
-        later = list(pool.map(ask, [""] * 24))
-    assert {status for status, _ in later} == {503}
-    assert max(seconds for _, seconds in later) < FETCH_TIMEOUT
+        for _ in range(4):  # each worker has to find out, and which one answers is the kernel's choice
+            answers = list(pool.map(ask, [""] * 24))
+            assert {status for status, _ in answers} == {503}
+            if max(seconds for _, seconds in answers) < FETCH_TIMEOUT:
+                break
+        else:
+            pytest.fail("Somebody still waits for a key server that is known to be silent.")
     keys_at.release.set()
     deadline = time.monotonic() + 10
     while [ask()[0] for _ in range(8)] != [200] * 8:

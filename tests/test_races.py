@@ -97,7 +97,7 @@ def test_threads_of_one_process_take_turns_and_lose_no_race_to_each_other(
         return float(metrics.LOST_RACES._value.get() - before)
 
     assert lost_by_eight() > 0
-    monkeypatch.setattr(store, "PATIENCE", 1)
+    monkeypatch.setattr(store, "PATIENCE", 60)  # however slow the machine
     assert lost_by_eight() == 0
     assert spent(USER) == 80
 

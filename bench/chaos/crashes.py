@@ -11,6 +11,7 @@ from threading import Lock, Thread
 
 from bench.chaos.client import LOST, Client, Load, wait_until
 from bench.chaos.ground import Database, Finding, Site, kill_postgres, served
+from bench.chaos.proxy import Proxy
 from tests.wire import Wire
 
 USERS = [f"user_{number}" for number in range(4)]  # for 8 clients: each row has two at a time
@@ -125,26 +126,13 @@ def without_keys(database: Database) -> int:
     return int(database.one(query)) - 100
 
 
-class Cutter:
+class Cutter(Proxy):
     """A proxy of HTTP that closes some connections instead of passing the answer on."""
 
     def __init__(self, port: int, chance: random.Random) -> None:
         self.cut = 0
         self._target, self._chance, self._lock = port, chance, Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                Thread(target=self._pass, args=(client,), daemon=True).start()
+        super().__init__()
 
     def _pass(self, client: socket.socket) -> None:
         """Carry one exchange after the other: each side of the API's exchanges fits in few segments."""

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from bench.chaos.client import LOST, Client, wait_until
 from bench.chaos.ground import Database, Finding, served
+from bench.chaos.proxy import Proxy
 
 
 @dataclass
@@ -129,7 +130,7 @@ def is_complete(database: Database, askers: Askers) -> bool:
     return bool(askers.answered == count)
 
 
-class Balancer:
+class Balancer(Proxy):
     """A proxy of TCP before several servers, each new connection to the next of `targets`.
 
     A connection to a server that was taken out lives until its request is answered: it is closed
@@ -139,20 +140,7 @@ class Balancer:
     def __init__(self, *ports: int) -> None:
         self.targets = list(ports)
         self._turn = 0
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port = self._listener.getsockname()[1]
-        Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                Thread(target=self._pass, args=(client,), daemon=True).start()
+        super().__init__()
 
     def _pass(self, client: socket.socket) -> None:
         """Carry whole exchanges, each over a connection of its own to a server of this moment."""

@@ -1,0 +1,28 @@
+"""What the proxies of the scenarios have in common."""
+
+import socket
+from contextlib import suppress
+from threading import Thread
+
+
+class Proxy:
+    """Listens on a free `port` of 127.0.0.1, and gives each connection to `_pass` in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = self._listener.getsockname()[1]
+        Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                Thread(target=self._pass, args=(client,), daemon=True).start()
+
+    def _pass(self, client: socket.socket) -> None:
+        raise NotImplementedError

@@ -12,6 +12,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
 from quotas import tokens
+from quotas.jwks import WouldWait
 from quotas.models import ServiceKey
 from quotas.policy import Actor
 from quotas.problems import unauthorized
@@ -64,8 +65,11 @@ class BearerAuthentication(BaseAuthentication):
         return "Bearer"
 
 
-def principal(header: str) -> Principal:
-    """Return who an Authorization header proves to be there; raise a 401 or KeysUnavailable if nobody."""
+def principal(header: str, *, may_wait: bool = True) -> Principal:
+    """Return who an Authorization header proves to be there; raise a 401 or KeysUnavailable if nobody.
+
+    Who may not wait, for a key of Clerk's or for the database, gets a WouldWait instead.
+    """
     header = header.strip()
     if not header:
         raise unauthorized(
@@ -76,8 +80,10 @@ def principal(header: str) -> Principal:
     if scheme.lower() != "bearer" or not token:
         raise unauthorized("token_malformed", "The Authorization header must be: Bearer <token>.")
     if token.startswith("qs_"):
+        if not may_wait:
+            raise WouldWait
         return _service(token)
-    session = tokens.verify(token)
+    session = tokens.verify(token, may_wait=may_wait)
     return User(session.user_id, session.act or "")
 
 

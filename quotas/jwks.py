@@ -39,6 +39,10 @@ class KeysUnavailable(Exception):
         self.retry_after = retry_after
 
 
+class WouldWait(Exception):
+    """It cannot be told without waiting, which whoever asked cannot do."""
+
+
 class UnknownKey(Exception):
     """The keys were fetched just now, and the one asked for is not among them."""
 
@@ -70,11 +74,13 @@ class JWKS:
         self._stale_at = self._quiet_until = clock()
         self._is_down = False
 
-    def find(self, kid: str | None) -> RSAPublicKey:
+    def find(self, kid: str | None, *, may_wait: bool = True) -> RSAPublicKey:
         """Return the key named `kid`. Raises UnknownKey, or KeysUnavailable if that is not known now."""
         if key := self._keys.get(kid):
             self.renew()
             return key
+        if not may_wait:
+            raise WouldWait
         fetch, is_ours = self._begin(self._quiet_until)
         if fetch and not self._is_down and not fetch.is_over.wait(FETCH_TIMEOUT):
             self._is_down = True

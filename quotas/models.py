@@ -197,7 +197,14 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
 
     def current(self, user_id: str, *, actor: Actor | None = None) -> Quota:
         """Return the quota as it stands now; it is opened if missing and reset if due."""
-        return self._carry_out(user_id, policy.current, Request(actor or Actor("user", user_id))).quota
+        return store.perform(self.reading(user_id, actor=actor))
+
+    def reading(self, user_id: str, *, actor: Actor | None = None) -> store.Steps[Quota]:
+        """`current`, for whoever brings a connection of his own."""
+        outcome = yield from self._carrying_out(
+            user_id, policy.current, Request(actor or Actor("user", user_id))
+        )
+        return outcome.quota
 
     def open_missing(self, user_id: str, *, actor: Actor) -> Quota:
         """Make the row if there is none; a quota that is there is left as it is, due or not."""
@@ -218,6 +225,21 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         Without a cost it is what the plan asks for `action`, or 1. Raises Exhausted when too few
         are left, CostExceedsLimit, UnknownAction, CostBelowPrice, KeyReused or Deleted.
         """
+        steps = self.consuming(user_id, cost, action=action, metadata=metadata, key=key, actor=actor)
+        with store.turn(user_id):
+            return store.perform(steps)
+
+    def consuming(
+        self,
+        user_id: str,
+        cost: int | None = None,
+        *,
+        action: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        actor: Actor | None = None,
+    ) -> store.Steps[Receipt]:
+        """`consume`, for whoever brings a connection of his own."""
         if cost is not None:
             _require_units(cost)
         request = _request(
@@ -228,7 +250,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
             action=action,
             metadata=metadata,
         )
-        return self._write(user_id, partial(policy.consume, cost=cost), request)
+        return (yield from self._writing(user_id, partial(policy.consume, cost=cost), request))
 
     def adjust(
         self, user_id: str, delta: int, *, reason: str, actor: Actor, key: str | None = None
@@ -372,7 +394,17 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         request: Request,
         also: tuple[str, Any] = ("", None),
     ) -> Receipt:
-        outcome = self._carry_out(user_id, verb, request, also, to_write=True)
+        with store.turn(user_id):
+            return store.perform(self._writing(user_id, verb, request, also))
+
+    def _writing(
+        self,
+        user_id: str,
+        verb: Callable[[Snapshot, Request], Outcome],
+        request: Request,
+        also: tuple[str, Any] = ("", None),
+    ) -> store.Steps[Receipt]:
+        outcome = yield from self._carrying_out(user_id, verb, request, also)
         if isinstance(outcome, Change):
             return Receipt(outcome.entries[-1], outcome.quota, outcome.standing, is_replay=False)
         return Receipt(outcome.entry, outcome.quota, outcome.standing, is_replay=True)
@@ -383,13 +415,20 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         verb: Callable[[Snapshot, Request], Outcome],
         request: Request,
         also: tuple[str, Any] = ("", None),
-        *,
-        to_write: bool = False,
     ) -> Change | policy.Replay:
+        return store.perform(self._carrying_out(user_id, verb, request, also))
+
+    def _carrying_out(
+        self,
+        user_id: str,
+        verb: Callable[[Snapshot, Request], Outcome],
+        request: Request,
+        also: tuple[str, Any] = ("", None),
+    ) -> store.Steps[Change | policy.Replay]:
         """Read, decide, store: the one path of every verb."""
         _require_user_id(user_id)
-        look = store.Look(request.idempotency_key, *also, to_write)
-        outcome = store.carry_out(user_id, lambda snapshot: verb(snapshot, request), look)
+        look = store.Look(request.idempotency_key, *also)
+        outcome = yield from store.carry_out(user_id, lambda snapshot: verb(snapshot, request), look)
         if isinstance(outcome, Refusal):
             raise outcome
         if isinstance(outcome, Change) and outcome.refusal:

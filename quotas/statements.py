@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -30,6 +30,7 @@ DONE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 # PostgreSQL's SQLSTATEs: it was told to forget the statement, or a migration changed what it returns.
 OUTDATED = ("26000", "0A000")
 AS_IT_SUITS = [PyFormat.AUTO] * 100
+FRESH_NAMES = (b"kept_%d" % number for number in count())
 
 
 class Session:
@@ -50,17 +51,13 @@ class Session:
         self.transformer = Transformer(self.cursor)
         self.uses: Counter[Prepared] = Counter()
         self.names: dict[Prepared, bytes] = {}
-        self.fresh_names = (b"kept_%d" % number for number in count())
 
     def row(self, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
         if (result := self.quickly(statement, parameters)) is None:
             row = self.cursor.execute(statement, parameters).fetchone()
             assert row  # noqa: S101 - for mypy: a snapshot always has one
             return row
-        self.transformer.set_pgresult(result, set_loaders=True, format=Format.BINARY)
-        loaded: Sequence[Any] | None = self.transformer.load_row(0, tuple)
-        assert loaded  # noqa: S101 - as above
-        return loaded
+        return self.loaded(result)
 
     def rows(self, statement: str, parameters: Sequence[Any]) -> int:
         if (result := self.quickly(statement, parameters)) is None:
@@ -71,17 +68,30 @@ class Session:
         """Return what a kept statement comes to; None if the server keeps it not, and nothing was done."""
         if self.raw.prepare_threshold is None or not self.raw.autocommit:
             return None
-        values: Any = self.transformer.dump_sequence(parameters, AS_IT_SUITS[: len(parameters)])
-        prepared = (statement, self.transformer.types)
-        self.uses[prepared] += 1
-        if self.uses[prepared] <= self.raw.prepare_threshold:
+        prepared, values = self.dumped(statement, parameters)
+        if not self.is_worth_keeping(prepared):
             return None
         if (name := self.names.get(prepared)) is None:
-            name = next(self.fresh_names)
-            self.checked(self.raw.pgconn.prepare(name, numbered(statement), self.transformer.types))
+            name = next(FRESH_NAMES)
+            self.checked(self.raw.pgconn.prepare(name, numbered(statement), prepared[1]))
             self.names[prepared] = name
         result = self.raw.pgconn.exec_prepared(name, values, self.transformer.formats, Format.BINARY)
         return self.checked(result)
+
+    def dumped(self, statement: str, parameters: Sequence[Any]) -> tuple[Prepared, Any]:
+        values = self.transformer.dump_sequence(parameters, AS_IT_SUITS[: len(parameters)])
+        return (statement, self.transformer.types), values
+
+    def loaded(self, result: PGresult) -> Sequence[Any]:
+        self.transformer.set_pgresult(result, set_loaders=True, format=Format.BINARY)
+        row: Sequence[Any] | None = self.transformer.load_row(0, tuple)
+        assert row  # noqa: S101 - as above
+        return row
+
+    def is_worth_keeping(self, prepared: Prepared) -> bool:
+        """Tell whether a statement that is about to be used was used often enough by now."""
+        self.uses[prepared] += 1
+        return self.raw.prepare_threshold is not None and self.uses[prepared] > self.raw.prepare_threshold
 
     def checked(self, result: PGresult) -> PGresult | None:
         if result.status in DONE:
@@ -115,10 +125,16 @@ def database() -> BaseDatabaseWrapper:
     return connections[DEFAULT_DB_ALIAS]
 
 
+@cache
+def vendor() -> str:
+    """The same of all connections; an event loop has none to ask, Django would make one for each task."""
+    return database().vendor
+
+
 def fetch(statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
     """Return the one row that the statement finds."""
     db = database()
-    if db.vendor != "postgresql":
+    if vendor() != "postgresql":
         with db.cursor() as cursor:
             cursor.execute(statement, _adapted(db, parameters))
             return [_in_utc(value) for value in cursor.fetchone()]
@@ -129,7 +145,7 @@ def fetch(statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
 def run(statement: str, parameters: Sequence[Any]) -> int:
     """Return the number of rows found or written."""
     db = database()
-    if db.vendor != "postgresql":
+    if vendor() != "postgresql":
         with db.cursor() as cursor:
             cursor.execute(statement, _adapted(db, parameters))
             return int(cursor.rowcount)

@@ -2,10 +2,13 @@
 
 The only module that knows PostgreSQL and SQLite apart. A read costs one round trip and a change
 two. Nothing here knows a rule: the deciding function is handed in.
+
+The loop is written as steps, each a statement that somebody else sends: `perform` by the connection of
+its thread, event_loop.py by one that no thread waits for.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
@@ -16,12 +19,18 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 from uuid import UUID
 
-from django.db import InterfaceError, InternalError, OperationalError, connection, transaction
+from django.db import (
+    Error,
+    InterfaceError,
+    OperationalError,
+    connection,
+    transaction,
+)
 from uuid_utils.compat import uuid7
 
 from quotas import metrics, sql
 from quotas.policy import Change, Entry, Outcome, Plan, PlanSource, Snapshot, State
-from quotas.statements import database, fetch, run
+from quotas.statements import database, fetch, run, vendor
 
 # After so many tries the row is locked, so that a busy row makes progress too. SQLite's first try only
 # reads: a change is decided once more inside BEGIN IMMEDIATE, which is its row lock.
@@ -49,51 +58,122 @@ class Look(NamedTuple):
     key: str | None = None  # a stored idempotency key
     also: str = ""  # of sql.ALSO,
     what: Any = None  # and its parameter, if it takes one
-    to_write: bool = False  # whether a change is what is meant, and not only what it may come to
 
 
-def carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
+class Step(NamedTuple):
+    """A statement, and what comes back of it: its one row, or the number of rows that it found or wrote."""
+
+    statement: str
+    parameters: Sequence[Any]
+    wants_row: bool = False
+
+
+class Apart(NamedTuple):
+    """The step that asks for a thread: what comes next waits for locks, in a transaction."""
+
+
+Steps = Generator[Step | Apart, Any, Found]
+
+
+class CutOff(OperationalError):
+    """The connection died under a statement. `was_kept`: it had been open before, so another may be had."""
+
+    was_kept = True
+
+
+def perform(steps: Steps[Found], error: Exception | None = None) -> Found:
+    """Return what the steps come to, by this thread's connection; begin with an error of a step before."""
+    try:
+        step = steps.throw(error) if error else next(steps)
+        while True:
+            try:
+                found = _perform(step)
+            except Error as fault:
+                step = steps.throw(fault)
+            else:
+                step = steps.send(found)
+    except StopIteration as stop:
+        result: Found = stop.value
+        return result
+
+
+def _perform(step: Step | Apart) -> Any:
+    if isinstance(step, Apart):
+        return None
+    with _watched():
+        return (fetch if step.wants_row else run)(step.statement, step.parameters)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Tell apart what goes wrong; within a transaction all is left as it is."""
+    db = database()
+    if db.in_atomic_block:
+        yield
+        return
+    was_kept = db.connection is not None
+    db.ensure_connection()
+    raw = db.connection
+    try:
+        yield
+    except Error as error:
+        is_cut_off = _is_cut_off(raw)
+        fault = told_apart(error, is_cut_off=is_cut_off, was_kept=was_kept, close=db.close)
+        raise fault from error.__cause__
+
+
+def told_apart(
+    error: Error, *, is_cut_off: bool, was_kept: bool = True, close: Callable[[], object]
+) -> Error:
+    """Return the error that the steps go by, once a connection that is of no use any more is closed."""
+    if is_cut_off and isinstance(error, OperationalError | InterfaceError):
+        close()
+        cut_off = CutOff(*error.args)
+        cut_off.was_kept = was_kept
+        return cut_off
+    if sqlstate(error) == READ_ONLY:
+        close()  # it leads to a standby: the next one may lead to the server that took over
+        return OperationalError("The database takes no writes now.")
+    return error
+
+
+def carry_out(user_id: str, decide: Decide, look: Look) -> Steps[Outcome]:
     """Return what `decide` makes of the user's snapshot, once that is stored.
 
     `decide` may be called several times and must be pure. A change is stored whole or not at all,
     and once, even if the connection dies while its answer is awaited. Raises OperationalError when
     the database cannot be reached; only then is it unknown whether the change was stored.
     """
-    with _turn(user_id) if look.to_write else nullcontext():
-        return _carry_out(user_id, decide, look)
-
-
-@contextmanager
-def _turn(user_id: str) -> Iterator[None]:
-    """Wait for the other threads that write to this user's row. Not in a transaction: it may hold the row."""
-    turn = TURNS[hash(user_id) % len(TURNS)]
-    is_ours = not database().in_atomic_block and turn.acquire(timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        if is_ours:
-            turn.release()
-
-
-def _carry_out(user_id: str, decide: Decide, look: Look) -> Outcome:
-    free_tries = FREE_TRIES[database().vendor]
+    free_tries = FREE_TRIES[vendor()]
     for attempt in range(MOST_TRIES):
         # Clerk's word may change without a change of the row; who notes it holds the row's lock.
         locked = look.also == "clerk" or attempt >= free_tries
-        outcome, is_final = _attempt(user_id, decide, look, locked=locked)
+        outcome, is_final = yield from _attempt(user_id, decide, look, locked=locked)
         if outcome is not None and is_final:
             return outcome
-        if attempt or connection.vendor == "postgresql":  # SQLite's first try only reads
+        if attempt or vendor() == "postgresql":  # SQLite's first try only reads
             metrics.LOST_RACES.inc()
     raise OperationalError("The row was changed by others again and again.")
 
 
+@contextmanager
+def turn(user_id: str) -> Iterator[None]:
+    """Wait for the other threads that write to this user's row. Not in a transaction: it may hold the row."""
+    lock = TURNS[hash(user_id) % len(TURNS)]
+    is_ours = not database().in_atomic_block and lock.acquire(timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        if is_ours:
+            lock.release()
+
+
 def open_many(user_ids: Iterable[str], decide: Decide) -> int:
     """Make the rows of those who have none, as `decide` opens them; return how many were made."""
-    blank = _read("", Look())  # nobody has this id: the snapshot of a missing row
+    blank = perform(_read("", Look()))  # nobody has this id: the snapshot of a missing row
     decided = [decide(replace(blank, user_id=user_id, entry_ids=(uuid7(), uuid7()))) for user_id in user_ids]
     changes = [outcome for outcome in decided if isinstance(outcome, Change)]
-    return _open(changes) if changes else 0
+    return perform(_open(changes)) if changes else 0
 
 
 def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
@@ -103,23 +183,23 @@ def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
 
 def look_up(user_id: str, look: Look) -> Snapshot:
     """Return what a verb would be decided by now."""
-    return _read(user_id, look)
+    return perform(_read(user_id, look))
 
 
 def clock() -> datetime:
     """Return the database's clock, by which the entries are dated."""
-    now: datetime = fetch(f"SELECT {sql.CLOCK[database().vendor]}", [])[0]
+    now: datetime = fetch(f"SELECT {sql.CLOCK[vendor()]}", [])[0]
     return now
 
 
 def took_too_long(error: OperationalError) -> bool:
     """Tell whether a statement was broken off because its time was over."""
-    return _sqlstate(error) == QUERY_CANCELED
+    return sqlstate(error) == QUERY_CANCELED
 
 
 def lock(user_id: str) -> None:
     """Hold off everybody else who would change the user's row, until the transaction ends."""
-    if connection.vendor == "postgresql":  # a transaction of SQLite's holds off everybody from its start
+    if vendor() == "postgresql":  # a transaction of SQLite's holds off everybody from its start
         run(sql.LOCK, [user_id])
 
 
@@ -143,46 +223,40 @@ def read_surely(read: Callable[[], Found]) -> Found:
         return read()
 
 
-def _attempt(user_id: str, decide: Decide, look: Look, *, locked: bool) -> tuple[Outcome | None, bool]:
+def _attempt(user_id: str, decide: Decide, look: Look, *, locked: bool) -> Steps[tuple[Outcome | None, bool]]:
     """Read, decide and store once; tell the outcome and whether it stands.
 
-    There is no outcome if the read found that the connection had died: it is replaced then.
+    There is no outcome if the read found that the connection had died.
     """
     outcome: Outcome | None = None
-    db = database()
-    in_outer_transaction = db.in_atomic_block
-    was_open = db.connection is not None
-    db.ensure_connection()
-    raw = db.connection
+    if locked:
+        yield Apart()
     try:
-        with transaction.atomic() if locked else nullcontext():
-            if locked:
-                lock(user_id)
-            outcome = decide(_read(user_id, look))
+        with _locked(user_id) if locked else nullcontext():
+            outcome = decide((yield from _read(user_id, look)))
             if not _has_entries(outcome):
                 return outcome, True
-            return outcome, (locked or db.vendor == "postgresql") and _store(outcome)
-    except (OperationalError, InterfaceError):
-        if in_outer_transaction or not _is_cut_off(raw):
-            raise
-        db.close()
+            return outcome, (locked or vendor() == "postgresql") and (yield from _store(outcome))
+    except CutOff as error:
         if _has_entries(outcome):
-            return outcome, _store_again(outcome)
-        if not was_open:
+            return outcome, (yield from _store_again(outcome))
+        if not error.was_kept:
             raise
         return None, False
-    except InternalError as error:
-        if in_outer_transaction or _sqlstate(error) != READ_ONLY:
-            raise
-        db.close()  # it leads to a standby: the next one may lead to the server that took over
-        raise OperationalError("The database takes no writes now.") from error
+
+
+@contextmanager
+def _locked(user_id: str) -> Iterator[None]:
+    with _watched(), transaction.atomic():
+        lock(user_id)
+        yield
 
 
 def _has_entries(outcome: Outcome | None) -> TypeGuard[Change]:
     return isinstance(outcome, Change) and bool(outcome.entries)
 
 
-def _sqlstate(error: Exception) -> str | None:
+def sqlstate(error: Exception) -> str | None:
     return getattr(error.__cause__, "sqlstate", None)
 
 
@@ -191,47 +265,55 @@ def _is_cut_off(raw: Any) -> bool:
     return raw is not connection.connection or bool(getattr(raw, "closed", False))
 
 
-def _store(change: Change) -> bool:
+def _store(change: Change) -> Steps[bool]:
     """Write the change if the row is still the one that was read; tell whether it was written."""
     if change.snapshot.state is None:
-        return _open([change]) > 0
+        return (yield from _open([change])) > 0
     state = _state_values(change.state)[1:]
     guarded = [*state, state[-1], change.state.user_id, change.snapshot.state.seq]
     entries = [_entry_values(entry) for entry in change.entries]
-    if database().vendor == "postgresql":
-        return run(sql.swap(len(entries)), [*guarded, *chain(*entries)]) > 0
-    if not run(sql.SQLITE_UPDATE, guarded):
+    if vendor() == "postgresql":
+        added: int = yield Step(sql.swap(len(entries)), [*guarded, *chain(*entries)])
+        return added > 0
+    if not (yield Step(sql.SQLITE_UPDATE, guarded)):
         return False
-    return sum(run(sql.SQLITE_ENTRY, row) for row in entries) > 0
+    for row in entries:
+        yield Step(sql.SQLITE_ENTRY, row)
+    return True
 
 
-def _store_again(change: Change) -> bool:
+def _store_again(change: Change) -> Steps[bool]:
     """Store a change of which it is unknown whether it was stored, or is still under way.
 
     The same guarded statement waits for one under way and cannot take effect twice. If the guard
     holds it off, the entry's own id tells whether it was we who came first.
     """
-    return _store(change) or run(sql.ENTRY_EXISTS, [change.state.user_id, change.entries[-1].id]) > 0
+    if (yield from _store(change)):
+        return True
+    found: int = yield Step(sql.ENTRY_EXISTS, [change.state.user_id, change.entries[-1].id])
+    return found > 0
 
 
-def _open(changes: list[Change]) -> int:
+def _open(changes: list[Change]) -> Steps[int]:
     """Make the rows that are missing, with their entries; return how many entries were added."""
     states = [_state_values(change.state) for change in changes]
     entries = [[_entry_values(entry) for entry in change.entries] for change in changes]
-    if database().vendor == "postgresql":
+    if vendor() == "postgresql":
         columns = chain(zip(*states, strict=True), zip(*chain(*entries), strict=True))
-        return run(sql.OPEN_ROWS, [list(column) for column in columns])
+        added: int = yield Step(sql.OPEN_ROWS, [list(column) for column in columns])
+        return added
     added = 0
     for state, rows in zip(states, entries, strict=True):
-        if run(sql.SQLITE_INSERT, state):
-            added += sum(run(sql.SQLITE_ENTRY, row) for row in rows)
+        if (yield Step(sql.SQLITE_INSERT, state)):
+            for row in rows:
+                added += yield Step(sql.SQLITE_ENTRY, row)
     return added
 
 
-def _read(user_id: str, look: Look) -> Snapshot:
-    vendor, keyed = database().vendor, look.key is not None
+def _read(user_id: str, look: Look) -> Steps[Snapshot]:
+    keyed = look.key is not None
     parameters = [user_id, *([look.key] if keyed else []), *([] if look.what is None else [look.what])]
-    row = iter(fetch(sql.snapshot(vendor, look.also, keyed=keyed), parameters))
+    row = iter((yield Step(sql.snapshot(vendor(), look.also, keyed=keyed), parameters, wants_row=True)))
     clock, plan, rules, state = next(row), _plan(row), _plan(row), _state(row)
     entry, entry_rules = (_entry(row), _plan(row)) if keyed else (None, None)
     if plan is None:

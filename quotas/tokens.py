@@ -79,10 +79,11 @@ class Proof(NamedTuple):
 _proofs: dict[bytes, Proof] = {}
 
 
-def verify(token: str) -> Session:
+def verify(token: str, *, may_wait: bool = True) -> Session:
     """Return the session that `token` proves.
 
-    Raises TokenRefused, with the code of the first thing to put right, or KeysUnavailable.
+    Raises TokenRefused, with the code of the first thing to put right, or KeysUnavailable; and
+    WouldWait if a key must be fetched first, and there is no time for it.
     """
     if len(token) > MAX_TOKEN:
         raise TokenRefused("token_malformed", "The token is longer than 8 KB.")
@@ -90,11 +91,11 @@ def verify(token: str) -> Session:
     digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
     proof = _proofs.get(digest)
     # What the token says and who signed it cannot change; whether it still counts is asked each time.
-    if proof and now < proof.claims["exp"] and _find_key(proof.kid) is proof.key:
+    if proof and now < proof.claims["exp"] and _find_key(proof.kid, may_wait) is proof.key:
         _check_claims(proof.claims, now)
         return proof.session
     kid = _check_header(token)
-    key = _find_key(kid)
+    key = _find_key(kid, may_wait)
     claims = _signed_claims(token, key)
     session = _session(claims)
     _check_claims(claims, now)
@@ -265,7 +266,7 @@ def key_source() -> tuple[str, float | None]:
     return "JWKS", keys.age
 
 
-def _find_key(kid: str | None) -> RSAPublicKey:
+def _find_key(kid: str | None, may_wait: bool) -> RSAPublicKey:
     if settings.CLERK_JWT_KEY:
         try:
             return public_key(settings.CLERK_JWT_KEY)
@@ -273,7 +274,7 @@ def _find_key(kid: str | None) -> RSAPublicKey:
             raise KeysUnavailable(str(error), RETRY_SETTINGS) from None
     if settings.CLERK_JWKS_URL:
         try:
-            return key_set(settings.CLERK_JWKS_URL).find(kid)
+            return key_set(settings.CLERK_JWKS_URL).find(kid, may_wait=may_wait)
         except UnknownKey:
             raise TokenRefused(
                 "token_signature", "The kid header names no key of the configured Clerk instance."

@@ -1,46 +1,49 @@
-"""The site as Granian serves it: bodies are awaited in its event loop, and the work is done in a few threads.
+"""The site as Granian serves it: bodies are awaited in its event loop, the hottest requests answered there.
 
 A server that gives each request a thread at once can be stopped by whoever sends headers and no body: 50
 such clients froze one of 16 threads. Here a request gets a thread when its body has come, within
-BODY_SECONDS. So the threads, each with its session at the database, can be few: WEB_THREADS.
+BODY_SECONDS, and only if the fast lane leaves it to one. So the threads, each with its session at the
+database, can be few: WEB_THREADS.
 """
 
 import asyncio
 import gc
 import io
-import logging
 import sys
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from quotasite.wsgi import application  # sets Django up, which the others need
 
 # isort: split
 from django.conf import settings
+from django.db import connection
 
+from quotas.event_loop import Pool
 from quotas.middleware import LATE
+from quotas.views import RAISED
+from quotasite.fast_lane import Answer, Asked, Detour, FastLane
 from quotasite.request_log import BEGAN
 
 BODY_SECONDS = 10
 CHUNK_SECONDS = 30  # for a client to take a piece of a long answer
 BARE = ("CONTENT_LENGTH", "CONTENT_TYPE")  # without HTTP_ before their names
 
-log = logging.getLogger(__name__)
+Found = TypeVar("Found")
 
 
-class Job(NamedTuple):
+class Request(NamedTuple):
     """A request that is here as a whole; `scope` and `protocol` are Granian's."""
 
     scope: Any
     protocol: Any
     body: bytes
     is_late: bool  # it did not come
-    loop: asyncio.AbstractEventLoop
-    done: "asyncio.Future[None]"
     began: float
 
 
@@ -49,71 +52,96 @@ class Site:
 
     def __init__(self, application: WSGIApplication) -> None:
         self.application = application
-        self.jobs: SimpleQueue[Job] = SimpleQueue()
+        self.acts: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
+        self.lane: FastLane | None = None
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         for _ in range(settings.WEB_THREADS):
             Thread(target=self._work, daemon=True).start()
+        if settings.FAST_LANE and connection.vendor == "postgresql":
+            self.lane = FastLane(Pool(settings.LANE_CONNECTIONS, self.in_thread))
         gc.collect()
         gc.freeze()  # what is here by now stays: no collection need look at it
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        body, is_late, length = b"", False, scope.headers.get("content-length", "")
+        began, body, is_late, headers = perf_counter(), b"", False, scope.headers
         # One that is too long is left unread: it is refused by its length.
+        length = headers.get("content-length", "")
         if length.isdecimal() and 0 < int(length) <= settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
             try:
                 async with asyncio.timeout(BODY_SECONDS):
                     body = await protocol()
             except TimeoutError:
                 is_late = True
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-        self.jobs.put(Job(scope, protocol, body, is_late, loop, done, perf_counter()))
-        await done
+        request = Request(scope, protocol, body, is_late, began)
+        detour = Detour()
+        if self.lane and not is_late:
+            items = headers.items()
+            asked = Asked(
+                scope.method, scope.path, scope.query_string, scope.scheme, dict(items), body, began
+            )
+            if len(asked.headers) == len(items) == len(headers):  # none is there twice, or garbled
+                answer = await self.lane.answer(asked)
+                if isinstance(answer, Answer):
+                    protocol.response_bytes(*answer)
+                    return
+                detour = answer
+        await self.in_thread(partial(self._answer, request, detour))
+
+    def in_thread(self, act: Callable[[], Found]) -> "asyncio.Future[Found]":
+        """Have one of the threads do what would block the loop."""
+        done: asyncio.Future[Found] = self.loop.create_future()
+        self.acts.put((act, done))
+        return done
 
     def _work(self) -> None:
         while True:
-            job = self.jobs.get()
+            act, done = self.acts.get()
             try:
-                self._answer(job)
-            except BaseException:  # a thread that ended would be missing for good
-                log.exception("A request was not answered.")
-            finally:
-                job.loop.call_soon_threadsafe(_finish, job.done)
+                settle = partial(_settle, done, act(), None)
+            except BaseException as error:  # noqa: BLE001 - a thread that ended would be missing for good
+                settle = partial(_settle, done, None, error)
+            self.loop.call_soon_threadsafe(settle)
 
-    def _answer(self, job: Job) -> None:
+    def _answer(self, request: Request, detour: Detour) -> None:
         told: list[Any] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], failed: Any = None) -> Any:
             told[:] = int(status[:3]), headers
 
-        environ = environment(job.scope, job.body)
-        environ[BEGAN], environ[LATE] = job.began, job.is_late
+        environ = environment(request.scope, request.body)
+        environ[BEGAN], environ[LATE], environ[RAISED] = request.began, request.is_late, detour.error
         chunks: Any = self.application(environ, start_response)
         try:
             status, headers = told
+            if self.lane and detour.unknown:
+                self.lane.learn(detour.unknown, status, headers)
             if getattr(chunks, "streaming", False) and not chunks.has_header("Content-Length"):
-                _stream(job, job.protocol.response_stream(status, headers), chunks)
+                self._stream(request.protocol.response_stream(status, headers), chunks)
             else:
-                job.protocol.response_bytes(status, headers, b"".join(chunks))
+                request.protocol.response_bytes(status, headers, b"".join(chunks))
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
 
+    def _stream(self, transport: Any, chunks: Any) -> None:
+        """Send what is too long to hold piece by piece, as fast as the client takes it."""
 
-def _stream(job: Job, transport: Any, chunks: Any) -> None:
-    """Send what is too long to hold piece by piece, as fast as the client takes it."""
+        async def send(chunk: bytes) -> None:
+            await transport.send_bytes(chunk)
 
-    async def send(chunk: bytes) -> None:
-        await transport.send_bytes(chunk)
-
-    for chunk in chunks:
-        asyncio.run_coroutine_threadsafe(send(chunk), job.loop).result(CHUNK_SECONDS)
+        for chunk in chunks:
+            asyncio.run_coroutine_threadsafe(send(chunk), self.loop).result(CHUNK_SECONDS)
 
 
-def _finish(done: "asyncio.Future[None]") -> None:
-    if not done.done():  # cancelled, that is
-        done.set_result(None)
+def _settle(done: "asyncio.Future[Found]", found: Found, error: BaseException | None) -> None:
+    if done.done():  # cancelled, that is
+        return
+    if error:
+        done.set_exception(error)
+    else:
+        done.set_result(found)
 
 
 def environment(scope: Any, body: bytes) -> WSGIEnvironment:

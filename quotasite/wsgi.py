@@ -4,17 +4,12 @@ import logging
 import os
 from wsgiref.types import WSGIApplication
 
-from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 
 from quotas.checks import check_storage
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "quotasite.settings")
 application: WSGIApplication = get_wsgi_application()
-if settings.FAST_LANE:
-    from quotasite.fast_lane import FastLane  # after Django's setup: it imports models
-
-    application = FastLane(application)
 
 # `check --deploy` refuses this before a release; here is the last place to say it, if nobody ran that.
 for message in check_storage():

@@ -127,8 +127,8 @@ def step_in(monkeypatch: pytest.MonkeyPatch) -> StepIn:
     def arrange(act: Callable[[], object]) -> None:
         read, acts = store._read, [act]
 
-        def read_and_let_act(user_id: str, look: store.Look) -> Snapshot:
-            snapshot = read(user_id, look)
+        def read_and_let_act(user_id: str, look: store.Look) -> store.Steps[Snapshot]:
+            snapshot = yield from read(user_id, look)
             while acts:
                 acts.pop()()
             return snapshot

@@ -1,14 +1,24 @@
 """Django's test client behind the fast lane, so that the tests of the contract run against both."""
 
-from collections.abc import Iterable
+import asyncio
+import threading
+from asyncio.events import _set_running_loop
+from collections.abc import Callable
+from io import BytesIO
+from time import perf_counter
 from typing import Any
 
 from django.core.handlers.wsgi import WSGIRequest
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from django.test.client import ClientHandler
 
-from quotasite.fast_lane import HOT, JUDGED, FastLane
+from quotas.event_loop import LoopSession, Pool
+from quotas.statements import Prepared
+from quotas.views import RAISED
+from quotasite.fast_lane import HOT, JUDGED, Asked, Detour, FastLane, Headers, Way
 
 # What the lane learns from a first answer to the test client; test_fast_lane.py sees that it is so.
 HEADERS = {
@@ -24,12 +34,67 @@ HEADERS = {
 ALLOW = {"GET": "GET, HEAD, OPTIONS", "POST": "POST, OPTIONS"}
 
 
-def learned() -> dict[tuple[Any, ...], list[tuple[str, str]]]:
+def learned() -> dict[Way, Headers]:
     """What the lane knows of the test client once it has sent one request of each kind."""
-    plain = {"wsgi.url_scheme": "http"}
     return {
-        (*hot, *map(plain.get, JUDGED[2:])): [*{**HEADERS, "Allow": ALLOW[hot[0]]}.items()] for hot in HOT
+        (*hot, "http", *(None for _ in JUDGED)): [*{**HEADERS, "Allow": ALLOW[hot[0]]}.items()] for hot in HOT
     }
+
+
+class OwnSession(LoopSession):
+    """A session over the connection of this thread: it sees what a test has not committed."""
+
+    def is_worth_keeping(self, prepared: Prepared) -> bool:
+        """Not within a transaction: after a rollback psycopg has the server forget what it kept."""
+        return self.raw.autocommit and super().is_worth_keeping(prepared)
+
+
+class OwnPool(Pool):
+    def __init__(self) -> None:
+        super().__init__(1, at_once)
+
+    async def _take(self) -> LoopSession:
+        db = outside(own_connection)
+        before = getattr(_kept, "session", None)
+        session = _kept.session = OwnSession(db, lambda _: outside(db.close))
+        if before and before.raw is session.raw:
+            session.names, session.uses = before.names, before.uses
+        return session
+
+    def _give_back(self, session: LoopSession) -> None:
+        session.loop.remove_reader(session.socket)
+
+
+_kept = threading.local()
+
+
+def own_connection() -> BaseDatabaseWrapper:
+    """This thread's connection, in its transaction if it is in one."""
+    db: BaseDatabaseWrapper = connections[DEFAULT_DB_ALIAS]
+    db.ensure_connection()
+    if db.in_atomic_block:
+        with db.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    return db
+
+
+def outside(act: Callable[[], Any]) -> Any:
+    """Act as a thread would: Django refuses to wait in an event loop."""
+    loop = asyncio.get_running_loop()
+    _set_running_loop(None)
+    try:
+        return act()
+    finally:
+        _set_running_loop(loop)
+
+
+def at_once(act: Callable[[], Any]) -> "asyncio.Future[Any]":
+    done = asyncio.get_running_loop().create_future()
+    try:
+        done.set_result(outside(act))
+    except BaseException as error:  # noqa: BLE001 - handed on
+        done.set_exception(error)
+    return done
 
 
 class LaneHandler(ClientHandler):
@@ -38,20 +103,33 @@ class LaneHandler(ClientHandler):
     def __init__(self, *, is_new: bool = False) -> None:
         super().__init__(enforce_csrf_checks=False)
         self.whole_ways = 0
-        self.lane = FastLane(self.whole_way)
+        self.lane = FastLane(OwnPool())
         self.lane.learned = {} if is_new else learned()
 
     def __call__(self, environ: dict[str, Any]) -> HttpResponseBase:
-        told: list[Any] = []
-        chunks = self.lane(environ, lambda status, headers, *_: told.extend((status, headers)))
-        if isinstance(chunks, HttpResponseBase):
-            return chunks
-        response = HttpResponse(b"".join(chunks), status=int(told[0][:3]), headers=dict(told[1]))
+        answer = asyncio.run(self.lane.answer(asked(environ)))
+        if isinstance(answer, Detour):
+            return self.whole_way(environ, answer)
+        response = HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
         response.wsgi_request = WSGIRequest(environ)  # type: ignore[attr-defined] # as ClientHandler sets it
         return response
 
-    def whole_way(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def whole_way(self, environ: dict[str, Any], detour: Detour) -> HttpResponseBase:
         self.whole_ways += 1
-        response = super().__call__(environ)
-        start_response(f"{response.status_code} {response.reason_phrase}", list(response.items()))
+        response = super().__call__({**environ, RAISED: detour.error})
+        if detour.unknown:
+            self.lane.learn(detour.unknown, response.status_code, list(response.items()))
         return response
+
+
+def asked(environ: dict[str, Any]) -> Asked:
+    """The request as the server tells the lane of it."""
+    body = environ["wsgi.input"].read()
+    environ["wsgi.input"] = BytesIO(body)
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_") or (name in ("CONTENT_TYPE", "CONTENT_LENGTH") and value)
+    }
+    method, path, query = (environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
+    return Asked(method, path, query, environ["wsgi.url_scheme"], headers, body, perf_counter())

@@ -159,8 +159,9 @@ def test_a_spend_of_unknown_outcome_is_not_made_again_by_the_view(
 ) -> None:
     calls: list[str] = []
 
-    def fail(user_id: str, *_: object) -> None:
+    def fail(user_id: str, *_: object) -> store.Steps[None]:
         calls.append(user_id)
+        yield store.Apart()
         raise OperationalError("the connection is lost")
 
     monkeypatch.setattr(store, "carry_out", fail)

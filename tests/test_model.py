@@ -156,8 +156,8 @@ class Machine(RuleBasedStateMachine):
                 assert_sound(user_id)
                 assert_fair(ledger)
 
-    def read_at_our_time(self, user_id: str, look: store.Look) -> Snapshot:
-        snapshot = self.read(user_id, look)
+    def read_at_our_time(self, user_id: str, look: store.Look) -> store.Steps[Snapshot]:
+        snapshot = yield from self.read(user_id, look)
         assert abs(snapshot.clock - datetime.now(UTC)) < timedelta(minutes=1)
         self.seen = replace(snapshot, clock=self.now)
         return self.seen

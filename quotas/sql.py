@@ -81,24 +81,31 @@ ALSO = {
 # One row, always: the clock, the user's plan (the default one if he has no row), the version of it that
 # his running period goes by, and his row; if keyed, the entry of that key and the version it was made
 # under; then those of ALSO. NULL where there is none. No plan at all means that no default is set.
+# Lean: of the plan its name and version only, no other versions, nothing of ALSO.
 @lru_cache
-def snapshot(vendor: str, also: str = "", *, keyed: bool = True) -> str:
+def snapshot(vendor: str, also: str = "", *, keyed: bool = True, lean: bool = False) -> str:
     columns, joins = ALSO[also]
     user = "text" if vendor == "postgresql" else "varchar"
+    plan, version_of_row, version_of_entry = _columns("p", PLAN[:2] if lean else PLAN), "", ""
+    if not lean:
+        plan = f"{plan}, {_columns('v', VERSION)}"
+        version_of_row = (
+            "LEFT JOIN plan_versions AS v ON v.plan_id = q.plan_id AND v.version = q.plan_version"
+        )
+        version_of_entry = "LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version"
     if keyed:
-        columns = f", {_columns('e', ENTRY)}, {_columns('w', VERSION)}{columns}"
+        columns = f", {_columns('e', ENTRY)}{'' if lean else ', ' + _columns('w', VERSION)}{columns}"
         joins = f"""
         LEFT JOIN ledger_entries AS e ON e.user_id = u.user_id AND e.idempotency_key = %s
-        LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version
+        {of_entry}
         {joins}"""
     return f"""
-        SELECT {CLOCK[vendor]},
-            {_columns("p", PLAN)}, {_columns("v", VERSION)}, {_columns("q", STATE)}{columns}
+        SELECT {CLOCK[vendor]}, {plan}, {_columns("q", STATE)}{columns}
         FROM (SELECT CAST(%s AS {user}) AS user_id) AS u
         LEFT JOIN challenge_quotas AS q ON q.user_id = u.user_id
         LEFT JOIN plans AS p
             ON p.name = COALESCE(q.plan_id, (SELECT d.name FROM plans AS d WHERE d.is_default))
-        LEFT JOIN plan_versions AS v ON v.plan_id = q.plan_id AND v.version = q.plan_version
+        {of_row}
         {joins}
         """
 

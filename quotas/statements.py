@@ -7,6 +7,7 @@ they go through Django.
 
 import json
 import threading
+from asyncio import _get_running_loop
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -123,6 +124,11 @@ _kept = _Kept()
 def database() -> BaseDatabaseWrapper:
     """This thread's connection, without the detour that `django.db.connection` takes at each attribute."""
     return connections[DEFAULT_DB_ALIAS]
+
+
+def in_transaction() -> bool:
+    """Tell whether this thread is in one; the sessions of an event loop never are."""
+    return _get_running_loop() is None and database().in_atomic_block
 
 
 @cache

@@ -26,11 +26,13 @@ from django.db import (
     connection,
     transaction,
 )
+from django.db.backends.signals import connection_created
+from django.dispatch import receiver
 from uuid_utils.compat import uuid7
 
 from quotas import metrics, sql
 from quotas.policy import Change, Entry, Outcome, Plan, PlanSource, Snapshot, State
-from quotas.statements import database, fetch, run, vendor
+from quotas.statements import database, fetch, in_transaction, run, vendor
 
 # After so many tries the row is locked, so that a busy row makes progress too. SQLite's first try only
 # reads: a change is decided once more inside BEGIN IMMEDIATE, which is its row lock.
@@ -40,6 +42,10 @@ MOST_TRIES = 10
 TURNS = [Lock() for _ in range(1_024)]
 PATIENCE = 1  # seconds; turns spare work, and nothing rests on them
 QUERY_CANCELED, READ_ONLY = "57014", "25006"  # PostgreSQL's SQLSTATEs
+
+# The rules of each plan by its name and version, which never change (models.PlanVersion).
+_known_plans: dict[tuple[str, int], Plan] = {}
+MOST_KNOWN = 1_000
 
 Decide = Callable[[Snapshot], Outcome]
 Found = TypeVar("Found")
@@ -311,6 +317,8 @@ def _open(changes: list[Change]) -> Steps[int]:
 
 
 def _read(user_id: str, look: Look) -> Steps[Snapshot]:
+    if _known_plans and not look.also and (snapshot := (yield from _read_lean(user_id, look.key))):
+        return snapshot
     keyed = look.key is not None
     parameters = [user_id, *([look.key] if keyed else []), *([] if look.what is None else [look.what])]
     row = iter((yield Step(sql.snapshot(vendor(), look.also, keyed=keyed), parameters, wants_row=True)))
@@ -318,6 +326,7 @@ def _read(user_id: str, look: Look) -> Steps[Snapshot]:
     entry, entry_rules = (_entry(row), _plan(row)) if keyed else (None, None)
     if plan is None:
         raise NoDefaultPlan("No plan is the default one: mark one as such in the admin.")
+    _know(plan, rules, entry_rules)
     return Snapshot(
         user_id=user_id,
         clock=clock,
@@ -332,6 +341,34 @@ def _read(user_id: str, look: Look) -> Steps[Snapshot]:
         target=_plan(row) if look.also in ("target", "clerk") else None,
         target_source=next(row) if look.also == "clerk" else PlanSource.STAFF.value,
     )
+
+
+def _read_lean(user_id: str, key: str | None) -> Steps[Snapshot | None]:
+    """The same without the rules of plans, if all versions are known that it leads to."""
+    parameters = [user_id] if key is None else [user_id, key]
+    statement = sql.snapshot(vendor(), keyed=key is not None, lean=True)
+    row = iter((yield Step(statement, parameters, wants_row=True)))
+    clock, plan, state = next(row), _known_plans.get((next(row), next(row))), _state(row)
+    entry = None if key is None else _entry(row)
+    rules = _known_plans.get((state.plan, state.plan_version)) if state else plan
+    entry_rules = _known_plans.get((entry.plan, entry.plan_version)) if entry else None
+    if not plan or not rules or (entry and not entry_rules):
+        return None
+    return Snapshot(user_id, clock, plan, rules, state, entry, entry_rules, (uuid7(), uuid7()))
+
+
+def _know(*plans: Plan | None) -> None:
+    """Keep what is committed: a version that is rolled back may come to be with other rules."""
+    if not in_transaction():
+        if len(_known_plans) >= MOST_KNOWN:
+            _known_plans.clear()
+        _known_plans.update(((plan.name, plan.version), plan) for plan in plans if plan)
+
+
+@receiver(connection_created)
+def forget_plans(**_: object) -> None:
+    """At the other end of a new connection there may be a database that was restored from an earlier time."""
+    _known_plans.clear()
 
 
 def _plan(row: Iterator[Any]) -> Plan | None:

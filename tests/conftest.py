@@ -29,6 +29,12 @@ WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"the first secret of the webhook."
 STAFF = Actor("staff", "a test")
 
 
+@pytest.fixture(autouse=True)
+def _plans_are_forgotten() -> None:
+    """Each test begins with plans of its own, whose versions have been counted before."""
+    store.forget_plans()
+
+
 @dataclass(frozen=True)
 class Api:
     """The API as one signed-in user calls it. A fault of the server comes back as a 500, not raised."""

@@ -15,8 +15,9 @@ from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from django.test.client import ClientHandler
 
-from quotas.event_loop import LoopSession, Pool
-from quotas.statements import Prepared
+from quotas.event_loop import Found, LoopSession, Pool
+from quotas.statements import Prepared, in_transaction
+from quotas.store import Steps, forget_plans
 from quotas.views import RAISED
 from quotasite.fast_lane import HOT, JUDGED, Asked, Detour, FastLane, Headers, Way
 
@@ -60,6 +61,14 @@ class OwnPool(Pool):
         if before and before.raw is session.raw:
             session.names, session.uses = before.names, before.uses
         return session
+
+    async def perform(self, steps: Steps[Found]) -> Found:
+        """As in a thread, what is not committed is not remembered."""
+        try:
+            return await super().perform(steps)
+        finally:
+            if outside(in_transaction):
+                forget_plans()
 
     def _give_back(self, session: LoopSession) -> None:
         session.loop.remove_reader(session.socket)

@@ -143,6 +143,7 @@ class Machine(RuleBasedStateMachine):
         self.read, store._read = store._read, self.read_at_our_time
         for table in (models.PlanAssignment, LedgerEntry, ChallengeQuota, PlanVersion, models.Plan):
             table.objects.all().delete()
+        store.forget_plans()  # which are made anew
         for name, rules in PLANS.items():
             self.save(models.Plan(name=name, actions={"generate": 3}, **rules))
         self.make_default("free")

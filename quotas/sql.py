@@ -86,13 +86,11 @@ ALSO = {
 def snapshot(vendor: str, also: str = "", *, keyed: bool = True, lean: bool = False) -> str:
     columns, joins = ALSO[also]
     user = "text" if vendor == "postgresql" else "varchar"
-    plan, version_of_row, version_of_entry = _columns("p", PLAN[:2] if lean else PLAN), "", ""
+    plan, of_row, of_entry = _columns("p", PLAN[:2] if lean else PLAN), "", ""
     if not lean:
         plan = f"{plan}, {_columns('v', VERSION)}"
-        version_of_row = (
-            "LEFT JOIN plan_versions AS v ON v.plan_id = q.plan_id AND v.version = q.plan_version"
-        )
-        version_of_entry = "LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version"
+        of_row = "LEFT JOIN plan_versions AS v ON v.plan_id = q.plan_id AND v.version = q.plan_version"
+        of_entry = "LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version"
     if keyed:
         columns = f", {_columns('e', ENTRY)}{'' if lean else ', ' + _columns('w', VERSION)}{columns}"
         joins = f"""

@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
+from quotasite.drain import LAST, Drain  # hears the end that is told while the rest is loaded
 from quotasite.wsgi import application  # sets Django up, which the others need
 
 # isort: split
@@ -54,8 +55,10 @@ class Site:
         self.application = application
         self.acts: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
         self.lane: FastLane | None = None
+        self.drain = Drain()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.drain.listen(loop)
         self.loop = loop
         for _ in range(settings.WEB_THREADS):
             Thread(target=self._work, daemon=True).start()
@@ -84,7 +87,8 @@ class Site:
             if len(asked.headers) == len(items) == len(headers):  # none is there twice, or garbled
                 answer = await self.lane.answer(asked)
                 if isinstance(answer, Answer):
-                    protocol.response_bytes(*answer)
+                    status, own, content = answer
+                    protocol.response_bytes(status, [*own, LAST] if self.drain.is_on else own, content)
                     return
                 detour = answer
         await self.in_thread(partial(self._answer, request, detour))
@@ -117,6 +121,8 @@ class Site:
             status, headers = told
             if self.lane and detour.unknown:
                 self.lane.learn(detour.unknown, status, headers)
+            if self.drain.is_on:
+                headers = [*headers, LAST]
             if getattr(chunks, "streaming", False) and not chunks.has_header("Content-Length"):
                 self._stream(request.protocol.response_stream(status, headers), chunks)
             else:

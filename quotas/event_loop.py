@@ -36,7 +36,7 @@ class InThread(Protocol):
 
 def connect() -> BaseDatabaseWrapper:
     db = connections.create_connection(DEFAULT_DB_ALIAS)
-    db.connect()
+    db.ensure_connection()
     return db
 
 

@@ -36,7 +36,7 @@ from quotas.statements import database, fetch, in_transaction, run, vendor
 
 # After so many tries the row is locked, so that a busy row makes progress too. SQLite's first try only
 # reads: a change is decided once more inside BEGIN IMMEDIATE, which is its row lock.
-FREE_TRIES = {"postgresql": 2, "sqlite": 1}
+FREE_TRIES = {"postgresql": 4, "sqlite": 1}
 MOST_TRIES = 10
 # Threads of a process that write to one row take turns, so as not to lose races to each other.
 TURNS = [Lock() for _ in range(1_024)]

@@ -1,7 +1,7 @@
 """A real Chromium: pages at a size and in a colour scheme, what axe finds, what the console says, pictures.
 
 As a plugin (pyproject.toml) it gives the fixtures `site` (the address of the site as deployed, on the
-test database), `chromium` (one browser, as new for each test) and `chromium_too` (a second person's).
+test database), `chromium` (the module's browser, as new for each test) and `chromium_too` (another's).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def picture(driver: WebDriver, path: Path, *, whole: bool = True) -> None:
     path.write_bytes(base64.b64decode(shot))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: a page that nobody looks at goes on taking the others' time
 def _chromium() -> Iterator[WebDriver]:
     with started() as driver:
         yield driver

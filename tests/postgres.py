@@ -29,6 +29,7 @@ import pytest
 PREFIX = "quotasite-pg-"
 START_SECONDS = 30
 STOP_SECONDS = 60
+MEMORY_BYTES = 2 * 1024**3
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 # Becomes PostgreSQL after it has asked the kernel for a SIGQUIT at the owner's death. It starts as
@@ -112,14 +113,24 @@ def free_port() -> int:
             return port
 
 
-def new_folder(user: pwd.struct_passwd | None) -> Path:
+def new_folder(user: pwd.struct_passwd | None, base: Path | None = None) -> Path:
     """Make a folder that `user` owns and reaches, named after its owner; sweep away the stale ones."""
-    base = Path("/tmp" if user else tempfile.gettempdir())  # root's TMPDIR may be closed to others
+    base = base or Path("/tmp" if user else tempfile.gettempdir())  # root's TMPDIR may be closed to others
     sweep(base)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base)).resolve()
     if user:
         os.chown(folder, user.pw_uid, user.pw_gid)
     return folder
+
+
+def memory() -> Path | None:
+    """Return a place for files that is no disk, if the system has one with room: a container's is small."""
+    base = Path("/dev/shm")
+    try:
+        has_room = shutil.disk_usage(base).free >= MEMORY_BYTES
+    except OSError:
+        return None
+    return base if has_room and os.access(base, os.W_OK | os.X_OK) else None
 
 
 def sweep(base: Path) -> None:
@@ -149,16 +160,27 @@ class Server:
     """A throw-away PostgreSQL cluster on a port of its own, which ends with this process.
 
     It holds an empty database behind `url`. `start` after `stop` or `kill` brings the same data
-    back on the same port; `close`, or the end of a `with` block, removes it all.
+    back on the same port; `close`, or the end of a `with` block, removes it all. The data are kept in
+    memory if that is asked for and there is room. No more than `connections` sessions are let in.
     """
 
-    def __init__(self, *, fsync: bool = True, finders: Sequence[Finder] = FINDERS) -> None:
+    def __init__(
+        self,
+        *,
+        fsync: bool = True,
+        in_memory: bool = False,
+        connections: int = 200,
+        finders: Sequence[Finder] = FINDERS,
+    ) -> None:
         self.fsync = fsync
+        self.connections = connections
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._user = server_user()
-        self.folder = new_folder(self._user)
-        self.data = self.folder / "data"
+        self.folder = new_folder(self._user)  # not itself in memory, where no program may lie in some systems
+        base = memory() if in_memory else None
+        self._memory = new_folder(self._user, base) if base else None
+        self.data = (self._memory or self.folder) / "data"
         self.programs = self._find(finders)
         self._make_cluster()
 
@@ -203,7 +225,8 @@ class Server:
     def close(self) -> None:
         """End the server and remove its data."""
         self.stop("immediate")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in filter(None, (self.folder, self._memory)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _find(self, finders: Sequence[Finder]) -> Path:
         for find in finders:
@@ -252,9 +275,9 @@ class Server:
             "listen_addresses": "127.0.0.1",
             "port": self.port,
             "unix_socket_directories": self.folder,
-            "max_connections": 200,
+            "max_connections": self.connections,
             "fsync": "on" if self.fsync else "off",
-            "dynamic_shared_memory_type": "mmap",  # in our folder: a kill leaves nothing in /dev/shm
+            "dynamic_shared_memory_type": "mmap",  # in its data: a kill leaves nothing beside them
         }
         user = (self._user.pw_uid, self._user.pw_gid) if self._user else (os.getuid(), os.getgid())
         command = [self.programs / "postgres", "-D", self.data]
@@ -298,6 +321,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("quotasite")
     group.addoption("--full", action="store_true", help="run the long tests too")
     group.addoption(
+        "--half",
+        choices=("first", "second"),
+        help="run one half of the suite, as `python -m tests` does on PostgreSQL and on SQLite beside it",
+    )
+    group.addoption(
         "--postgres-from",
         choices=SOURCES,
         default="any",
@@ -314,8 +342,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 
 
 def start_shared_server(config: pytest.Config) -> None:
-    """Start the suite's server, without fsync for speed, and stop it when pytest ends."""
-    server = Server(fsync=False, finders=SOURCES[config.known_args_namespace.postgres_from])
+    """Start the suite's server, without fsync and a disk for speed, and stop it when pytest ends."""
+    server = Server(fsync=False, in_memory=True, finders=SOURCES[config.known_args_namespace.postgres_from])
     config.add_cleanup(server.close)
     server.start()
     os.environ["DATABASE_URL"] = server.url
@@ -342,7 +370,11 @@ def engine(url: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what this run is not for."""
+    """Leave out the other half, and skip, with the reason, what this run is not for."""
+    if half := config.getoption("--half"):
+        others = [item for item in items if not is_of(half, item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if is_of(half, item)]
     skipped: dict[str, str] = {}
     if not config.getoption("--full"):
         skipped["full"] = "a long run: python -m tests --full"
@@ -352,3 +384,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark, reason in skipped.items():
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def is_of(half: str, item: pytest.Item) -> bool:
+    """Tell whether a test belongs to a half: each belongs to one at the least, the portable ones to both."""
+    postgres, full, once = (item.get_closest_marker(mark) for mark in ("postgres", "full", "once"))
+    if half == "first":
+        return bool(postgres or not once)
+    return bool(not postgres and (once or not full))

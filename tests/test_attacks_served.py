@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from http.client import HTTPConnection
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,11 @@ CLOSED = 499  # for a status: the server hung up on what was still being sent
 Headers = list[tuple[str, str]]
 
 
-@pytest.fixture
-def port() -> Iterator[int]:
-    with served(url_of_the_test_database(), workers=1, CLERK_WEBHOOK_SIGNING_SECRET=WEBHOOK_SECRET) as port:
+@pytest.fixture(scope="module")
+def port(django_db_setup: None, django_db_blocker: Any) -> Iterator[int]:
+    with django_db_blocker.unblock():
+        url = url_of_the_test_database()
+    with served(url, workers=1, CLERK_WEBHOOK_SIGNING_SECRET=WEBHOOK_SECRET) as port:
         yield port
 
 

@@ -9,7 +9,8 @@ from pytest_django import Settings
 
 from quotasite.checks import check_foreign_origins
 from tests import keys
-from tests.test_settings import ROOT, manage
+from tests.forked import manage
+from tests.test_settings import ROOT
 
 pytestmark = pytest.mark.once
 SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()

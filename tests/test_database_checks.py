@@ -8,9 +8,10 @@ from django.core.checks import run_checks
 from quotas import database_checks
 from quotasite.settings import looks_pooled
 from tests import pgbouncer
+from tests.forked import manage
 from tests.postgres import Server
 from tests.test_checks import GOOD
-from tests.test_settings import manage, read_setting
+from tests.test_settings import read_setting
 
 pytestmark = pytest.mark.once
 NEON = "postgres://u:p@ep-a-1-pooler.us-east-2.aws.neon.tech/d?sslmode=require&channel_binding=require"
@@ -111,7 +112,7 @@ def test_a_clock_that_is_more_than_two_seconds_off_is_told(
 @pytest.mark.postgres
 @pytest.mark.skipif(not pgbouncer.find(), reason="not installed here: pgbouncer")
 def test_migrate_stops_before_a_pooler_that_nobody_told_of() -> None:
-    with Server(fsync=False) as server, pgbouncer.Pooler(server) as pooler:
+    with Server(fsync=False, in_memory=True) as server, pgbouncer.Pooler(server) as pooler:
         bare = pooler.url.partition("?")[0]
         refused = manage("migrate", DATABASE_URL=bare)
         assert refused.returncode == 1

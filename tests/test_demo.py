@@ -13,13 +13,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_settings import ROOT, manage
+from tests.forked import manage
+from tests.test_settings import ROOT
 
 pytestmark = pytest.mark.once
 
 
+def tour(folder: Path, port: int) -> "subprocess.CompletedProcess[str]":
+    """The tour as a newcomer starts it, with the site of `folder`."""
+    return subprocess.run(
+        [sys.executable, "manage.py", "demo", "--once", str(port)],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+
+
 def test_the_tour_shows_the_main_job_and_ends_well() -> None:
-    done = manage("demo", "--once", "8750")
+    done = tour(ROOT, 8750)
     assert done.returncode == 0, done.stderr
     for shown in (
         '200  {"status": "success"}',
@@ -48,13 +60,7 @@ def test_the_tour_fails_when_a_rule_is_broken(tmp_path: Path, path: str, rule: s
     source = (tmp_path / path).read_text()
     assert source.count(rule) == 1
     (tmp_path / path).write_text(source.replace(rule, broken))
-    done = subprocess.run(
-        [sys.executable, "manage.py", "demo", "--once", "8770"],
-        cwd=tmp_path,
-        env={"PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-    )
+    done = tour(tmp_path, 8770)
     assert done.returncode == 1
     assert "The tour went wrong" in done.stderr
 

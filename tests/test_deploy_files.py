@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.forked import manage
 from tests.test_checks import GOOD
-from tests.test_settings import ROOT, manage
+from tests.test_settings import ROOT
 
 pytestmark = pytest.mark.once
 

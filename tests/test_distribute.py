@@ -22,7 +22,7 @@ from quotas.models import ChallengeQuota
 from quotas.prune import DELETE
 from quotas.shards import CannotDistribute, distribution, read_schema
 from tests.conftest import USER
-from tests.test_settings import manage
+from tests.forked import manage
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 quotas = ChallengeQuota.objects

@@ -45,7 +45,7 @@ def connected_to(port):
 
 @pytest.fixture(scope="module")
 def migrated(django_db_blocker):
-    with Server(fsync=False) as running:
+    with Server(fsync=False, in_memory=True, connections=20) as running:
         with django_db_blocker.unblock(), connected_to(running.port):
             call_command("migrate", verbosity=0)
         yield running
@@ -321,7 +321,7 @@ def test_a_lost_reply_of_the_last_unit_is_no_refusal(wire, api):
 @with_and_without_a_key
 @pytest.mark.parametrize("lose", [STORE, COMMIT], ids=["store", "commit"])
 def test_a_spend_under_the_rows_lock_is_made_once_when_a_reply_is_lost(wire, api, monkeypatch, key, lose):
-    monkeypatch.setitem(store.FREE_TRIES, "postgresql", 0)  # as after two lost races
+    monkeypatch.setitem(store.FREE_TRIES, "postgresql", 0)  # as after some lost races
     api.quota()
     wire.drop_reply_when = once(lose)
     assert api.consume({"cost": 3}, key=key).status_code == 201

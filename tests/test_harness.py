@@ -7,27 +7,32 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import psycopg
 import pytest
+from django.test import Client
+from pytest_django import Settings
 
-from tests.postgres import WHEEL, Server
+from tests.__main__ import is_passed
+from tests.forked import manage
+from tests.postgres import WHEEL, Server, is_of
 from tests.wire import Wire
 
-pytestmark = pytest.mark.postgres
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parent.parent
 OWNER = """
 from tests.postgres import Server
-server = Server()
+server = Server(in_memory=True)
 server.start()
-print(server.port, server.folder, flush=True)
+print(server.port, server.folder, server.data, flush=True)
 input()
 """
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server(fsync=False) as running:
+    with Server(fsync=False, in_memory=True) as running:
         with connect(running.port) as connection:
             connection.execute("CREATE TABLE note (text varchar)")
         yield running
@@ -78,7 +83,7 @@ def test_a_start_waits_for_a_session_that_outlives_the_kill(server: Server) -> N
 
 
 def test_a_server_outlives_the_thread_that_started_it() -> None:
-    with Server(fsync=False) as server:
+    with Server(fsync=False, in_memory=True) as server:
         server.stop()
         starter = Thread(target=server.start)
         starter.start()
@@ -92,14 +97,15 @@ def test_a_killed_owner_takes_its_server_along_and_the_next_one_sweeps_up() -> N
         [sys.executable, "-c", OWNER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout is not None
-        port, folder = owner.stdout.readline().split()
+        port, folder, data = owner.stdout.readline().split()
         connect(int(port)).close()
         owner.kill()
-    wait_until(lambda: not Path(folder, "data/postmaster.pid").exists())
+    wait_until(lambda: not Path(data, "postmaster.pid").exists())
     with pytest.raises(psycopg.OperationalError):
         connect(int(port))
-    Server().close()
+    Server(in_memory=True).close()
     assert not Path(folder).exists()
+    assert not Path(data).parent.exists()
 
 
 @pytest.mark.full
@@ -184,3 +190,69 @@ def test_a_wire_that_refuses_keeps_the_sessions_it_has(wire: Wire) -> None:
         with pytest.raises(psycopg.OperationalError):
             connect(wire.port)
         connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("marks", "halves"),
+    [
+        ("", "first second"),
+        ("postgres", "first"),
+        ("full", "first"),
+        ("once", "second"),
+        ("once full", "second"),
+        ("once postgres", "first"),
+        ("full postgres", "first"),
+        ("once full postgres", "first"),
+    ],
+)
+def test_a_test_belongs_to_one_half_and_a_portable_one_to_both(marks: str, halves: str) -> None:
+    item = SimpleNamespace(get_closest_marker=lambda name: name in marks.split())
+    assert [half for half in ("first", "second") if is_of(half, item)] == halves.split()
+
+
+@pytest.mark.parametrize(
+    ("codes", "chosen", "passed"),
+    [
+        ({0}, [], True),
+        ({0, 1}, [], False),
+        ({0, 5}, [], False),
+        ({0, 5}, ["tests/test_policy.py"], True),
+        ({5}, ["-k", "nothing"], False),
+        ({1, 5}, ["-k", "one"], False),
+    ],
+)
+def test_a_half_may_be_empty_only_where_the_tests_were_chosen(
+    codes: set[int], chosen: list[str], passed: bool
+) -> None:
+    assert is_passed(codes, chosen) is passed
+
+
+def test_a_forked_start_knows_the_variables_that_it_is_given_and_no_others() -> None:
+    told = "import os; print(os.environ.get('ONE'), os.environ.get('TWO'), os.environ.get('USER'))"
+    assert manage("shell", "-v0", "-c", told, ONE="1").stdout == "1 None None\n"
+    assert manage("shell", "-v0", "-c", told, TWO="2").stdout == "None 2 None\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("", 0, ""),
+        ("exit(3)", 3, ""),
+        ("raise SystemExit('why')", 1, "why\n"),
+        ("1 / 0", 1, "division by zero\n"),
+    ],
+)
+def test_a_forked_start_ends_as_any_other(end: str, code: int, said: str) -> None:
+    done = manage("shell", "-v0", "-c", f"print('said'); {end}")
+    assert (done.returncode, done.stdout) == (code, "said\n")
+    assert done.stderr.endswith(said)
+
+
+def test_clients_share_the_list_of_static_files_no_longer_than_the_settings(settings: Settings) -> None:
+    def found() -> list[int]:
+        paths = ("/static/admin/css/base.css", "/files/admin/css/base.css")
+        return [Client().head(path, secure=True).status_code for path in paths]
+
+    assert found() == found() == [200, 404]
+    settings.STATIC_URL = "files/"
+    assert found() == [404, 200]

@@ -547,7 +547,7 @@ def test_the_same_key_that_was_spent_since_is_replayed(step_in: StepIn) -> None:
 
 
 @pytest.mark.postgres
-def test_after_two_lost_races_the_row_is_held_from_the_read_on(
+def test_after_some_lost_races_the_row_is_held_from_the_read_on(
     step_in: StepIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(store.FREE_TRIES, "postgresql", 0)

@@ -17,7 +17,7 @@ STRICT = {
 }
 TEMPLATES = sorted((ROOT / "templates").rglob("*.html"))
 
-pytestmark = [pytest.mark.django_db, pytest.mark.once]
+pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture

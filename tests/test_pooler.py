@@ -23,10 +23,10 @@ from quotasite.demo import shift
 from tests import keys, pgbouncer
 from tests.clerk_api import ClerkAPI, make_users
 from tests.conftest import WEBHOOK_SECRET, delivery
+from tests.forked import manage
 from tests.postgres import Server
 from tests.site import served
 from tests.test_faults import connected_to
-from tests.test_settings import manage
 
 pytestmark = [
     pytest.mark.postgres,
@@ -118,7 +118,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def site():
-    with Server(fsync=False) as server, pgbouncer.Pooler(server) as pooler:
+    with Server(fsync=False, in_memory=True) as server, pgbouncer.Pooler(server) as pooler:
         site = Site(server, pooler)
         site.manage("migrate", "-v0")
         with served(pooler.url, workers=3, **ENVIRONMENT) as site.port:

@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from quotas.models import ServiceKey
 from tests import keys
+from tests.forked import manage
 from tests.site import served, url_of_the_test_database
 from tests.test_checks import GOOD
 from tests.test_settings import ROOT
@@ -56,7 +56,7 @@ def test_the_curl_lines_work(site: str) -> None:
 @pytest.mark.once
 def test_the_manage_lines_work(tmp_path: Path) -> None:
     """In the README's order, but for Clerk, who is not asked without a key; migrating comes before it."""
-    environment = {**GOOD, "PATH": os.environ["PATH"], "DATABASE_URL": f"sqlite:///{tmp_path}/readme.sqlite3"}
+    environment = {**GOOD, "DATABASE_URL": f"sqlite:///{tmp_path}/readme.sqlite3"}
     said = [run(line, environment) for line in COMMANDS]
     assert [done.returncode for done in said] == [0, 0, 1, 1, 2, 0, 0, 0, 0, 0]
     assert all("CLERK_SECRET_KEY" in done.stderr for done in said[2:5])
@@ -67,12 +67,4 @@ def test_the_manage_lines_work(tmp_path: Path) -> None:
 def run(line: str, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     asked = {"DJANGO_SUPERUSER_PASSWORD": "quite-a-long-one", "DJANGO_SUPERUSER_USERNAME": "staff"}
     extra = ["--noinput", "--email", "s@example.com"] if line.endswith("createsuperuser") else []
-    command = [sys.executable, *shlex.split(line)[1:], *extra]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**environment, **asked},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    return manage(*shlex.split(line)[2:], *extra, **environment, **asked)

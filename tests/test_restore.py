@@ -2,10 +2,10 @@
 
 import pytest
 
+from tests.forked import manage
 from tests.postgres import Server
-from tests.test_settings import manage
 
-pytestmark = [pytest.mark.postgres, pytest.mark.once]
+pytestmark = pytest.mark.once
 WHOLE = "3 users, 23 entries, 0 faults"
 SPEND = (
     "from quotas.models import ChallengeQuota as Q; [Q.objects.consume(f'user_{n % 3}') for n in range(20)]"
@@ -22,7 +22,7 @@ def run(server, program, *arguments):
 
 @pytest.fixture(scope="module")
 def server():
-    with Server(fsync=False) as server:
+    with Server(fsync=False, in_memory=True) as server:
         assert manage("migrate", "-v0", DATABASE_URL=server.url).returncode == 0
         assert manage("shell", "-v0", "-c", SPEND, DATABASE_URL=server.url).returncode == 0
         yield server

@@ -1,28 +1,16 @@
 """The environment: each variable documented, each bad value named with its fix and never shown."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import manage
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (ROOT / "quotasite/settings.py").read_text()
 PUBLISHABLE = "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k"  # clerk.example.com$
-
-
-def manage(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run manage.py with these variables and no others of ours."""
-    return subprocess.run(
-        [sys.executable, "manage.py", *arguments],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-    )
 
 
 def read_setting(name: str, **environment: str) -> str:

@@ -24,8 +24,8 @@ class Far(NamedTuple):
 
 
 FAR = (
-    Far("**Quotasite**, 1 thread a worker", "ours", {"WEB_THREADS": "1"}),
-    Far("**Quotasite**, 8 threads a worker", "ours", {"WEB_THREADS": "8"}),
+    Far("**Quotasite**, 1 connection of a worker's loop", "ours", {"LANE_CONNECTIONS": "1"}),
+    Far("**Quotasite**, 8 connections", "ours", {"LANE_CONNECTIONS": "8"}),
     Far("FastAPI + asyncpg, tuned", "asyncpg", {}),
     Far("bare WSGI + psycopg, 8 threads a worker", "floor", {"WEB_THREADS": "8"}),
 )

@@ -21,11 +21,9 @@ PICK = f"\\set number random(0, {len(SPENDERS) - 1})\n"
 # entry have the same ones.
 FOUND = (
     "clock",
-    *(f"plan_{name}" for name in sql.PLAN),
-    *(f"rules_{name}" for name in sql.VERSION),
+    *(f"plan_{name}" for name in sql.PLAN[:2]),
     *(f"state_{name}" for name in sql.STATE),
     *(f"entry_{name}" for name in sql.ENTRY),
-    *(f"entry_rules_{name}" for name in sql.VERSION),
 )
 # An id in the order of time, as the application makes it.
 ENTRY_ID = (
@@ -77,7 +75,7 @@ def program() -> str | None:
 
 def read() -> str:
     """The script of a GET: the snapshot."""
-    return PICK + filled(sql.snapshot("postgresql"), [USER, "NULL"]) + ";\n"
+    return PICK + filled(sql.snapshot("postgresql", keyed=False, lean=True), [USER]) + ";\n"
 
 
 def spend() -> str:
@@ -85,7 +83,7 @@ def spend() -> str:
     guarded = [*(STATE[name] for name in sql.MOVING), "NULL", ":state_user_id", ":state_seq"]
     swap = filled(sql.swap(1), [*guarded, *(f"({ENTRY[name]})" for name in sql.ENTRY)])
     key = ENTRY["idempotency_key"]
-    snapshot = filled(sql.snapshot("postgresql"), [USER, key])
+    snapshot = filled(sql.snapshot("postgresql", lean=True), [USER, key])
     return (
         f"{PICK}\\set count :count + 1\n"
         f"SELECT * FROM ({snapshot}) AS found ({', '.join(FOUND)}) \\gset\n{swap};\n"

@@ -216,8 +216,8 @@ if not PROMETHEUS_MULTIPROC_DIR:
     ENV.pop("PROMETHEUS_MULTIPROC_DIR", None)  # it takes an empty one for the folder that we are in
 
 FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/fast_lane.py
-LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 8, 1, 256)  # of a process, to the database
-WEB_THREADS = env_int("WEB_THREADS", 8, 1, 256)  # quotasite/rsgi.py
+LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 8, 1, 256)  # of a worker, to the database
+WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)  # each with one too
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # bytes of a body, the longest that the site takes
 QUOTA_DEFAULT_ALLOWANCE = env_int("QUOTA_DEFAULT_ALLOWANCE", 20, 0, MAX_UNITS)
 QUOTA_RATELIMIT_DRAFT = env_choice("QUOTA_RATELIMIT_DRAFT", "11", "off")

@@ -22,7 +22,7 @@ from quotas.models import ChallengeQuota, Plan
 from quotas.policy import Actor, Snapshot
 from quotasite.demo import shift
 from tests import keys
-from tests.lanes import LaneHandler
+from tests.lanes import LaneHandler, outside
 
 USER = "user_1"
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"the first secret of the webhook.").decode()
@@ -136,7 +136,7 @@ def step_in(monkeypatch: pytest.MonkeyPatch) -> StepIn:
         def read_and_let_act(user_id: str, look: store.Look) -> store.Steps[Snapshot]:
             snapshot = yield from read(user_id, look)
             while acts:
-                acts.pop()()
+                outside(acts.pop())
             return snapshot
 
         monkeypatch.setattr(store, "_read", read_and_let_act)

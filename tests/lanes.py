@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from asyncio.events import _set_running_loop
+from asyncio.events import _get_running_loop, _set_running_loop
 from collections.abc import Callable
 from io import BytesIO
 from time import perf_counter
@@ -89,7 +89,7 @@ def own_connection() -> BaseDatabaseWrapper:
 
 def outside(act: Callable[[], Any]) -> Any:
     """Act as a thread would: Django refuses to wait in an event loop."""
-    loop = asyncio.get_running_loop()
+    loop = _get_running_loop()
     _set_running_loop(None)
     try:
         return act()

@@ -15,7 +15,7 @@ from tests import keys
 from tests.conftest import USER
 from tests.lanes import LaneHandler, learned
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 
 CONSUME = "/api/v1/quota/consume"
 

@@ -13,7 +13,7 @@ import pytest
 from django.db import connection, transaction
 
 from quotas import policy, store
-from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.policy import Actor, Change, Request
 from tests.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying, explained, overheard, scans
 
@@ -76,6 +76,9 @@ def verbs() -> dict[str, Callable[[], object]]:
         "spend": lambda: quotas.consume(BUSY),
         "spend with a key": lambda: quotas.consume(BUSY, key="second"),
         "replay": lambda: quotas.consume(BUSY, 2, key="first"),
+        "read by a process that knows the plan": knowing(lambda: quotas.current(BUSY)),
+        "spend with a key, by one that knows the plan": knowing(lambda: quotas.consume(BUSY, key="lean")),
+        "replay by one that knows the plan": knowing(lambda: quotas.consume(BUSY, 2, key="first")),
         "first refusal": lambda: refused(lambda: quotas.consume(BUSY, 20)),
         "refund": lambda: quotas.refund(BUSY, spend, key="third", **his),
         "adjustment": lambda: quotas.adjust(BUSY, 1, key="fourth", **his),
@@ -90,6 +93,16 @@ def verbs() -> dict[str, Callable[[], object]]:
         "deletion": lambda: quotas.delete(BUSY, actor=CLERK),
         "store after a lost answer": store_twice,
     }
+
+
+def knowing(act: Callable[[], object]) -> Callable[[], None]:
+    def lean() -> None:
+        rules = Plan.objects.get(is_default=True).rules
+        store._known_plans[rules.name, rules.version] = rules
+        act()
+        store.forget_plans()
+
+    return lean
 
 
 def refused(spend: Callable[[], object]) -> None:

@@ -13,16 +13,17 @@ from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 import psycopg
-from django.db import DEFAULT_DB_ALIAS, Error, connections
+from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.errors import error_from_result
 from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 
-from quotas.statements import FRESH_NAMES, Prepared, Session, numbered
+from quotas.statements import Prepared, Session, fresh_name, numbered
 from quotas.store import PATIENCE, Step, Steps, perform, told_apart
 
 RETRY = 1  # seconds without an attempt to connect, after one that failed
+LISTEN = 1  # seconds
 TURNS = 256  # locks for all users' rows
 
 Found = TypeVar("Found")
@@ -53,7 +54,7 @@ class LoopSession(Session):
         self.awaited: asyncio.Future[PGresult] | None = None
         self.latest: PGresult | None = None
         self.socket = self.raw.fileno()
-        self.loop.add_reader(self.socket, self._hear)
+        self.loop.add_reader(self.socket, self.hear)
 
     async def ask(self, step: Step) -> Any:
         """Return what comes back of a step; raise Django's errors, a CutOff among them."""
@@ -68,7 +69,7 @@ class LoopSession(Session):
         (statement, types), formats = prepared, self.transformer.formats
         if self.is_worth_keeping(prepared):
             if (name := self.names.get(prepared)) is None:
-                name = next(FRESH_NAMES)
+                name = fresh_name()
                 self.pgconn.send_prepare(name, numbered(statement), types)
                 self.checked(await self._answer())
                 self.names[prepared] = name
@@ -85,24 +86,31 @@ class LoopSession(Session):
         self.awaited = self.loop.create_future()
         return self.awaited
 
-    def _hear(self) -> None:
-        """Take in what came; what comes when nothing is awaited is a notice, or the connection's end."""
+    def hear(self) -> None:
+        """Take in what came; what comes when nothing is awaited is a notice, or the connection's end.
+
+        Behind an error there may be the end, which libuv does not tell of a second time: so look for it.
+        """
         try:
             self.pgconn.consume_input()
             while not self.pgconn.is_busy():
                 if (result := self.pgconn.get_result()) is None:
-                    self._settle()
-                    return
+                    break
                 self.latest = result
+            if not self._settle():
+                self.pgconn.consume_input()
         except psycopg.OperationalError as error:
             self.close(error)
 
-    def _settle(self) -> None:
+    def _settle(self) -> bool:
+        """Give whoever waits the result, if all of it is there."""
         awaited, result = self.awaited, self.latest
-        if awaited and result:
-            self.awaited = self.latest = None
-            if not awaited.done():
-                awaited.set_result(result)
+        if not awaited or not result or self.pgconn.is_busy():
+            return False
+        self.awaited = self.latest = None
+        if not awaited.done():
+            awaited.set_result(result)
+        return True
 
     def close(self, error: Exception | None = None) -> None:
         if self.is_open:
@@ -120,9 +128,10 @@ class Pool:
     def __init__(self, size: int, in_thread: InThread) -> None:
         self.size = size
         self.in_thread = in_thread
-        self.open = self.opening = 0
+        self.sessions: set[LoopSession] = set()
+        self.opening = 0
         self.idle: list[LoopSession] = []  # the one used last is used next: it is warm
-        self.waiting: deque[asyncio.Future[LoopSession]] = deque()
+        self.waiting: deque[asyncio.Future[LoopSession | None]] = deque()
         self.quiet_until = 0.0
         self.turns = [asyncio.Lock() for _ in range(TURNS)]
 
@@ -169,18 +178,18 @@ class Pool:
         """A connection; None if there is no time to wait for one. Raises what connecting raises."""
         if self.idle:
             return self.idle.pop()
-        if self.open + self.opening < self.size and monotonic() >= self.quiet_until:
+        if len(self.sessions) + self.opening < self.size and monotonic() >= self.quiet_until:
             self.opening += 1
             self.in_thread(connect).add_done_callback(self._opened)
-        elif not self.open + self.opening:
+        elif not self.sessions and not self.opening:
             return None
-        waiter: asyncio.Future[LoopSession] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[LoopSession | None] = asyncio.get_running_loop().create_future()
         self.waiting.append(waiter)
         try:
-            await asyncio.wait([waiter], timeout=PATIENCE if self.open else None)
+            await asyncio.wait([waiter], timeout=PATIENCE if self.sessions else None)
         except asyncio.CancelledError:
-            if not waiter.cancel() and not waiter.exception():
-                self._give_back(waiter.result())
+            if not waiter.cancel() and not waiter.exception() and (session := waiter.result()):
+                self._give_back(session)
             raise
         return None if waiter.cancel() else waiter.result()
 
@@ -188,12 +197,21 @@ class Pool:
         self.opening -= 1
         if error := opening.exception():
             self.quiet_until = monotonic() + RETRY
-            while not self.open and self.waiting:
+            while not self.sessions and self.waiting:
                 if not (waiter := self.waiting.popleft()).done():
-                    waiter.set_exception(error)
-        else:
-            self.open += 1
-            self._hand_over(LoopSession(opening.result(), self._ended))
+                    waiter.set_exception(OperationalError(*error.args))  # each his own, for he adds to it
+            return
+        if not self.sessions:
+            opening.get_loop().call_later(LISTEN, self._listen)
+        self.sessions.add(session := LoopSession(opening.result(), self._ended))
+        self._hand_over(session)
+
+    def _listen(self) -> None:
+        """Look for ends that the loop was not told of: who waits by such a connection would wait for ever."""
+        for session in [*self.sessions]:
+            session.hear()
+        if self.sessions:
+            asyncio.get_running_loop().call_later(LISTEN, self._listen)
 
     def _give_back(self, session: LoopSession) -> None:
         if session.awaited:  # whoever waited for it was cancelled
@@ -201,14 +219,17 @@ class Pool:
         elif session.is_open:
             self._hand_over(session)
 
-    def _hand_over(self, session: LoopSession) -> None:
+    def _hand_over(self, session: LoopSession | None) -> None:
         while self.waiting:
             if not (waiter := self.waiting.popleft()).done():
                 waiter.set_result(session)
                 return
-        self.idle.append(session)
+        if session:
+            self.idle.append(session)
 
     def _ended(self, session: LoopSession) -> None:
-        self.open -= 1
+        self.sessions.discard(session)
         if session in self.idle:
             self.idle.remove(session)
+        while self.waiting and not self.sessions and not self.opening:
+            self._hand_over(None)

@@ -31,7 +31,7 @@ DONE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 # PostgreSQL's SQLSTATEs: it was told to forget the statement, or a migration changed what it returns.
 OUTDATED = ("26000", "0A000")
 AS_IT_SUITS = [PyFormat.AUTO] * 100
-FRESH_NAMES = (b"kept_%d" % number for number in count())
+NUMBERS = count()
 
 
 class Session:
@@ -73,7 +73,7 @@ class Session:
         if not self.is_worth_keeping(prepared):
             return None
         if (name := self.names.get(prepared)) is None:
-            name = next(FRESH_NAMES)
+            name = fresh_name()
             self.checked(self.raw.pgconn.prepare(name, numbered(statement), prepared[1]))
             self.names[prepared] = name
         result = self.raw.pgconn.exec_prepared(name, values, self.transformer.formats, Format.BINARY)
@@ -105,6 +105,10 @@ class Session:
         self.names.clear()  # psycopg, for one, has the server forget all of them after a rollback
         self.uses.clear()
         return None
+
+
+def fresh_name() -> bytes:
+    return b"kept_%d" % next(NUMBERS)
 
 
 @lru_cache

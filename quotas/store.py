@@ -101,6 +101,8 @@ def perform(steps: Steps[Found], error: Exception | None = None) -> Found:
     except StopIteration as stop:
         result: Found = stop.value
         return result
+    finally:
+        steps.close()  # at once, whatever happened: they may be within a transaction
 
 
 def _perform(step: Step | Apart) -> Any:

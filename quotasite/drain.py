@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import parent_process
 from pathlib import Path
@@ -18,7 +19,7 @@ DRAIN_SECONDS = 1.0
 LAST = ("Connection", "close")
 LISTENS = "0A"  # in /proc/net/tcp
 RETURN = 0x06  # a packet filter's operation
-SO_ATTACH_REUSEPORT_CBPF = 51  # Python does not name it
+SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68  # Python does not name them
 
 if parent_process():
     # A worker is a copy of Granian's master, and would take a SIGTERM for the master's until it is loaded.
@@ -37,6 +38,7 @@ class Drain:
         serves nobody yet.
         """
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        loop.call_later(DRAIN_SECONDS, send_new_connections_to_all)
         loop.call_soon(loop.add_signal_handler, signal.SIGTERM, self._begin, loop)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -53,15 +55,28 @@ def send_new_connections_to_the_newest() -> None:
 
     Each worker listens by a socket of its own (SO_REUSEPORT), and the kernel chooses one by chance, unless a
     filter tells it a number. The newest has the highest, and one above that makes it go back to chance: so
-    the filter ends with this worker. If all end at once, the newest is one of them, and serves as long.
+    the filter counts until this worker is gone, or another one begins (send_new_connections_to_all). If all
+    end at once, the newest is one of them, and serves as long.
     """
+    for own in own_listeners():
+        newest = (listeners(own.getsockname()[1]) - 1) & 0xFFFFFFFF
+        code = ctypes.create_string_buffer(struct.pack("HBBI", RETURN, 0, 0, newest))
+        program = struct.pack("HP", 1, ctypes.addressof(code))
+        own.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
+
+
+def send_new_connections_to_all() -> None:
+    """Take such a filter away: with one worker more, its number would be somebody's again."""
+    with suppress(OSError):  # there is none, as a rule
+        for own in own_listeners():
+            own.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
+
+
+def own_listeners() -> Iterator[socket.socket]:
     for entry in filter(Path.is_socket, Path("/proc/self/fd").iterdir()):
         with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as found:
             if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                newest = (listeners(found.getsockname()[1]) - 1) & 0xFFFFFFFF
-                code = ctypes.create_string_buffer(struct.pack("HBBI", RETURN, 0, 0, newest))
-                program = struct.pack("HP", 1, ctypes.addressof(code))
-                found.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
+                yield found
 
 
 def listeners(port: int) -> int:

@@ -39,6 +39,7 @@ ALIKE = re.compile(
     re.IGNORECASE,
 )
 MOST_LEARNED = 256
+MOST_NAMES = 1_024  # characters of a stranger that are kept
 
 Headers = list[tuple[str, str]]
 Way = tuple[str | None, ...]
@@ -76,7 +77,7 @@ class FastLane:
         self.learned: dict[Way, Headers] = {}
 
     async def answer(self, asked: Asked) -> Answer | Detour:
-        if (asked.method, asked.path) not in HOT or asked.query or not are_plain(tuple(asked.headers)):
+        if (asked.method, asked.path) not in HOT or asked.query or not are_plain(asked.headers):
             return Detour()
         way = (asked.method, asked.path, asked.scheme, *map(asked.headers.get, JUDGED))
         if (headers := self.learned.get(way)) is None:
@@ -117,6 +118,8 @@ class FastLane:
 
     def learn(self, way: Way, status: int, headers: Headers) -> None:
         """Learn from an answer that went the whole way what is added to all of its kind."""
+        if sum(map(len, filter(None, way))) > MOST_NAMES:
+            return
         others = [header for header in headers if not OWN.match(header[0])]
         if status in (200, 201) and all(ALIKE.match(name) for name, _ in others):
             if len(self.learned) >= MOST_LEARNED:
@@ -124,9 +127,14 @@ class FastLane:
             self.learned[way] = others
 
 
-@lru_cache(maxsize=1_024)
-def are_plain(names: Iterable[str]) -> bool:
-    return all(map(PLAIN.fullmatch, names))
+def are_plain(headers: Iterable[str]) -> bool:
+    names = " ".join(headers)
+    return len(names) <= MOST_NAMES and _are_plain(names)
+
+
+@lru_cache(maxsize=1_024)  # of what strangers write, hence MOST_NAMES
+def _are_plain(names: str) -> bool:
+    return all(map(PLAIN.fullmatch, names.split()))
 
 
 def plain_order(asked: Asked) -> dict[str, int] | None:

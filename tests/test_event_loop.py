@@ -101,7 +101,7 @@ def test_each_gets_his_own_answer_however_few_the_connections() -> None:
 
     async def work(pool: Pool) -> list[Quota]:
         found = await asyncio.gather(*(read(pool, user_id) for user_id in users * 5))
-        assert (pool.open, len(pool.idle), pool.opening) == (3, 3, 0)
+        assert (len(pool.sessions), len(pool.idle), pool.opening) == (3, 3, 0)
         return found
 
     found = run(work)
@@ -174,10 +174,10 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced() -> None:
         await asyncio.gather(*(read(pool) for _ in range(3)))
         await until(lambda: len(pool.idle) == 3)
         elsewhere(lambda: terminate([session.raw.info.backend_pid for session in pool.idle]))
-        await until(lambda: pool.open == 0)
+        await until(lambda: len(pool.sessions) == 0)
         assert pool.idle == []
         assert (await spend(pool)).quota.quota_remaining == 19
-        assert pool.open == 1
+        assert len(pool.sessions) == 1
 
     run(work)
     assert spent() == 1
@@ -191,11 +191,42 @@ def test_a_spend_whose_connection_dies_is_made_once() -> None:
             stuck = asyncio.create_task(spend(pool))
             await until(lambda: bool(elsewhere(waiting)))
             elsewhere(lambda: terminate(waiting()))
-            await until(lambda: pool.open == 0)
+            await until(lambda: len(pool.sessions) == 0)
         return await stuck
 
     assert run(work).quota.quota_remaining == 19
     assert spent() == 1
+
+
+def test_whoever_waits_for_a_connection_that_dies_is_answered_by_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_loop, "PATIENCE", 600)
+    quotas.current(USER)
+
+    async def work(pool: Pool) -> list[Quota]:
+        with held():
+            stuck = asyncio.create_task(spend(pool))
+            await until(lambda: bool(elsewhere(waiting)))
+            others = [asyncio.create_task(read(pool, OTHER)) for _ in range(4)]
+            await until(lambda: len(pool.waiting) == 4)
+            elsewhere(lambda: terminate(waiting()))
+            found = await asyncio.gather(*others)
+        await stuck
+        return found
+
+    assert [quota.user_id for quota in run(work, size=1)] == [OTHER] * 4
+
+
+def test_steps_end_at_once_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "fetch", lambda *_: 1 / 0)
+    monkeypatch.setitem(store.FREE_TRIES, "postgresql", 0)
+    steps = quotas.consuming(USER)
+    with pytest.raises(ZeroDivisionError) as told:
+        store.perform(steps)
+    assert told.value
+    assert steps.gi_frame is None
+    assert not connection.in_atomic_block
 
 
 def test_who_gives_up_leaves_no_answer_to_the_next() -> None:
@@ -224,11 +255,11 @@ def test_those_who_wait_are_told_when_no_connection_can_be_made(monkeypatch: pyt
             answers = await asyncio.gather(*(read(pool) for _ in range(8)), return_exceptions=True)
             assert {type(answer) for answer in answers} == {OperationalError}
             await until(lambda: pool.opening == 0)
-            assert (pool.open, len(pool.waiting)) == (0, 0)
+            assert (len(pool.sessions), len(pool.waiting)) == (0, 0)
         assert (await read(pool)).quota_remaining == 20  # by a thread: none is opened for a second
         pool.quiet_until = 0
         await read(pool)
-        assert pool.open == 1
+        assert len(pool.sessions) == 1
 
     run(work)
 

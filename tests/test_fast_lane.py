@@ -133,6 +133,13 @@ def test_what_is_not_plain_goes_the_whole_way_and_is_answered_there(
     assert not lane.is_short(lambda: lane.consume(**given))
 
 
+def test_what_strangers_write_at_length_is_not_kept(lane: Lane) -> None:
+    assert not lane.is_short(lambda: lane.get(**{"HTTP_SEC_" + "A" * 2_000: "1"}))
+    known = len(lane.handler.lane.learned)
+    assert not lane.is_short(lambda: lane.get(HTTP_ORIGIN="https://" + "a" * 2_000))
+    assert len(lane.handler.lane.learned) == known
+
+
 def test_a_read_with_a_body_goes_the_whole_way(lane: Lane) -> None:
     assert not lane.is_short(lambda: lane.get(CONTENT_LENGTH="99999999"))
 

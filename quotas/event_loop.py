@@ -89,16 +89,17 @@ class LoopSession(Session):
     def hear(self) -> None:
         """Take in what came; what comes when nothing is awaited is a notice, or the connection's end.
 
-        Behind an error there may be the end, which libuv does not tell of a second time: so look for it.
+        Behind an error there may be the end, which libuv does not tell of a second time: so look twice.
         """
         try:
-            self.pgconn.consume_input()
-            while not self.pgconn.is_busy():
-                if (result := self.pgconn.get_result()) is None:
-                    break
-                self.latest = result
-            if not self._settle():
+            for _ in range(2):
                 self.pgconn.consume_input()
+                while not self.pgconn.is_busy():
+                    if (result := self.pgconn.get_result()) is None:
+                        break
+                    self.latest = result
+                if self._settle():
+                    return
         except psycopg.OperationalError as error:
             self.close(error)
 
@@ -133,6 +134,7 @@ class Pool:
         self.idle: list[LoopSession] = []  # the one used last is used next: it is warm
         self.waiting: deque[asyncio.Future[LoopSession | None]] = deque()
         self.quiet_until = 0.0
+        self.is_listening = False
         self.turns = [asyncio.Lock() for _ in range(TURNS)]
 
     async def perform(self, steps: Steps[Found]) -> Found:
@@ -195,23 +197,25 @@ class Pool:
 
     def _opened(self, opening: "asyncio.Future[BaseDatabaseWrapper]") -> None:
         self.opening -= 1
-        if error := opening.exception():
+        try:
+            session = LoopSession(opening.result(), self._ended)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits
             self.quiet_until = monotonic() + RETRY
             while not self.sessions and self.waiting:
                 if not (waiter := self.waiting.popleft()).done():
                     waiter.set_exception(OperationalError(*error.args))  # each his own, for he adds to it
             return
-        if not self.sessions:
-            opening.get_loop().call_later(LISTEN, self._listen)
-        self.sessions.add(session := LoopSession(opening.result(), self._ended))
+        self.sessions.add(session)
+        if not self.is_listening:
+            self.is_listening = True
+            self._listen()
         self._hand_over(session)
 
     def _listen(self) -> None:
         """Look for ends that the loop was not told of: who waits by such a connection would wait for ever."""
         for session in [*self.sessions]:
             session.hear()
-        if self.sessions:
-            asyncio.get_running_loop().call_later(LISTEN, self._listen)
+        asyncio.get_running_loop().call_later(LISTEN, self._listen)
 
     def _give_back(self, session: LoopSession) -> None:
         if session.awaited:  # whoever waited for it was cancelled

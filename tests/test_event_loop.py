@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Barrier
 from typing import Any
 
 import psycopg
@@ -41,8 +42,9 @@ def run(work: Callable[[Pool], Coroutine[Any, Any, Any]], size: int = 3) -> Any:
         try:
             return asyncio.run(main())
         finally:
-            for _ in range(2):
-                threads.submit(connections.close_all).result()
+            both = Barrier(2)  # or one thread would close its connection twice, and the other never
+            for closed in [threads.submit(lambda: (both.wait(), connections.close_all())) for _ in range(2)]:
+                closed.result()
 
 
 async def read(pool: Pool, user_id: str = USER) -> Quota:

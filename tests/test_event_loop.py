@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from threading import Barrier
 from typing import Any
 
@@ -125,18 +126,18 @@ def test_a_period_goes_on_by_the_version_it_began_under() -> None:
     plan = Plan.objects.get(is_default=True)
 
     def edit() -> None:
-        plan.allowance = 7
+        plan.allowance, plan.period_seconds = 7, 3_600
         plan.save()
 
-    async def work(pool: Pool) -> list[int]:
-        before = await spend(pool)
+    async def work(pool: Pool) -> list[Quota]:
+        await spend(pool)
         elsewhere(edit)
         store.forget_plans()  # as another process, which begins with who has the new version
         await read(pool, OTHER)
-        begun, later = await read(pool), await read(pool, OTHER)
-        return [before.quota.quota_limit, begun.quota_limit, later.quota_limit]
+        return [await read(pool), await read(pool, OTHER)]
 
-    assert run(work) == [20, 20, 7]
+    told = [(it.quota_limit, it.resets_at - it.last_reset_date) for it in run(work)]
+    assert told == [(20, timedelta(days=1)), (7, timedelta(hours=1))]
 
 
 def test_who_waits_for_a_row_holds_up_nobody_else() -> None:

@@ -1,11 +1,12 @@
 """What the proxies of the scenarios have in common."""
 
 import socket
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from threading import Thread
 
 
-class Proxy:
+class Proxy(ABC):
     """Listens on a free `port` of 127.0.0.1, and gives each connection to `_pass` in a thread of its own."""
 
     def __init__(self) -> None:
@@ -24,5 +25,6 @@ class Proxy:
                 client, _ = self._listener.accept()
                 Thread(target=self._pass, args=(client,), daemon=True).start()
 
+    @abstractmethod
     def _pass(self, client: socket.socket) -> None:
-        raise NotImplementedError
+        """Carry what the client sends, and close the connection in the end."""

@@ -201,9 +201,8 @@ class Pool:
             session = LoopSession(opening.result(), self._ended)
         except Exception as error:  # noqa: BLE001 - told to whoever waits
             self.quiet_until = monotonic() + RETRY
-            while not self.sessions and self.waiting:
-                if not (waiter := self.waiting.popleft()).done():
-                    waiter.set_exception(OperationalError(*error.args))  # each his own, for he adds to it
+            while not self.sessions and (waiter := self._next_waiter()):
+                waiter.set_exception(OperationalError(*error.args))  # each his own, for he adds to it
             return
         self.sessions.add(session)
         if not self.is_listening:
@@ -223,17 +222,22 @@ class Pool:
         elif session.is_open:
             self._hand_over(session)
 
-    def _hand_over(self, session: LoopSession | None) -> None:
+    def _hand_over(self, session: LoopSession) -> None:
+        if waiter := self._next_waiter():
+            waiter.set_result(session)
+        else:
+            self.idle.append(session)
+
+    def _next_waiter(self) -> "asyncio.Future[LoopSession | None] | None":
+        """The first of those who have not given up."""
         while self.waiting:
             if not (waiter := self.waiting.popleft()).done():
-                waiter.set_result(session)
-                return
-        if session:
-            self.idle.append(session)
+                return waiter
+        return None
 
     def _ended(self, session: LoopSession) -> None:
         self.sessions.discard(session)
         if session in self.idle:
             self.idle.remove(session)
-        while self.waiting and not self.sessions and not self.opening:
-            self._hand_over(None)
+        while not self.sessions and not self.opening and (waiter := self._next_waiter()):
+            waiter.set_result(None)

@@ -17,6 +17,7 @@ from quotas.event_loop import Pool
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.policy import Quota
 from tests.conftest import USER
+from tests.lanes import outside
 from tests.postgres import free_port
 from tests.site import url_of_the_test_database
 
@@ -86,12 +87,6 @@ def waiting() -> list[int]:
         return [pid for (pid,) in cursor.fetchall()]
 
 
-def elsewhere(act: Callable[[], Any]) -> Any:
-    """Django lets nobody wait in an event loop."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: (act(), connections.close_all())[0]).result()
-
-
 def terminate(pids: list[int]) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s) AS pid", [pids])
@@ -131,7 +126,7 @@ def test_a_period_goes_on_by_the_version_it_began_under() -> None:
 
     async def work(pool: Pool) -> list[Quota]:
         await spend(pool)
-        elsewhere(edit)
+        outside(edit)
         store.forget_plans()  # as another process, which begins with who has the new version
         await read(pool, OTHER)
         return [await read(pool), await read(pool, OTHER)]
@@ -147,7 +142,7 @@ def test_who_waits_for_a_row_holds_up_nobody_else() -> None:
         await read(pool, OTHER)
         with held():
             stuck = [asyncio.create_task(spend(pool)) for _ in range(4)]
-            await until(lambda: bool(elsewhere(waiting)))
+            await until(lambda: bool(outside(waiting)))
             for _ in range(5):
                 assert (await read(pool, OTHER)).quota_remaining == 20
             assert not any(task.done() for task in stuck)
@@ -164,7 +159,7 @@ def test_a_thread_helps_out_when_no_connection_is_free(monkeypatch: pytest.Monke
     async def work(pool: Pool) -> None:
         with held():
             stuck = asyncio.create_task(spend(pool))
-            await until(lambda: bool(elsewhere(waiting)))
+            await until(lambda: bool(outside(waiting)))
             assert (await read(pool, OTHER)).quota_remaining == 20
         await stuck
 
@@ -176,7 +171,7 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced() -> None:
     async def work(pool: Pool) -> None:
         await asyncio.gather(*(read(pool) for _ in range(3)))
         await until(lambda: len(pool.idle) == 3)
-        elsewhere(lambda: terminate([session.raw.info.backend_pid for session in pool.idle]))
+        outside(lambda: terminate([session.raw.info.backend_pid for session in pool.idle]))
         await until(lambda: len(pool.sessions) == 0)
         assert pool.idle == []
         assert (await spend(pool)).quota.quota_remaining == 19
@@ -192,8 +187,8 @@ def test_a_spend_whose_connection_dies_is_made_once() -> None:
     async def work(pool: Pool) -> Any:
         with held():
             stuck = asyncio.create_task(spend(pool))
-            await until(lambda: bool(elsewhere(waiting)))
-            elsewhere(lambda: terminate(waiting()))
+            await until(lambda: bool(outside(waiting)))
+            outside(lambda: terminate(waiting()))
             await until(lambda: len(pool.sessions) == 0)
         return await stuck
 
@@ -210,10 +205,10 @@ def test_whoever_waits_for_a_connection_that_dies_is_answered_by_a_thread(
     async def work(pool: Pool) -> list[Quota]:
         with held():
             stuck = asyncio.create_task(spend(pool))
-            await until(lambda: bool(elsewhere(waiting)))
+            await until(lambda: bool(outside(waiting)))
             others = [asyncio.create_task(read(pool, OTHER)) for _ in range(4)]
             await until(lambda: len(pool.waiting) == 4)
-            elsewhere(lambda: terminate(waiting()))
+            outside(lambda: terminate(waiting()))
             found = await asyncio.gather(*others)
         await stuck
         return found
@@ -239,7 +234,7 @@ def test_who_gives_up_leaves_no_answer_to_the_next() -> None:
         await read(pool, OTHER)
         with held():
             stuck = asyncio.create_task(spend(pool))
-            await until(lambda: bool(elsewhere(waiting)))
+            await until(lambda: bool(outside(waiting)))
             stuck.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await stuck

@@ -5,8 +5,8 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from functools import partial, wraps
+from typing import Any, ClassVar, Concatenate, NamedTuple, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -188,46 +188,53 @@ class Opened(NamedTuple):
     tombstoned: int
 
 
+P = ParamSpec("P")
+Found = TypeVar("Found")
+
+
+def _by_thread(steps: Callable[P, store.Steps[Found]]) -> Callable[P, Found]:
+    """The verb that takes these steps by its thread's own connection."""
+
+    @wraps(steps)
+    def verb(*args: P.args, **options: P.kwargs) -> Found:
+        return store.perform(steps(*args, **options))
+
+    return verb
+
+
+def _in_turn(
+    steps: Callable[Concatenate["QuotaManager", str, P], store.Steps[Found]],
+) -> Callable[Concatenate["QuotaManager", str, P], Found]:
+    """The same for what writes: threads that mean one user's row take turns."""
+
+    @wraps(steps)
+    def verb(self: "QuotaManager", user_id: str, /, *args: P.args, **options: P.kwargs) -> Found:
+        with store.turn(user_id):
+            return store.perform(steps(self, user_id, *args, **options))
+
+    return verb
+
+
 class QuotaManager(models.Manager["ChallengeQuota"]):
     """The verbs. Each takes the user's id, asks policy.py, and makes the answer stick.
 
+    Two are there as steps too, `reading` and `consuming`, for whoever brings a connection of his own.
     All of them raise a `policy.Refusal` for what the rules turn down, ValueError for an id that is
     none, and `django.db.OperationalError` when the database cannot be reached.
     """
 
-    def current(self, user_id: str, *, actor: Actor | None = None) -> Quota:
-        """Return the quota as it stands now; it is opened if missing and reset if due."""
-        return store.perform(self.reading(user_id, actor=actor))
-
     def reading(self, user_id: str, *, actor: Actor | None = None) -> store.Steps[Quota]:
-        """`current`, for whoever brings a connection of his own."""
+        """Return the quota as it stands now; it is opened if missing and reset if due."""
         outcome = yield from self._carrying_out(
             user_id, policy.current, Request(actor or Actor("user", user_id))
         )
         return outcome.quota
 
+    current = _by_thread(reading)
+
     def open_missing(self, user_id: str, *, actor: Actor) -> Quota:
         """Make the row if there is none; a quota that is there is left as it is, due or not."""
         return self._carry_out(user_id, policy.open_missing, Request(actor)).quota
-
-    def consume(
-        self,
-        user_id: str,
-        cost: int | None = None,
-        *,
-        action: str = "",
-        metadata: Mapping[str, Any] | None = None,
-        key: str | None = None,
-        actor: Actor | None = None,
-    ) -> Receipt:
-        """Spend `cost` units, all or nothing, and once per idempotency key.
-
-        Without a cost it is what the plan asks for `action`, or 1. Raises Exhausted when too few
-        are left, CostExceedsLimit, UnknownAction, CostBelowPrice, KeyReused or Deleted.
-        """
-        steps = self.consuming(user_id, cost, action=action, metadata=metadata, key=key, actor=actor)
-        with store.turn(user_id):
-            return store.perform(steps)
 
     def consuming(
         self,
@@ -239,7 +246,11 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         key: str | None = None,
         actor: Actor | None = None,
     ) -> store.Steps[Receipt]:
-        """`consume`, for whoever brings a connection of his own."""
+        """Spend `cost` units, all or nothing, and once per idempotency key.
+
+        Without a cost it is what the plan asks for `action`, or 1. Raises Exhausted when too few
+        are left, CostExceedsLimit, UnknownAction, CostBelowPrice, KeyReused or Deleted.
+        """
         if cost is not None:
             _require_units(cost)
         request = _request(
@@ -251,6 +262,8 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
             metadata=metadata,
         )
         return (yield from self._writing(user_id, partial(policy.consume, cost=cost), request))
+
+    consume = _in_turn(consuming)
 
     def adjust(
         self, user_id: str, delta: int, *, reason: str, actor: Actor, key: str | None = None
@@ -387,37 +400,6 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         rows = self.filter(user_id__in=user_ids).values_list("user_id", "deleted_at")
         return {user_id: deleted_at is not None for user_id, deleted_at in rows}
 
-    def _write(
-        self,
-        user_id: str,
-        verb: Callable[[Snapshot, Request], Outcome],
-        request: Request,
-        also: tuple[str, Any] = ("", None),
-    ) -> Receipt:
-        with store.turn(user_id):
-            return store.perform(self._writing(user_id, verb, request, also))
-
-    def _writing(
-        self,
-        user_id: str,
-        verb: Callable[[Snapshot, Request], Outcome],
-        request: Request,
-        also: tuple[str, Any] = ("", None),
-    ) -> store.Steps[Receipt]:
-        outcome = yield from self._carrying_out(user_id, verb, request, also)
-        if isinstance(outcome, Change):
-            return Receipt(outcome.entries[-1], outcome.quota, outcome.standing, is_replay=False)
-        return Receipt(outcome.entry, outcome.quota, outcome.standing, is_replay=True)
-
-    def _carry_out(
-        self,
-        user_id: str,
-        verb: Callable[[Snapshot, Request], Outcome],
-        request: Request,
-        also: tuple[str, Any] = ("", None),
-    ) -> Change | policy.Replay:
-        return store.perform(self._carrying_out(user_id, verb, request, also))
-
     def _carrying_out(
         self,
         user_id: str,
@@ -434,6 +416,22 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         if isinstance(outcome, Change) and outcome.refusal:
             raise outcome.refusal
         return outcome
+
+    _carry_out = _by_thread(_carrying_out)
+
+    def _writing(
+        self,
+        user_id: str,
+        verb: Callable[[Snapshot, Request], Outcome],
+        request: Request,
+        also: tuple[str, Any] = ("", None),
+    ) -> store.Steps[Receipt]:
+        outcome = yield from self._carrying_out(user_id, verb, request, also)
+        if isinstance(outcome, Change):
+            return Receipt(outcome.entries[-1], outcome.quota, outcome.standing, is_replay=False)
+        return Receipt(outcome.entry, outcome.quota, outcome.standing, is_replay=True)
+
+    _write = _in_turn(_writing)
 
 
 class ChallengeQuota(models.Model):

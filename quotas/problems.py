@@ -14,13 +14,12 @@ from rest_framework import exceptions
 
 from quotas import metrics, policy, ratelimit
 from quotas.jwks import KeysUnavailable
-from quotas.store import NoDefaultPlan
+from quotas.store import READ_ONLY, NoDefaultPlan, sqlstate
 from quotas.tokens import TokenRefused
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5  # what a client shall wait when the database is away
-READ_ONLY = "25006"  # PostgreSQL's SQLSTATE of a write on a standby, which Django takes for a fault of ours
 
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's, in every Python
 STATUS = {
@@ -100,7 +99,7 @@ def from_exception(error: Exception) -> Problem | None:
             return unavailable("keys_unavailable", error.detail, error.retry_after)
         case OperationalError() | InterfaceError():
             return _without_database(error)
-        case InternalError() if getattr(error.__cause__, "sqlstate", None) == READ_ONLY:
+        case InternalError() if sqlstate(error) == READ_ONLY:  # Django takes it for a fault of ours
             if not connection.in_atomic_block:
                 connection.close()  # it would stay with this server; a new one finds who takes writes now
             return _without_database(error)

@@ -93,7 +93,7 @@ class FastLane:
         who = principal(asked.headers.get("authorization", ""), may_wait=False)
         if not isinstance(who, User):
             return Detour()
-        cost, given = None, asked.headers.get("x-request-id", "")
+        cost = None
         if shown := READ.get(asked.path):
             if "content-length" in asked.headers:
                 return Detour()
@@ -111,7 +111,7 @@ class FastLane:
             kind, cost = Kind("POST", asked.path[1:], "consume", outcome, 201), receipt.entry.cost
             body = serializers.consumption(receipt)
             fields = views.fields(receipt.standing, is_replay=receipt.is_replay)
-        payload, request_id = to_json(body).encode(), id_for(given)
+        payload, request_id = to_json(body).encode(), id_for(asked.headers.get("x-request-id", ""))
         own = [("X-Request-Id", request_id), ("Content-Length", str(len(payload)))]
         tell(kind, asker(who), request_id, perf_counter() - asked.began, cost)
         return Answer(kind.status, [*headers, *fields.items(), *own], payload)

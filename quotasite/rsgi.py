@@ -23,10 +23,10 @@ from quotasite.wsgi import application  # sets Django up, which the others need
 
 # isort: split
 from django.conf import settings
-from django.db import connection
 
 from quotas.event_loop import Pool
 from quotas.middleware import LATE
+from quotas.statements import vendor
 from quotas.views import RAISED
 from quotasite.fast_lane import Answer, Asked, Detour, FastLane
 from quotasite.request_log import BEGAN
@@ -62,7 +62,7 @@ class Site:
         self.loop = loop
         for _ in range(settings.WEB_THREADS):
             Thread(target=self._work, daemon=True).start()
-        if settings.FAST_LANE and connection.vendor == "postgresql":
+        if settings.FAST_LANE and vendor() == "postgresql":
             self.lane = FastLane(Pool(settings.LANE_CONNECTIONS, self.in_thread))
         gc.collect()
         gc.freeze()  # what is here by now stays: no collection need look at it
@@ -77,7 +77,6 @@ class Site:
                     body = await protocol()
             except TimeoutError:
                 is_late = True
-        request = Request(scope, protocol, body, is_late, began)
         detour = Detour()
         if self.lane and not is_late:
             items = headers.items()
@@ -91,6 +90,7 @@ class Site:
                     protocol.response_bytes(status, [*own, LAST] if self.drain.is_on else own, content)
                     return
                 detour = answer
+        request = Request(scope, protocol, body, is_late, began)
         await self.in_thread(partial(self._answer, request, detour))
 
     def in_thread(self, act: Callable[[], Found]) -> "asyncio.Future[Found]":

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import django
 from uuid_utils.compat import uuid7
 
-from quotas import policy
-from quotas.policy import Actor, Change, Entry, Plan, Request, Snapshot, State
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.outcomes import Change
+from quotas.rules.values import Actor, Entry, Plan, Request, Snapshot, State
 from tests.postgres import Server, engine
 
 TEMPLATES = 2_000  # users whose life the rules play; all others are copies of them
@@ -162,13 +163,13 @@ def life(user_id: str, plan: Plan, chance: random.Random) -> tuple[State, list[E
             state = outcome.state
             entries.extend(outcome.entries)
 
-    ask(policy.current)
+    ask(verbs.current)
     while clock < now:
         for _ in range(chance.choice([1, 2, 3])):
-            ask(partial(policy.consume, cost=chance.choice([1, 2, 5, 10])))
+            ask(partial(verbs.consume, cost=chance.choice([1, 2, 5, 10])))
         clock += pause * chance.expovariate(1)
     clock = now
-    if end := chance.choices([None, policy.delete, partial(policy.adjust, delta=5)], [99, 0.3, 0.7])[0]:
+    if end := chance.choices([None, verbs.delete, partial(verbs.adjust, delta=5)], [99, 0.3, 0.7])[0]:
         ask(end)
     assert state  # it was opened
     return state, entries
@@ -228,7 +229,7 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "ledger", ledger
     yield "ledger, page 200", f"{ledger}?p=200"
     yield "ledger, search for a user", f"{ledger}?q={busy.pk}"
-    for kind in policy.Kind:
+    for kind in values.Kind:
         yield f"ledger, {kind}", f"{ledger}?kind__exact={kind}"
     yield "plans", "/admin/quotas/plan/"
     yield "a plan", "/admin/quotas/plan/free/change/"
@@ -361,7 +362,7 @@ def are_spends_hot() -> bool:
     for _ in range(SPENDS):
         try:
             ChallengeQuota.objects.consume(chance.choice(users))
-        except policy.Exhausted:
+        except outcomes.Exhausted:
             continue
     every, hot = (now - then for now, then in zip(updates(), before, strict=True))
     share = 100 * hot / every

@@ -94,7 +94,7 @@ def fill(server: Server, users: tuple[int, ...], long: int) -> None:
 def play() -> None:
     """The life that all users have led: two spends, and the refund of one."""
     from quotas.models import ChallengeQuota, Plan
-    from quotas.policy import Actor
+    from quotas.rules.values import Actor
 
     plan = Plan.objects.get(is_default=True)
     plan.allowance = 1_000_000
@@ -127,7 +127,7 @@ def statements() -> dict[str, Callable[[str], Pair]]:
     """The statements of a request, as they are sent for a user; to be called in a transaction."""
     from quotas import store
     from quotas.models import ChallengeQuota, LedgerEntry
-    from quotas.policy import Actor
+    from quotas.rules.values import Actor
 
     quotas = ChallengeQuota.objects
     spends: dict[str, UUID] = {}

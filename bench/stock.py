@@ -54,7 +54,8 @@ def open_ours(database_url: str) -> None:
     from django.db import connection
 
     from quotas.models import ChallengeQuota
-    from quotas.policy import Actor, Exhausted
+    from quotas.rules.outcomes import Exhausted
+    from quotas.rules.values import Actor
 
     call_command("migrate", verbosity=0)
     quotas, users = ChallengeQuota.objects, [*SPENDERS, HOT]

@@ -7,10 +7,11 @@ from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.utils.functional import cached_property
 
-from quotas import policy
 from quotas.console import Standing, read_clock, standing
 from quotas.models import ChallengeQuota, Plan, PlanChange, Receipt
-from quotas.policy import MAX_UNITS, Actor, Change, OnChange, Outcome, Quota, Refusal, Request, Snapshot
+from quotas.rules import values, verbs
+from quotas.rules.outcomes import Change, Outcome, Refusal
+from quotas.rules.values import MAX_UNITS, Actor, OnChange, Quota, Request, Snapshot
 
 
 class ResetForm(forms.Form):
@@ -29,7 +30,7 @@ class ResetForm(forms.Form):
     token = forms.UUIDField(widget=forms.HiddenInput)
 
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
-        return policy.reset(snapshot, request)
+        return verbs.reset(snapshot, request)
 
     def carry_out(self, user_id: str, actor: Actor) -> Receipt | PlanChange:
         return ChallengeQuota.objects.reset(user_id, actor=actor, **self.particulars)
@@ -72,7 +73,7 @@ class AdjustForm(ResetForm):
         return delta
 
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
-        return policy.adjust(snapshot, request, self.cleaned_data["delta"])
+        return verbs.adjust(snapshot, request, self.cleaned_data["delta"])
 
     def carry_out(self, user_id: str, actor: Actor) -> Receipt:
         delta = self.cleaned_data["delta"]
@@ -114,7 +115,7 @@ class ChangePlanForm(ResetForm):
         return None if name == CLERKS else name
 
     @cached_property
-    def target(self) -> policy.Plan:
+    def target(self) -> values.Plan:
         """The plan of that name; read once, however many users are shown."""
         return Plan.objects.get(pk=self.plan_name).rules
 
@@ -124,7 +125,7 @@ class ChangePlanForm(ResetForm):
             aimed = replace(snapshot, target=target, target_source=source)
         else:
             aimed = replace(snapshot, target=self.target)
-        return policy.change_plan(aimed, request, OnChange(self.cleaned_data["on_change"]))
+        return verbs.change_plan(aimed, request, OnChange(self.cleaned_data["on_change"]))
 
     def carry_out(self, user_id: str, actor: Actor) -> PlanChange:
         plan, on_change = self.plan_name, OnChange(self.cleaned_data["on_change"])

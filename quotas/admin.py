@@ -22,7 +22,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_safe
 
-from quotas import exports, key_admin, plan_admin, policy
+from quotas import exports, key_admin, plan_admin
 from quotas.acts import AdjustForm, ChangePlanForm, Preview, ResetForm, preview
 from quotas.charts import daily_bars
 from quotas.console import (
@@ -38,7 +38,9 @@ from quotas.console import (
 )
 from quotas.exhausted import MOST_EXHAUSTED, exhausted
 from quotas.models import ChallengeQuota, LedgerEntry, PlanRules
-from quotas.policy import MAX_UNITS, Actor, KeyReused, PlanSource, Refusal, Request
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.outcomes import KeyReused, Refusal
+from quotas.rules.values import MAX_UNITS, Actor, PlanSource, Request
 from quotas.totals import of_user
 
 __all__ = ["LedgerEntryAdmin", "QuotaAdmin", "key_admin", "plan_admin"]  # these two register themselves
@@ -85,10 +87,10 @@ class SpendForm(forms.Form):
             return ""
         cost = self.cleaned_data["spend"]
         by = Request(Actor("user", quota.user_id))
-        outcome = policy.consume(quota.snapshot(read_clock(quota)), by, cost)
+        outcome = verbs.consume(quota.snapshot(read_clock(quota)), by, cost)
         if isinstance(outcome, Refusal):
             return f"It would be refused. {outcome}"
-        if isinstance(outcome, policy.Change) and outcome.refusal:
+        if isinstance(outcome, outcomes.Change) and outcome.refusal:
             return f"It would be refused. {outcome.refusal}"
         left = "no limit" if outcome.quota.is_unlimited else f"{outcome.quota.quota_remaining:,}"
         return f"It would be paid. Left after it: {left}."
@@ -324,7 +326,7 @@ def quota_cells(quota: ChallengeQuota) -> Iterator[object]:
     yield from (quota.user_id, quota.email, quota.plan_id, now.state)
     yield from (now.quota.quota_limit, now.quota.used, now.quota.spendable)
     for at in (now.quota.last_reset_date, now.quota.resets_at, quota.deleted_at, now.quota.at):
-        yield at and policy.rfc3339(at)
+        yield at and values.rfc3339(at)
 
 
 def entry_cells(entry: LedgerEntry) -> Iterator[object]:
@@ -333,7 +335,7 @@ def entry_cells(entry: LedgerEntry) -> Iterator[object]:
         value = getattr(entry, name)
         if name == "metadata":
             value = value and json.dumps(value)
-        yield policy.rfc3339(value) if name.endswith(("_at", "_date")) else value
+        yield values.rfc3339(value) if name.endswith(("_at", "_date")) else value
 
 
 @admin.register(LedgerEntry)

@@ -14,8 +14,8 @@ from rest_framework.request import Request
 from quotas import tokens
 from quotas.jwks import WouldWait
 from quotas.models import ServiceKey
-from quotas.policy import Actor
 from quotas.problems import unauthorized
+from quotas.rules.values import Actor
 from quotas.store import read_surely
 
 SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")

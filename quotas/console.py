@@ -16,9 +16,9 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from quotas import policy
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.policy import Quota
+from quotas.rules import values
+from quotas.rules.values import Quota
 
 MOST_COUNTED = 10_000  # rows; a list of more says so
 UNITS_OF_TIME = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
@@ -73,7 +73,7 @@ def in_words(seconds: int) -> str:
     return " ".join(words) or "0 s"
 
 
-def length(plan: policy.Plan) -> str:
+def length(plan: values.Plan) -> str:
     """How long a period of the plan is, in words."""
     return in_words(int(plan.window.total_seconds())) if plan.window else "a month"
 
@@ -82,7 +82,7 @@ def clock_time(instant: datetime, text: str = "") -> SafeString:
     """The instant, or `text` with the instant behind it; in UTC, the time zone of the settings."""
     shown = f"{instant:%Y-%m-%d %H:%M:%S}"
     return format_html(
-        '<time datetime="{}" title="{} UTC">{}</time>', policy.rfc3339(instant), shown, text or shown
+        '<time datetime="{}" title="{} UTC">{}</time>', values.rfc3339(instant), shown, text or shown
     )
 
 

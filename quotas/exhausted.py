@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from django.db import connection
 
-from quotas import policy
 from quotas.models import ChallengeQuota, Plan, PlanVersion
-from quotas.policy import NO_IDS, Snapshot, State
+from quotas.rules import verbs
+from quotas.rules.values import NO_IDS, Snapshot, State
 from quotas.sql import STATE
 from quotas.store import clock
 
@@ -61,7 +61,7 @@ def _exhausted_of(states: list[State], now: datetime) -> Iterator[str]:
     for state in states:
         plan, rules = plans[state.plan], versions[state.plan, state.plan_version]
         snapshot = Snapshot(state.user_id, now, plan, rules, state, None, None, NO_IDS)
-        if policy.effective(snapshot).spendable == 0:
+        if verbs.effective(snapshot).spendable == 0:
             yield state.user_id
 
 

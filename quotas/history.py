@@ -5,9 +5,10 @@ from datetime import datetime
 
 from django.db.models import Q, QuerySet
 
-from quotas import policy
 from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
-from quotas.policy import Kind, Outcome, Quota, Refusal, Snapshot, State
+from quotas.rules import outcomes, periods, values, verbs
+from quotas.rules.outcomes import Outcome, Refusal
+from quotas.rules.values import Kind, Quota, Snapshot, State
 
 MOST_ENTRIES = 100  # of the period that an explanation shows
 
@@ -44,7 +45,7 @@ class Explanation:
 def page(user_id: str, *, before: int | None, limit: int) -> list[LedgerEntry]:
     """Return the newest `limit` entries, or those older than the seq `before`. Raises policy.Deleted."""
     if ChallengeQuota.objects.filter(pk=user_id, deleted_at__isnull=False).exists():
-        raise policy.Deleted
+        raise outcomes.Deleted
     older = Q() if before is None else Q(seq__lt=before)
     return list(_entries(user_id).filter(older)[:limit])
 
@@ -65,16 +66,16 @@ def explain(user_id: str, at: datetime, cost: int) -> Explanation:
     rules = _version(entry.plan, running)
     # A version that an entry goes by was in force, whatever the clocks of two machines said of it.
     plan = _version(entry.plan, running | Q(version__gt=entry.plan_version, valid_from__lte=at))
-    snapshot = Snapshot(user_id, at, plan, rules, state, None, None, policy.NO_IDS)
+    snapshot = Snapshot(user_id, at, plan, rules, state, None, None, values.NO_IDS)
     return Explanation(
-        quota=policy.effective(snapshot),
+        quota=verbs.effective(snapshot),
         plan_source=state.plan_source,
         is_deleted=state.deleted_at is not None,
-        is_reset_due=not state.deleted_at and policy.is_due(rules, state, at),
+        is_reset_due=not state.deleted_at and periods.is_due(rules, state, at),
         entries=list(
             _entries(user_id).filter(seq__lte=entry.seq, period_seq=entry.period_seq)[:MOST_ENTRIES]
         ),
-        spend=policy.consume(snapshot, policy.Request(policy.Actor("user", user_id)), cost),
+        spend=verbs.consume(snapshot, values.Request(values.Actor("user", user_id)), cost),
     )
 
 
@@ -82,7 +83,7 @@ def _entries(user_id: str) -> QuerySet[LedgerEntry]:
     return LedgerEntry.objects.filter(user_id=user_id).order_by("-seq")
 
 
-def _version(plan: str, wanted: Q) -> policy.Plan:
+def _version(plan: str, wanted: Q) -> values.Plan:
     """The newest of the wanted versions; they are never removed."""
     return PlanVersion.objects.filter(wanted, plan=plan).latest("version").rules
 

@@ -17,8 +17,10 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
-from quotas import policy, store
-from quotas.policy import MAX_UNITS, Actor, Change, Outcome, Quota, Refusal, Request, Snapshot
+from quotas import store
+from quotas.rules import outcomes, periods, values, verbs
+from quotas.rules.outcomes import Change, Outcome, Refusal
+from quotas.rules.values import MAX_UNITS, Actor, Quota, Request, Snapshot
 
 UNITS = (MinValueValidator(0), MaxValueValidator(MAX_UNITS))
 DAY = 86_400  # seconds
@@ -34,7 +36,7 @@ def validate_timezone(name: str) -> None:
 def validate_actions(actions: object) -> None:
     """Demand {"name": cost}: names of 1 to 64 characters, costs from 1 to MAX_UNITS."""
     if not isinstance(actions, dict) or not all(
-        policy.ACTION_NAME.fullmatch(name) and type(cost) is int and 1 <= cost <= MAX_UNITS
+        values.ACTION_NAME.fullmatch(name) and type(cost) is int and 1 <= cost <= MAX_UNITS
         for name, cost in actions.items()
     ):
         raise ValidationError('Write {"name": cost, …}, each cost a whole number from 1.')
@@ -76,8 +78,8 @@ class PlanRules(models.Model):
     class Meta:
         abstract = True
 
-    def named(self, name: str) -> policy.Plan:
-        return policy.Plan(
+    def named(self, name: str) -> values.Plan:
+        return values.Plan(
             name=name,
             version=self.version,
             allowance=self.allowance,
@@ -115,7 +117,7 @@ class Plan(PlanRules):
                 condition=Q(period_seconds__range=(1, 3_660 * DAY)), name="plans_period_in_range"
             ),
             models.CheckConstraint(
-                condition=Q(reset_policy__in=list(policy.RESET_POLICIES)), name="plans_reset_policy_known"
+                condition=Q(reset_policy__in=list(periods.RESET_POLICIES)), name="plans_reset_policy_known"
             ),
         ]
 
@@ -140,7 +142,7 @@ class Plan(PlanRules):
                 )
 
     @property
-    def rules(self) -> policy.Plan:
+    def rules(self) -> values.Plan:
         return self.named(self.name)
 
 
@@ -159,14 +161,14 @@ class PlanVersion(PlanRules):
         return f"{self.plan_id} {self.version}"
 
     @property
-    def rules(self) -> policy.Plan:
+    def rules(self) -> values.Plan:
         return self.named(self.plan_id)
 
 
 class Receipt(NamedTuple):
     """What a verb did: its entry, the quota right after it, and whether it was done before."""
 
-    entry: policy.Entry
+    entry: values.Entry
     quota: Quota
     standing: Quota  # as it is now, which for a replay is later
     is_replay: bool
@@ -226,7 +228,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
     def reading(self, user_id: str, *, actor: Actor | None = None) -> store.Steps[Quota]:
         """Return the quota as it stands now; it is opened if missing and reset if due."""
         outcome = yield from self._carrying_out(
-            user_id, policy.current, Request(actor or Actor("user", user_id))
+            user_id, verbs.current, Request(actor or Actor("user", user_id))
         )
         return outcome.quota
 
@@ -234,7 +236,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
 
     def open_missing(self, user_id: str, *, actor: Actor) -> Quota:
         """Make the row if there is none; a quota that is there is left as it is, due or not."""
-        return self._carry_out(user_id, policy.open_missing, Request(actor)).quota
+        return self._carry_out(user_id, verbs.open_missing, Request(actor)).quota
 
     def consuming(
         self,
@@ -261,7 +263,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
             action=action,
             metadata=metadata,
         )
-        return (yield from self._writing(user_id, partial(policy.consume, cost=cost), request))
+        return (yield from self._writing(user_id, partial(verbs.consume, cost=cost), request))
 
     consume = _in_turn(consuming)
 
@@ -276,12 +278,12 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         request = _request(
             "adjust", {"delta": delta, "reason": reason}, actor=actor, key=key, reason=_required(reason)
         )
-        return self._write(user_id, partial(policy.adjust, delta=delta), request)
+        return self._write(user_id, partial(verbs.adjust, delta=delta), request)
 
     def reset(self, user_id: str, *, reason: str, actor: Actor, key: str | None = None) -> Receipt:
         """Refill to the plan's allowance now, for a reason."""
         request = _request("reset", {"reason": reason}, actor=actor, key=key, reason=_required(reason))
-        return self._write(user_id, policy.reset, request)
+        return self._write(user_id, verbs.reset, request)
 
     def refund(
         self,
@@ -308,14 +310,14 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
             key=key,
             reason=_required(reason),
         )
-        verb = partial(policy.refund, amount=amount)
+        verb = partial(verbs.refund, amount=amount)
         return self._write(user_id, verb, request, ("consumption", consumption_id))
 
     def change_plan(
         self,
         user_id: str,
         plan: str | None,
-        on_change: policy.OnChange = policy.OnChange.KEEP,
+        on_change: values.OnChange = values.OnChange.KEEP,
         *,
         actor: Actor,
         reason: str = "",
@@ -332,10 +334,10 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
             key=key,
             reason=reason,
         )
-        verb = partial(policy.change_plan, on_change=on_change)
+        verb = partial(verbs.change_plan, on_change=on_change)
         also = ("clerk", None) if plan is None else ("target", plan)
         outcome = self._carry_out(user_id, verb, request, also)
-        is_replay = isinstance(outcome, policy.Replay)
+        is_replay = isinstance(outcome, outcomes.Replay)
         return PlanChange(outcome.quota, outcome.standing, is_replay)
 
     def assign_plan(
@@ -359,17 +361,17 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
             store.lock(user_id)  # before the word's own row, as all do, so that no two wait for each other
             if not store.note_assignment(user_id, source, external_id, plan, updated_at):
                 return False
-            self._carry_out(user_id, policy.follow_clerk, Request(actor, reason=reason), ("clerk", None))
+            self._carry_out(user_id, verbs.follow_clerk, Request(actor, reason=reason), ("clerk", None))
         return True
 
-    def clerks_word(self, user_id: str) -> tuple[policy.Plan | None, str]:
+    def clerks_word(self, user_id: str) -> tuple[values.Plan | None, str]:
         """Return the plan that Clerk's words lead to, and which of them (of PlanSource) does."""
         found = store.look_up(user_id, store.Look(also="clerk"))
         return found.target, found.target_source
 
     def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> None:
         """Close the quota for good: the row becomes a tombstone without its e-mail."""
-        self._carry_out(user_id, policy.delete, Request(actor, reason=reason))
+        self._carry_out(user_id, verbs.delete, Request(actor, reason=reason))
 
     def note_profile(self, user_id: str, email: str, clerk_updated_at: datetime) -> bool:
         """Note the e-mail unless a later one is known or the user is deleted; tell whether it was."""
@@ -383,7 +385,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         with transaction.atomic():
             known = self._known(profiles)
             missing = [user_id for user_id in profiles if user_id not in known]
-            made = store.open_many(missing, partial(policy.open_missing, request=Request(actor)))
+            made = store.open_many(missing, partial(verbs.open_missing, request=Request(actor)))
             store.note_profiles((user_id, email, at) for user_id, (email, at) in profiles.items() if at)
         tombstoned = sum(known.values())
         return Opened(made, len(profiles) - made - tombstoned, tombstoned)
@@ -406,7 +408,7 @@ class QuotaManager(models.Manager["ChallengeQuota"]):
         verb: Callable[[Snapshot, Request], Outcome],
         request: Request,
         also: tuple[str, Any] = ("", None),
-    ) -> store.Steps[Change | policy.Replay]:
+    ) -> store.Steps[Change | outcomes.Replay]:
         """Read, decide, store: the one path of every verb."""
         _require_user_id(user_id)
         look = store.Look(request.idempotency_key, *also)
@@ -440,7 +442,7 @@ class ChallengeQuota(models.Model):
     user_id = models.CharField(max_length=128, primary_key=True)
     email = models.CharField(max_length=320, blank=True, default="")
     plan = models.ForeignKey(Plan, on_delete=models.PROTECT, db_index=False)
-    plan_source = models.CharField(max_length=8, db_default=policy.PlanSource.DEFAULT.value)
+    plan_source = models.CharField(max_length=8, db_default=values.PlanSource.DEFAULT.value)
     plan_version = models.PositiveIntegerField(default=1)
     quota_limit = models.BigIntegerField(null=True)
     quota_remaining = models.BigIntegerField()
@@ -489,8 +491,8 @@ class ChallengeQuota(models.Model):
         raise TypeError("A quota is never deleted: its manager's delete() leaves a tombstone.")
 
     @property
-    def state(self) -> policy.State:
-        return policy.State(
+    def state(self) -> values.State:
+        return values.State(
             user_id=self.user_id,
             plan=self.plan_id,
             plan_source=self.plan_source,
@@ -513,17 +515,17 @@ class ChallengeQuota(models.Model):
         if self.plan_version != plan.version:
             # Of all, not by a query of its own: a list of quotas has them prefetched.
             rules = next(it.rules for it in self.plan.versions.all() if it.version == self.plan_version)
-        return Snapshot(self.user_id, now, plan, rules, self.state, None, None, policy.NO_IDS)
+        return Snapshot(self.user_id, now, plan, rules, self.state, None, None, values.NO_IDS)
 
     def effective(self, now: datetime) -> Quota:
         """The quota as a request at `now` would find it, a reset that is due included."""
-        return policy.effective(self.snapshot(now))
+        return verbs.effective(self.snapshot(now))
 
 
 class LedgerEntry(models.Model):
     """One act on a quota, and the state that it left. Entries are only ever added."""
 
-    KINDS: ClassVar = [(kind.value, kind.value) for kind in policy.Kind]
+    KINDS: ClassVar = [(kind.value, kind.value) for kind in values.Kind]
 
     id = models.UUIDField(primary_key=True)
     # No constraint: it would cost each spend a look-up, and a quota's row never goes away.
@@ -540,7 +542,7 @@ class LedgerEntry(models.Model):
     cost = models.BigIntegerField()
     delta = models.BigIntegerField()
     plan = models.CharField(max_length=40)
-    plan_source = models.CharField(max_length=8, db_default=policy.PlanSource.DEFAULT.value)
+    plan_source = models.CharField(max_length=8, db_default=values.PlanSource.DEFAULT.value)
     plan_version = models.PositiveIntegerField(default=1)
     quota_limit = models.BigIntegerField(null=True)
     balance_after = models.BigIntegerField()
@@ -575,10 +577,10 @@ class LedgerEntry(models.Model):
                 condition=Q(balance_after=0, quota_limit__isnull=False),
             ),
             models.Index(
-                fields=["created_at", "user"], name="ledger_refusals", condition=Q(kind=policy.Kind.REFUSED)
+                fields=["created_at", "user"], name="ledger_refusals", condition=Q(kind=values.Kind.REFUSED)
             ),
             # Spends are found without, being many, and are spared it.
-            models.Index(fields=["kind", "id"], name="ledger_kinds", condition=~Q(kind=policy.Kind.CONSUMED)),
+            models.Index(fields=["kind", "id"], name="ledger_kinds", condition=~Q(kind=values.Kind.CONSUMED)),
         ]
         constraints = [
             models.UniqueConstraint(fields=["user", "seq"], name="ledger_seq_once"),
@@ -588,7 +590,7 @@ class LedgerEntry(models.Model):
                 name="ledger_key_once",
             ),
             models.CheckConstraint(
-                condition=Q(kind__in=[kind.value for kind in policy.Kind]), name="ledger_kind_known"
+                condition=Q(kind__in=[kind.value for kind in values.Kind]), name="ledger_kind_known"
             ),
             models.CheckConstraint(
                 condition=Q(balance_after__range=(0, MAX_UNITS)), name="ledger_balance_in_range"
@@ -608,8 +610,8 @@ class PlanAssignment(models.Model):
     """
 
     class Source(models.TextChoices):
-        BILLING = policy.PlanSource.BILLING.value
-        METADATA = policy.PlanSource.METADATA.value
+        BILLING = values.PlanSource.BILLING.value
+        METADATA = values.PlanSource.METADATA.value
 
     id = models.UUIDField(primary_key=True)
     user_id = models.CharField(max_length=128)
@@ -699,7 +701,7 @@ def _request(
 
 
 def _require_user_id(user_id: str) -> None:
-    if not policy.USER_ID.fullmatch(user_id):
+    if not values.USER_ID.fullmatch(user_id):
         raise ValueError("A user id has 1 to 128 characters of A-Z a-z 0-9 _ : . @ -.")
 
 

@@ -13,7 +13,6 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
-from quotas import policy
 from quotas.console import (
     Standing,
     chip,
@@ -23,7 +22,8 @@ from quotas.console import (
     read_clock,
 )
 from quotas.models import ChallengeQuota, Plan, PlanRules, PlanVersion
-from quotas.policy import Actor, OnChange, Request
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.values import Actor, OnChange, Request
 
 MOST_JUDGED = 1_000  # users, by the rules, for a preview
 STATES = ("healthy", "low", "exhausted")
@@ -50,19 +50,19 @@ class Touched:
         ]
 
 
-def touched(plan: policy.Plan) -> Touched:
+def touched(plan: values.Plan) -> Touched:
     """Judge by the rules what `plan` would be, instead of the plan of its name, to those who have it."""
     quotas = effective_quotas().filter(plan=plan.name, deleted_at=None)
     judged = [quota.snapshot(read_clock(quota)) for quota in quotas.order_by()[:MOST_JUDGED]]
     saved = [replace(snapshot, plan=plan) for snapshot in judged]
     moves = [replace(snapshot, target=replace(plan, name="")) for snapshot in judged]  # to his own is no move
-    counted = [policy.change_plan(move, Request(Actor("", "")), OnChange.KEEP) for move in moves]
+    counted = [verbs.change_plan(move, Request(Actor("", "")), OnChange.KEEP) for move in moves]
     return Touched(
         users=count_some(ChallengeQuota.objects.filter(plan=plan.name, deleted_at=None)),
         judged=len(judged),
-        now=Counter(Standing(policy.effective(snapshot)).state for snapshot in judged),
-        saved=Counter(Standing(policy.effective(snapshot)).state for snapshot in saved),
-        counted=Counter(Standing(it.quota).state for it in counted if isinstance(it, policy.Change)),
+        now=Counter(Standing(verbs.effective(snapshot)).state for snapshot in judged),
+        saved=Counter(Standing(verbs.effective(snapshot)).state for snapshot in saved),
+        counted=Counter(Standing(it.quota).state for it in counted if isinstance(it, outcomes.Change)),
     )
 
 

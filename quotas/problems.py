@@ -12,8 +12,9 @@ from django.db import InterfaceError, InternalError, OperationalError, connectio
 from django.http import Http404, HttpResponse, JsonResponse
 from rest_framework import exceptions
 
-from quotas import metrics, policy, ratelimit
+from quotas import metrics, ratelimit
 from quotas.jwks import KeysUnavailable
+from quotas.rules import outcomes, values
 from quotas.store import READ_ONLY, NoDefaultPlan, sqlstate
 from quotas.tokens import TokenRefused
 
@@ -23,16 +24,16 @@ RETRY_SECONDS = 5  # what a client shall wait when the database is away
 
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's, in every Python
 STATUS = {
-    policy.CostExceedsLimit.code: 422,
-    policy.UnknownAction.code: 422,
-    policy.CostBelowPrice.code: 422,
-    policy.KeyReused.code: 422,
-    policy.AdjustmentOutOfRange.code: 409,
-    policy.RefundTooLarge.code: 409,
-    policy.AlreadyRefunded.code: 409,
-    policy.ConsumptionNotFound.code: 404,
-    policy.UnknownPlan.code: 404,
-    policy.Deleted.code: 410,
+    outcomes.CostExceedsLimit.code: 422,
+    outcomes.UnknownAction.code: 422,
+    outcomes.CostBelowPrice.code: 422,
+    outcomes.KeyReused.code: 422,
+    outcomes.AdjustmentOutOfRange.code: 409,
+    outcomes.RefundTooLarge.code: 409,
+    outcomes.AlreadyRefunded.code: 409,
+    outcomes.ConsumptionNotFound.code: 404,
+    outcomes.UnknownPlan.code: 404,
+    outcomes.Deleted.code: 410,
 }
 
 
@@ -89,9 +90,9 @@ def from_exception(error: Exception) -> Problem | None:
     match error:
         case Problem():
             return error
-        case policy.Exhausted():
+        case outcomes.Exhausted():
             return _exhausted(error)
-        case policy.Refusal():
+        case outcomes.Refusal():
             return Problem(STATUS[error.code], error.code, str(error))
         case TokenRefused():
             return unauthorized(error.code, error.detail)
@@ -137,7 +138,7 @@ def _without_database(error: Exception) -> Problem:
     return unavailable("database_unavailable", detail, RETRY_SECONDS)
 
 
-def _exhausted(refusal: policy.Exhausted) -> Problem:
+def _exhausted(refusal: outcomes.Exhausted) -> Problem:
     quota = refusal.quota
     wait = ratelimit.retry_after(quota)
     return Problem(
@@ -152,7 +153,7 @@ def _exhausted(refusal: policy.Exhausted) -> Problem:
             "quota_limit": quota.quota_limit,
             "quota_remaining": quota.quota_remaining,
             "cost": refusal.cost,
-            "resets_at": policy.rfc3339(quota.resets_at),
+            "resets_at": values.rfc3339(quota.resets_at),
             "retry_after": wait,
         },
     )

@@ -6,7 +6,7 @@ from functools import lru_cache
 import http_sf
 from django.conf import settings
 
-from quotas.policy import Quota
+from quotas.rules.values import Quota
 
 
 def fields(quota: Quota) -> dict[str, str]:

@@ -14,8 +14,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from quotas import serializers, views
-from quotas.policy import MAX_UNITS, RESET_POLICIES, USER_ID, Kind, OnChange, PlanSource
 from quotas.problems import TITLES
+from quotas.rules.periods import RESET_POLICIES
+from quotas.rules.values import MAX_UNITS, USER_ID, Kind, OnChange, PlanSource
 
 JSON = dict[str, Any]
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from rest_framework import serializers
 
-from quotas import policy
 from quotas.history import Explanation
 from quotas.models import LedgerEntry, Plan, Receipt
-from quotas.policy import MAX_UNITS, OnChange, Quota, rfc3339
+from quotas.rules import values
+from quotas.rules.values import MAX_UNITS, OnChange, Quota, rfc3339
 
 
 class WholeNumber(serializers.Field[int, Any, int, Any]):
@@ -208,7 +208,7 @@ def _written(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def _period(plan: policy.Plan) -> dict[str, Any]:
+def _period(plan: values.Plan) -> dict[str, Any]:
     return {
         "reset_policy": plan.reset_policy,
         "period_seconds": int(plan.window.total_seconds()) if plan.window else None,

@@ -31,7 +31,8 @@ from django.dispatch import receiver
 from uuid_utils.compat import uuid7
 
 from quotas import metrics, sql
-from quotas.policy import Change, Entry, Outcome, Plan, PlanSource, Snapshot, State
+from quotas.rules.outcomes import Change, Outcome
+from quotas.rules.values import Entry, Plan, PlanSource, Snapshot, State
 from quotas.statements import database, fetch, in_transaction, run, vendor
 
 # After so many tries the row is locked, so that a busy row makes progress too. SQLite's first try only

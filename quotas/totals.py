@@ -17,7 +17,7 @@ from django.db.models import Count, Func, Max, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce, TruncDate, TruncHour
 
 from quotas.models import HourlyTotal, LedgerEntry
-from quotas.policy import Kind
+from quotas.rules.values import Kind
 from quotas.store import clock, took_too_long
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)

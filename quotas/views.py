@@ -17,8 +17,8 @@ from rest_framework.views import APIView
 from quotas import history, ratelimit, serializers
 from quotas.authentication import Principal, Service, User
 from quotas.models import ChallengeQuota, Plan
-from quotas.policy import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
 from quotas.problems import Problem
+from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
 from quotas.store import read_surely
 
 RAW_KEY = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")

@@ -27,8 +27,8 @@ from django.db import connection
 from django.db.models import DateTimeField, F
 from django.test.utils import override_settings
 
-from quotas import policy
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.rules import outcomes, values, verbs
 from quotasite.pretend_clerk import ISSUER, ORIGIN, USERS, PretendClerk
 
 NEW_USER, LATE_USER = "user_demo_new", "user_demo_late"
@@ -135,8 +135,8 @@ def seed_history() -> None:
     """Make users with 30 days of spending, by the rules themselves under a clock of their own."""
     plan = Plan.objects.get(is_default=True).rules
     chance = random.Random(20)  # noqa: S311 - the same history each time
-    states: list[policy.State] = []
-    entries: list[policy.Entry] = []
+    states: list[values.State] = []
+    entries: list[values.Entry] = []
     for number in range(HISTORY_USERS):
         state, history = _history(f"user_history_{number:03}", plan, chance)
         states.append(state)
@@ -195,19 +195,19 @@ def with_page(clerk: PretendClerk) -> override_settings:
 
 
 def _history(
-    user_id: str, plan: policy.Plan, chance: random.Random
-) -> tuple[policy.State, list[policy.Entry]]:
+    user_id: str, plan: values.Plan, chance: random.Random
+) -> tuple[values.State, list[values.Entry]]:
     """A user's state and ledger after spending now and then for a month."""
     clock = datetime.now(UTC) - timedelta(days=HISTORY_DAYS)
     pause = timedelta(hours=chance.choices((0.4, 3, 12, 24, 48, 96), weights=(1, 2, 4, 4, 4, 4))[0])
-    request = policy.Request(policy.Actor("user", user_id))
-    state: policy.State | None = None
-    entries: list[policy.Entry] = []
+    request = values.Request(values.Actor("user", user_id))
+    state: values.State | None = None
+    entries: list[values.Entry] = []
     while state is None or clock < datetime.now(UTC):
         ids = (_uuid7(clock, chance), _uuid7(clock + timedelta(milliseconds=1), chance))
-        snapshot = policy.Snapshot(user_id, clock, plan, plan, state, None, None, ids)
-        outcome = policy.consume(snapshot, request)
-        if isinstance(outcome, policy.Change):
+        snapshot = values.Snapshot(user_id, clock, plan, plan, state, None, None, ids)
+        outcome = verbs.consume(snapshot, request)
+        if isinstance(outcome, outcomes.Change):
             state = outcome.state
             entries.extend(outcome.entries)
         weekend = 1.5 if clock.weekday() > 4 else 1
@@ -223,12 +223,12 @@ def _uuid7(instant: datetime, chance: random.Random) -> UUID:
     )
 
 
-def _columns(record: policy.State | policy.Entry) -> dict[str, Any]:
+def _columns(record: values.State | values.Entry) -> dict[str, Any]:
     """The record as arguments for its model; a quota's plan is a foreign key there."""
-    values = {column.name: getattr(record, column.name) for column in fields(record)}
-    if isinstance(record, policy.State):
-        values["plan_id"] = values.pop("plan")
-    return values
+    columns = {column.name: getattr(record, column.name) for column in fields(record)}
+    if isinstance(record, values.State):
+        columns["plan_id"] = columns.pop("plan")
+    return columns
 
 
 def _bind(host: str, port: int) -> ThreadedWSGIServer:

@@ -15,8 +15,8 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
 from quotas.models import ChallengeQuota
-from quotas.policy import USER_ID
 from quotas.problems import Problem
+from quotas.rules.values import USER_ID
 from quotasite.pretend_clerk import ORIGIN, session_token
 
 KNOWN_USERS = 3  # that the development sign-in offers

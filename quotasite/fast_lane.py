@@ -18,7 +18,7 @@ from quotas.authentication import User, principal
 from quotas.event_loop import Pool
 from quotas.jwks import WouldWait
 from quotas.parsers import json_object
-from quotas.policy import MAX_UNITS
+from quotas.rules.values import MAX_UNITS
 from quotasite.request_log import Kind, asker, id_for, tell
 
 CONSUME = "/api/v1/quota/consume"

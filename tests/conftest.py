@@ -19,7 +19,7 @@ from pytest_django import Settings
 
 from quotas import store
 from quotas.models import ChallengeQuota, Plan
-from quotas.policy import Actor, Snapshot
+from quotas.rules.values import Actor, Snapshot
 from quotasite.demo import shift
 from tests import keys
 from tests.lanes import LaneHandler, outside

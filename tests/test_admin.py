@@ -14,7 +14,7 @@ from django.utils import timezone
 from quotas import admin as quota_admin
 from quotas import console
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from tests.staff import ACTING, LIST, PAGE, SCRIPT, confirm, send, sign_in, text
 from webhooks.models import WebhookEvent
 

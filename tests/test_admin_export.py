@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from quotas import console, exports
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from tests.staff import LIST, SCRIPT, send, sign_in, text
 
 pytestmark = pytest.mark.django_db

@@ -7,7 +7,7 @@ import pytest
 from django.test import Client
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from tests.staff import LIST, PAGE, SCRIPT, sign_in, text
 
 pytestmark = pytest.mark.django_db

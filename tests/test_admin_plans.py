@@ -9,7 +9,7 @@ from django.test import Client
 
 from quotas import console, plan_admin
 from quotas.models import ChallengeQuota, Plan
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from tests.staff import SCRIPT, sign_in, text
 
 pytestmark = pytest.mark.django_db

@@ -17,7 +17,8 @@ from django.utils import timezone
 
 from quotas import audit
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
-from quotas.policy import Exhausted, OnChange
+from quotas.rules.outcomes import Exhausted
+from quotas.rules.values import OnChange
 from tests.conftest import STAFF, USER
 
 pytestmark = pytest.mark.django_db

@@ -20,7 +20,7 @@ from pytest_django import Settings
 
 from quotas import audit, store
 from quotas.models import ChallengeQuota, LedgerEntry, Opened, Plan, PlanAssignment
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from tests.clerk_api import CREATED_AT, ClerkAPI, make_user, make_users
 from tests.site import url_of_the_test_database
 

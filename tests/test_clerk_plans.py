@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanAssignment
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from tests.conftest import STAFF, USER
 from tests.ledger import assert_sound
 from tests.test_webhook import DELETED, NOON, assert_handled, user

@@ -11,7 +11,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from quotas.models import ChallengeQuota, Plan, ServiceKey
-from quotas.policy import Actor, Exhausted
+from quotas.rules.outcomes import Exhausted
+from quotas.rules.values import Actor
 from tests.browser import PHONE, WIDE, axe, console_errors, overflow, show_as, sign_in
 from tests.staff import SCRIPT
 from webhooks.models import WebhookEvent

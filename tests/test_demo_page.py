@@ -12,7 +12,7 @@ import pytest
 from django.db import connection
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from quotasite.demo import shift
 from tests import browser, keys
 from tests.ledger import assert_sound

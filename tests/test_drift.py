@@ -13,7 +13,7 @@ from django.db import OperationalError, connection
 from pytest_django import Settings
 
 from quotas.models import ChallengeQuota, Plan
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from tests.clerk_api import CREATED_AT, ClerkAPI, User, make_user, make_users
 from webhooks import drift
 

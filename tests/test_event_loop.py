@@ -15,7 +15,7 @@ from django.db import OperationalError, connection, connections
 from quotas import event_loop, metrics, store
 from quotas.event_loop import Pool
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
-from quotas.policy import Quota
+from quotas.rules.values import Quota
 from tests.conftest import USER
 from tests.lanes import outside
 from tests.postgres import free_port

@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 from django.db import connection
 
-from quotas import policy
 from quotas.exhausted import exhausted
 from quotas.models import ChallengeQuota, Plan
-from quotas.policy import Actor, OnChange
+from quotas.rules import outcomes
+from quotas.rules.values import Actor, OnChange
 from quotas.store import clock
 
 pytestmark = pytest.mark.django_db
@@ -40,7 +40,7 @@ def test_who_spent_the_last_unit_is_exhausted(make_quota: Make) -> None:
 
 def test_a_refusal_changes_nothing_about_it(make_quota: Make) -> None:
     make_quota(remaining=0)
-    with pytest.raises(policy.Exhausted):
+    with pytest.raises(outcomes.Exhausted):
         ChallengeQuota.objects.consume("user_1")
     assert found() == ["user_1"]
 
@@ -105,7 +105,7 @@ def test_after_any_acts_the_ledger_names_whom_the_rules_name(make_quota: Make, s
     ]
     sizes = set()
     for step in range(240):
-        with contextlib.suppress(policy.Refusal):
+        with contextlib.suppress(outcomes.Refusal):
             chance.choice(acts)(chance.choice(users))
         if step % 8 == 0:
             assert found() == by_the_rules()
@@ -172,6 +172,6 @@ def test_a_spend_leaves_every_index_alone(make_quota: Make) -> None:
     make_quota()
     every, hot = updates("updated"), updates("hot_updated")
     for _ in range(21):  # the last is refused
-        with contextlib.suppress(policy.Exhausted):
+        with contextlib.suppress(outcomes.Exhausted):
             ChallengeQuota.objects.consume("user_1")
     assert updates("updated") - every == updates("hot_updated") - hot == 21

@@ -8,7 +8,7 @@ import pytest
 from django.db.models import F
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
-from quotas.policy import rfc3339
+from quotas.rules.values import rfc3339
 from tests.conftest import STAFF, USER
 from tests.test_service import QUOTA, service_with
 

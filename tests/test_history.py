@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from tests.conftest import STAFF, USER
 from tests.test_service import service_with
 

@@ -12,9 +12,11 @@ import psycopg
 import pytest
 from django.db import connection, transaction
 
-from quotas import policy, store
+from quotas import store
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
-from quotas.policy import Actor, Change, Request
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.outcomes import Change
+from quotas.rules.values import Actor, Request
 from tests.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying, explained, overheard, scans
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
@@ -66,9 +68,9 @@ def copy_rows(table: str, which: str, copies: range, **changed: str) -> None:
         cursor.execute(f"INSERT INTO {table} ({', '.join(columns)}) {copied}", [copies[0], copies[-1]])
 
 
-def verbs() -> dict[str, Callable[[], object]]:
+def each_verb() -> dict[str, Callable[[], object]]:
     """Each verb, and the other ways through the store."""
-    spend = LedgerEntry.objects.filter(user_id=BUSY, kind=policy.Kind.CONSUMED).latest("seq").pk
+    spend = LedgerEntry.objects.filter(user_id=BUSY, kind=values.Kind.CONSUMED).latest("seq").pk
     his = {"reason": "for a test", "actor": STAFF}
     return {
         "read": lambda: quotas.current(BUSY),
@@ -106,13 +108,13 @@ def knowing(act: Callable[[], object]) -> Callable[[], None]:
 
 
 def refused(spend: Callable[[], object]) -> None:
-    with pytest.raises(policy.Exhausted):
+    with pytest.raises(outcomes.Exhausted):
         spend()
 
 
 def store_twice() -> None:
     """As when the answer to a store is lost: the guard holds the second off, and the entry is looked up."""
-    change = policy.consume(store.look_up(BUSY, store.Look()), Request(STAFF))
+    change = verbs.consume(store.look_up(BUSY, store.Look()), Request(STAFF))
     assert isinstance(change, Change)
     for _ in range(2):
         assert store.perform(store._store_again(change))
@@ -143,7 +145,7 @@ def faults(sent: Sent, *, generic: bool) -> list[str]:
 
 @pytest.mark.parametrize("generic", [False, True], ids=["planned for its values", "prepared for any"])
 def test_every_statement_of_every_verb_looks_up_a_few_rows(crowd: None, generic: bool) -> None:
-    for verb, act in verbs().items():
+    for verb, act in each_verb().items():
         sent = unmade(act)
         assert sent, f"{verb}: nothing was overheard"
         for statement in sent:
@@ -162,7 +164,7 @@ def test_every_statement_of_every_verb_looks_up_a_few_rows(crowd: None, generic:
     ],
 )
 def test_a_lost_index_is_told(crowd: None, verb: str, table: str, columns: str) -> None:
-    sent = unmade(verbs()[verb])
+    sent = unmade(each_verb()[verb])
     with transaction.atomic():
         drop_index(table, columns)
         assert any(faults(statement, generic=False) for statement in sent)

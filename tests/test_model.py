@@ -25,9 +25,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from quotas import models, policy, store
+from quotas import models, store
 from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
-from quotas.policy import Actor, Entry, Exhausted, OnChange, Outcome, Plan, Refusal, Request, Snapshot, State
+from quotas.rules import outcomes, periods, values, verbs
+from quotas.rules.outcomes import Exhausted, Outcome, Refusal
+from quotas.rules.values import Actor, Entry, OnChange, Plan, Request, Snapshot, State
 from tests.conftest import STAFF, USER, StepIn
 from tests.ledger import assert_sound
 from tests.test_races import url_of_the_test_database
@@ -55,8 +57,8 @@ places = st.integers(0, 1_000)  # of an entry in a ledger, counted from the newe
 new_rules = st.fixed_dictionaries(
     {},
     optional={
-        "allowance": st.sampled_from([None, 0, 1, 20, 50, policy.MAX_UNITS]),
-        "reset_policy": st.sampled_from(list(policy.RESET_POLICIES)),
+        "allowance": st.sampled_from([None, 0, 1, 20, 50, values.MAX_UNITS]),
+        "reset_policy": st.sampled_from(list(periods.RESET_POLICIES)),
         "period_seconds": st.sampled_from([1, 3_600, 86_400, 3_660 * 86_400]),
         "timezone": st.sampled_from(["UTC", "Europe/Berlin", "America/St_Johns"]),
         "actions": st.sampled_from([{}, {"generate": 3}, {"generate": 8}]),
@@ -127,7 +129,7 @@ class Model:
         return True
 
     def keep(self, outcome: Outcome) -> None:
-        if isinstance(outcome, policy.Change) and outcome.entries:
+        if isinstance(outcome, outcomes.Change) and outcome.entries:
             self.states[outcome.state.user_id] = outcome.state
             self.ledgers[outcome.state.user_id].extend(outcome.entries)
 
@@ -210,15 +212,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(user_id=users)
     def current(self, user_id: str) -> None:
-        self.step("current", user_id, rule=policy.current)
+        self.step("current", user_id, rule=verbs.current)
 
     @rule(user_id=users, actor=actors)
     def open_missing(self, user_id: str, actor: Actor) -> None:
-        self.step("open_missing", user_id, rule=policy.open_missing, actor=actor)
+        self.step("open_missing", user_id, rule=verbs.open_missing, actor=actor)
 
     @rule(
         user_id=users,
-        cost=st.sampled_from([None, 1, 2, 3, 5, 8, 20, 21, 101, policy.MAX_UNITS]),
+        cost=st.sampled_from([None, 1, 2, 3, 5, 8, 20, 21, 101, values.MAX_UNITS]),
         action=st.sampled_from(["", "", "generate", "unknown"]),
         metadata=st.sampled_from([None, {}, {"job": "ü", "of": [1, None]}]),
         key=keys,
@@ -227,7 +229,7 @@ class Machine(RuleBasedStateMachine):
     def consume(
         self, user_id: str, cost: int | None, action: str, metadata: Any, key: str | None, actor: Actor | None
     ) -> None:
-        rule = partial(policy.consume, cost=cost)
+        rule = partial(verbs.consume, cost=cost)
         self.step("consume", user_id, cost, rule=rule, actor=actor, key=key, action=action, metadata=metadata)
 
     @rule()
@@ -271,7 +273,7 @@ class Machine(RuleBasedStateMachine):
             user_id,
             consumption,
             amount,
-            rule=partial(policy.refund, amount=amount),
+            rule=partial(verbs.refund, amount=amount),
             look=("consumption", consumption),
             actor=actor,
             key=key,
@@ -280,18 +282,18 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         user_id=users,
-        delta=(st.integers(-30, 30) | st.integers(-policy.MAX_UNITS, policy.MAX_UNITS)).filter(bool),
+        delta=(st.integers(-30, 30) | st.integers(-values.MAX_UNITS, values.MAX_UNITS)).filter(bool),
         reason=reasons,
         key=keys,
         actor=actors,
     )
     def adjust(self, user_id: str, delta: int, reason: str, key: str | None, actor: Actor) -> None:
-        rule = partial(policy.adjust, delta=delta)
+        rule = partial(verbs.adjust, delta=delta)
         self.step("adjust", user_id, delta, rule=rule, actor=actor, key=key, reason=reason)
 
     @rule(user_id=users, reason=reasons, key=keys, actor=actors)
     def reset(self, user_id: str, reason: str, key: str | None, actor: Actor) -> None:
-        self.step("reset", user_id, rule=policy.reset, actor=actor, key=key, reason=reason)
+        self.step("reset", user_id, rule=verbs.reset, actor=actor, key=key, reason=reason)
 
     @rule(
         user_id=users,
@@ -303,7 +305,7 @@ class Machine(RuleBasedStateMachine):
     def change_plan(
         self, user_id: str, plan: str | None, on_change: OnChange, key: str | None, actor: Actor
     ) -> None:
-        rule = partial(policy.change_plan, on_change=on_change)
+        rule = partial(verbs.change_plan, on_change=on_change)
         look = ("target", plan) if plan else ("clerk", None)
         self.step("change_plan", user_id, plan, on_change, rule=rule, look=look, actor=actor, key=key)
 
@@ -327,7 +329,7 @@ class Machine(RuleBasedStateMachine):
             lambda: ChallengeQuota.objects.assign_plan(user_id, source, plan, **given)  # type: ignore[arg-type]
         )
         if not is_open:
-            assert isinstance(answer, policy.Deleted)
+            assert isinstance(answer, outcomes.Deleted)
             return
         assert answer is is_noted
         if not is_noted:
@@ -336,14 +338,14 @@ class Machine(RuleBasedStateMachine):
         assert self.seen is not None
         found = self.model.find(user_id, self.now, self.seen.entry_ids, store.Look(None, "clerk"))
         assert self.seen == found
-        outcome = policy.follow_clerk(found, Request(WEBHOOK))
+        outcome = verbs.follow_clerk(found, Request(WEBHOOK))
         self.model.keep(outcome)
         self.steps[f"followed: {name_of(answer, outcome)}"] += 1
         self.compare(user_id)
 
     @rule(user_id=st.sampled_from(USERS[2:]), actor=actors)
     def delete(self, user_id: str, actor: Actor) -> None:
-        self.step("delete", user_id, rule=policy.delete, actor=actor)
+        self.step("delete", user_id, rule=verbs.delete, actor=actor)
 
     def step(
         self,
@@ -403,17 +405,17 @@ def answer_of(verb: Callable[[], Any]) -> Any:
 
 def name_of(answer: Any, outcome: Outcome) -> str:
     """What came of a step: a refusal's name, the last entry's kind, or that nothing was written."""
-    if isinstance(answer, Refusal) or isinstance(outcome, policy.Replay):
+    if isinstance(answer, Refusal) or isinstance(outcome, outcomes.Replay):
         return type(answer if isinstance(answer, Refusal) else outcome).__name__
-    assert isinstance(outcome, policy.Change)
+    assert isinstance(outcome, outcomes.Change)
     return outcome.entries[-1].kind if outcome.entries else "unchanged"
 
 
 def expected(verb: str, outcome: Outcome) -> Any:
     """What the manager is to say of the outcome, each verb in its way."""
-    if isinstance(outcome, Refusal) or (isinstance(outcome, policy.Change) and outcome.refusal):
+    if isinstance(outcome, Refusal) or (isinstance(outcome, outcomes.Change) and outcome.refusal):
         return outcome if isinstance(outcome, Refusal) else outcome.refusal
-    is_replay = isinstance(outcome, policy.Replay)
+    is_replay = isinstance(outcome, outcomes.Replay)
     match verb:
         case "delete":
             return None
@@ -534,7 +536,7 @@ def test_a_row_that_was_opened_since_is_taken_as_it_is(step_in: StepIn) -> None:
 def test_a_user_who_was_deleted_since_stays_deleted(step_in: StepIn) -> None:
     ChallengeQuota.objects.current(USER)
     step_in(lambda: ChallengeQuota.objects.delete(USER, actor=STAFF))
-    with pytest.raises(policy.Deleted):
+    with pytest.raises(outcomes.Deleted):
         ChallengeQuota.objects.consume(USER)
     assert kinds() == ["opened", "deleted"]
 

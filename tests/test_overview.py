@@ -13,9 +13,10 @@ from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from quotas import policy, totals
+from quotas import totals
 from quotas.charts import daily_bars
 from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.rules import outcomes, values
 from quotas.totals import Day
 from quotasite import admin_site
 from tests.site import url_of_the_test_database
@@ -45,7 +46,7 @@ def tile(page: str, name: str) -> str:
 
 def spend_all(user_id: str) -> None:
     ChallengeQuota.objects.consume(user_id, 20)
-    with pytest.raises(policy.Exhausted):
+    with pytest.raises(outcomes.Exhausted):
         ChallengeQuota.objects.consume(user_id)
 
 
@@ -56,7 +57,7 @@ def test_the_overview_tells_how_many_there_are_and_what_happened_today(
         make_quota(f"user_{number}")
     spend_all("user_0")
     ChallengeQuota.objects.consume("user_1", 5)
-    ChallengeQuota.objects.delete("user_2", actor=policy.Actor("webhook", "clerk"))
+    ChallengeQuota.objects.delete("user_2", actor=values.Actor("webhook", "clerk"))
     page = text(staff.get(INDEX))
     names = ("Users", "Exhausted now", "Spent today", "Refused today")
     assert [tile(page, name) for name in names] == ["2", "1", "25", "1"]

@@ -12,9 +12,10 @@ from django.db import connection, transaction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quotas import policy
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
-from quotas.policy import MAX_UNITS, Change, KeyReused, OnChange, State, UnknownPlan
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.outcomes import Change, KeyReused, UnknownPlan
+from quotas.rules.values import MAX_UNITS, OnChange, State
 from quotasite.demo import shift
 from tests.conftest import STAFF, USER
 from tests.ledger import assert_sound
@@ -27,10 +28,10 @@ each_way = pytest.mark.parametrize("on_change", OnChange)
 
 
 def change_to(
-    allowance: int | None, on_change: OnChange, state: State, now: datetime = NOON, plan: policy.Plan = FREE
+    allowance: int | None, on_change: OnChange, state: State, now: datetime = NOON, plan: values.Plan = FREE
 ) -> Change:
     target = replace(PRO, allowance=allowance)
-    return changed(policy.change_plan(at(now, state, plan, target=target), ASKED, on_change))
+    return changed(verbs.change_plan(at(now, state, plan, target=target), ASKED, on_change))
 
 
 # Keep
@@ -143,7 +144,7 @@ def test_a_period_that_the_new_plan_would_have_ended_is_counted_from_now(on_chan
     """Or the next request would refill it: a reset for nothing, with each change to and fro."""
     monthly, daily = replace(FREE, reset_policy="monthly"), replace(PRO, allowance=20)
     now = NOON + 20 * DAY
-    change = changed(policy.change_plan(at(now, state_with(0), monthly, target=daily), ASKED, on_change))
+    change = changed(verbs.change_plan(at(now, state_with(0), monthly, target=daily), ASKED, on_change))
     assert (change.state.quota_remaining, change.state.period_seq) == (0, 1)
     assert change.quota.resets_at == now + DAY
 
@@ -161,15 +162,15 @@ def test_a_month_is_counted_from_a_change_with_reset() -> None:
     monthly = replace(PRO, reset_policy="monthly")
     now = NOON + 14 * DAY  # the 15th
     slow = replace(FREE, reset_policy="monthly")
-    moved = changed(policy.change_plan(at(now, state_with(3), slow, target=monthly), ASKED, OnChange.RESET))
-    kept = changed(policy.change_plan(at(now, state_with(3), slow, target=monthly), ASKED, OnChange.KEEP))
+    moved = changed(verbs.change_plan(at(now, state_with(3), slow, target=monthly), ASKED, OnChange.RESET))
+    kept = changed(verbs.change_plan(at(now, state_with(3), slow, target=monthly), ASKED, OnChange.KEEP))
     assert (moved.quota.resets_at.day, kept.quota.resets_at.day) == (15, 1)
 
 
 def test_a_reset_by_staff_leaves_a_grid_period_that_a_change_of_plan_began() -> None:
     """The day began at midnight, this period at noon: it is refilled, and does not begin any earlier."""
     daily = replace(FREE, reset_policy="daily")
-    change = changed(policy.reset(at(NOON + timedelta(hours=3), state_with(3), daily), ASKED))
+    change = changed(verbs.reset(at(NOON + timedelta(hours=3), state_with(3), daily), ASKED))
     assert change.state.last_reset_date == NOON
 
 
@@ -194,14 +195,14 @@ def test_to_unlimited_every_way_is_a_reset(on_change: OnChange) -> None:
 def test_the_plan_he_has_changes_nothing(on_change: OnChange) -> None:
     again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
     again = replace(again, target_source="default")
-    change = changed(policy.change_plan(again, ASKED, on_change))
+    change = changed(verbs.change_plan(again, ASKED, on_change))
     assert (change.entries, change.state) == ((), again.state)
 
 
 @each_way
 def test_the_plan_he_has_by_anothers_choice_changes_only_whose_choice_it_is(on_change: OnChange) -> None:
     again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
-    change = changed(policy.change_plan(again, ASKED, on_change))
+    change = changed(verbs.change_plan(again, ASKED, on_change))
     moved = {"plan_source": "staff", "seq": again.state.seq + 1, "updated_at": again.now}
     assert again.state
     assert change.state == replace(again.state, **moved)
@@ -221,7 +222,7 @@ def test_a_due_quota_is_reset_by_its_old_plan_first(on_change: OnChange, left: i
 
 @each_way
 def test_a_missing_row_is_opened_under_the_default_plan_first(on_change: OnChange) -> None:
-    change = changed(policy.change_plan(at(NOON, None, target=PRO), ASKED, on_change))
+    change = changed(verbs.change_plan(at(NOON, None, target=PRO), ASKED, on_change))
     assert [entry.kind for entry in change.entries] == ["opened", "plan_changed"]
     assert change.state.quota_remaining == 100
 
@@ -236,7 +237,7 @@ def pro(db: None) -> Plan:
     return plan
 
 
-def change(plan: str | None, on_change: OnChange = OnChange.KEEP, key: str | None = None) -> policy.Quota:
+def change(plan: str | None, on_change: OnChange = OnChange.KEEP, key: str | None = None) -> values.Quota:
     changing = ChallengeQuota.objects.change_plan(
         USER, plan, on_change, actor=STAFF, reason="a test", key=key
     )
@@ -313,7 +314,7 @@ def test_no_plan_is_the_default_one(pro: Plan) -> None:
 
 def test_a_deleted_users_plan_is_not_changed(pro: Plan) -> None:
     ChallengeQuota.objects.delete(USER, actor=STAFF)
-    with pytest.raises(policy.Deleted):
+    with pytest.raises(outcomes.Deleted):
         change("pro")
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quotas import policy
-from quotas.policy import MAX_UNITS, Actor, Change, Plan, Refusal, Replay, Request, Snapshot, State
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.outcomes import Change, Refusal, Replay
+from quotas.rules.values import MAX_UNITS, Actor, Plan, Request, Snapshot, State
 
 pytestmark = pytest.mark.once
 
@@ -29,13 +30,13 @@ def state_with(remaining: int, limit: int | None = 20, **changes: object) -> Sta
 
 
 def at(
-    clock: datetime, state: State | None, plan: Plan = FREE, entry: policy.Entry | None = None, **more: Any
+    clock: datetime, state: State | None, plan: Plan = FREE, entry: values.Entry | None = None, **more: Any
 ) -> Snapshot:
     rules = more.pop("rules", plan)
     return Snapshot("user_1", clock, plan, rules, state, entry, None, (uuid4(), uuid4()), **more)
 
 
-def changed(outcome: policy.Outcome) -> Change:
+def changed(outcome: outcomes.Outcome) -> Change:
     assert isinstance(outcome, Change), outcome
     return outcome
 
@@ -44,57 +45,57 @@ def changed(outcome: policy.Outcome) -> Change:
     ("after", "remaining"), [(DAY - TICK, 3), (DAY, 20), (DAY + TICK, 20), (10_000 * DAY, 20), (-DAY, 3)]
 )
 def test_a_quota_is_full_again_from_the_very_end_of_its_period(after: timedelta, remaining: int) -> None:
-    change = changed(policy.current(at(NOON + after, state_with(3)), USER))
+    change = changed(verbs.current(at(NOON + after, state_with(3)), USER))
     assert change.state.quota_remaining == remaining
 
 
 def test_a_rolling_period_begins_with_the_request_that_found_it_due() -> None:
-    change = changed(policy.current(at(NOON + 3 * DAY, state_with(3)), USER))
+    change = changed(verbs.current(at(NOON + 3 * DAY, state_with(3)), USER))
     assert change.state.last_reset_date == NOON + 3 * DAY
     assert change.quota.resets_at == NOON + 4 * DAY
 
 
 def test_a_missing_row_is_opened_in_full() -> None:
-    change = changed(policy.current(at(NOON, None), USER))
+    change = changed(verbs.current(at(NOON, None), USER))
     assert (change.state.quota_remaining, change.state.seq, change.state.period_seq) == (20, 1, 1)
     assert [entry.kind for entry in change.entries] == ["opened"]
 
 
 def test_a_quota_that_is_not_due_is_read_without_a_change() -> None:
-    assert changed(policy.current(at(NOON, state_with(3)), USER)).entries == ()
+    assert changed(verbs.current(at(NOON, state_with(3)), USER)).entries == ()
 
 
 @pytest.mark.parametrize(
     ("remaining", "cost", "left"), [(20, 1, 19), (1, 1, 0), (20, 20, 0), (30, 25, 5), (5, 5, 0)]
 )
 def test_what_is_there_can_be_spent(remaining: int, cost: int, left: int) -> None:
-    change = changed(policy.consume(at(NOON, state_with(remaining)), USER, cost))
+    change = changed(verbs.consume(at(NOON, state_with(remaining)), USER, cost))
     assert change.state.quota_remaining == change.entries[-1].balance_after == left
     assert change.entries[-1].delta == -cost
 
 
 @pytest.mark.parametrize(("remaining", "cost"), [(0, 1), (3, 4), (19, 20)])
 def test_what_is_not_there_is_refused_until_the_reset(remaining: int, cost: int) -> None:
-    change = changed(policy.consume(at(NOON, state_with(remaining)), USER, cost))
-    assert isinstance(change.refusal, policy.Exhausted)
+    change = changed(verbs.consume(at(NOON, state_with(remaining)), USER, cost))
+    assert isinstance(change.refusal, outcomes.Exhausted)
     assert change.refusal.quota.resets_at == NOON + DAY
     assert change.state.quota_remaining == remaining
 
 
 def test_only_the_first_refusal_of_a_period_is_entered() -> None:
-    first = changed(policy.consume(at(NOON, state_with(0)), USER, 1))
+    first = changed(verbs.consume(at(NOON, state_with(0)), USER, 1))
     assert [entry.kind for entry in first.entries] == ["refused"]
-    assert isinstance(policy.consume(at(NOON, first.state), USER, 1), policy.Exhausted)
+    assert isinstance(verbs.consume(at(NOON, first.state), USER, 1), outcomes.Exhausted)
 
 
 def test_a_new_period_may_have_a_first_refusal_of_its_own() -> None:
     refused = state_with(0, refused_at=NOON)
-    assert changed(policy.current(at(NOON + DAY, refused), USER)).state.refused_at is None
+    assert changed(verbs.current(at(NOON + DAY, refused), USER)).state.refused_at is None
 
 
 def test_a_refusal_holds_no_key() -> None:
     keyed = replace(USER, idempotency_key="consume:user:k", fingerprint="f")
-    entry = changed(policy.consume(at(NOON, state_with(0)), keyed, 1)).entries[-1]
+    entry = changed(verbs.consume(at(NOON, state_with(0)), keyed, 1)).entries[-1]
     assert (entry.idempotency_key, entry.fingerprint) == (None, "")
 
 
@@ -105,102 +106,102 @@ def test_a_refusal_holds_no_key() -> None:
 def test_a_cost_that_no_period_can_pay_is_told_apart(
     remaining: int, allowance: int | None, cost: int, is_hopeless: bool
 ) -> None:
-    outcome = policy.consume(at(NOON, state_with(remaining), replace(FREE, allowance=allowance)), USER, cost)
-    assert isinstance(outcome, policy.CostExceedsLimit) is is_hopeless
+    outcome = verbs.consume(at(NOON, state_with(remaining), replace(FREE, allowance=allowance)), USER, cost)
+    assert isinstance(outcome, outcomes.CostExceedsLimit) is is_hopeless
 
 
 def test_an_action_costs_what_the_plan_says_unless_the_caller_says_more() -> None:
     generate = replace(USER, action="generate")
-    assert changed(policy.consume(at(NOON, state_with(20)), generate)).state.quota_remaining == 17
-    assert changed(policy.consume(at(NOON, state_with(20)), generate, 5)).state.quota_remaining == 15
+    assert changed(verbs.consume(at(NOON, state_with(20)), generate)).state.quota_remaining == 17
+    assert changed(verbs.consume(at(NOON, state_with(20)), generate, 5)).state.quota_remaining == 15
     assert isinstance(
-        policy.consume(at(NOON, state_with(20)), replace(USER, action="x"), 1), policy.UnknownAction
+        verbs.consume(at(NOON, state_with(20)), replace(USER, action="x"), 1), outcomes.UnknownAction
     )
 
 
 def test_a_user_cannot_pay_less_for_an_action_than_the_plan_asks_but_a_service_may() -> None:
     cheap = replace(USER, action="generate")
     by_service = replace(cheap, actor=Actor("service", "key"))
-    assert isinstance(policy.consume(at(NOON, state_with(20)), cheap, 2), policy.CostBelowPrice)
-    assert changed(policy.consume(at(NOON, state_with(20)), cheap, 3)).state.quota_remaining == 17
-    assert changed(policy.consume(at(NOON, state_with(20)), by_service, 2)).state.quota_remaining == 18
+    assert isinstance(verbs.consume(at(NOON, state_with(20)), cheap, 2), outcomes.CostBelowPrice)
+    assert changed(verbs.consume(at(NOON, state_with(20)), cheap, 3)).state.quota_remaining == 17
+    assert changed(verbs.consume(at(NOON, state_with(20)), by_service, 2)).state.quota_remaining == 18
 
 
 def test_an_unlimited_quota_counts_the_cost_and_takes_nothing() -> None:
-    change = changed(policy.consume(at(NOON, None, UNLIMITED), USER, 1_000))
+    change = changed(verbs.consume(at(NOON, None, UNLIMITED), USER, 1_000))
     assert (change.state.quota_remaining, change.quota.spendable, change.quota.used) == (0, MAX_UNITS, 0)
     assert [(entry.cost, entry.delta) for entry in change.entries] == [(0, 0), (1_000, 0)]
 
 
 @pytest.mark.parametrize(("delta", "left"), [(5, 25), (-20, 0), (MAX_UNITS - 20, MAX_UNITS)])
 def test_an_adjustment_within_the_range_is_made(delta: int, left: int) -> None:
-    assert changed(policy.adjust(at(NOON, state_with(20)), STAFF, delta)).state.quota_remaining == left
+    assert changed(verbs.adjust(at(NOON, state_with(20)), STAFF, delta)).state.quota_remaining == left
 
 
 @pytest.mark.parametrize("delta", [-21, MAX_UNITS - 19])
 def test_an_adjustment_out_of_the_range_is_refused(delta: int) -> None:
-    assert isinstance(policy.adjust(at(NOON, state_with(20)), STAFF, delta), policy.AdjustmentOutOfRange)
+    assert isinstance(verbs.adjust(at(NOON, state_with(20)), STAFF, delta), outcomes.AdjustmentOutOfRange)
 
 
 def test_there_is_nothing_to_adjust_without_a_limit() -> None:
-    assert isinstance(policy.adjust(at(NOON, None, UNLIMITED), STAFF, 1), policy.AdjustmentOutOfRange)
+    assert isinstance(verbs.adjust(at(NOON, None, UNLIMITED), STAFF, 1), outcomes.AdjustmentOutOfRange)
 
 
 def test_an_adjustment_lasts_until_the_next_reset() -> None:
-    assert changed(policy.current(at(NOON + DAY, state_with(500)), USER)).state.quota_remaining == 20
+    assert changed(verbs.current(at(NOON + DAY, state_with(500)), USER)).state.quota_remaining == 20
 
 
 def test_a_reset_by_staff_refills_before_the_time_and_says_why() -> None:
-    change = changed(policy.reset(at(NOON + TICK, state_with(3)), STAFF))
+    change = changed(verbs.reset(at(NOON + TICK, state_with(3)), STAFF))
     assert (change.state.quota_remaining, change.state.last_reset_date) == (20, NOON + TICK)
     assert (change.entries[-1].reason, change.entries[-1].delta) == ("a gift", 17)
 
 
 def test_a_changed_allowance_takes_effect_at_the_next_reset() -> None:
     richer = replace(FREE, allowance=50)
-    assert changed(policy.current(at(NOON, state_with(3), richer), USER)).state.quota_limit == 20
-    assert changed(policy.current(at(NOON + DAY, state_with(3), richer), USER)).state.quota_limit == 50
+    assert changed(verbs.current(at(NOON, state_with(3), richer), USER)).state.quota_limit == 20
+    assert changed(verbs.current(at(NOON + DAY, state_with(3), richer), USER)).state.quota_limit == 50
 
 
 def test_a_deleted_user_is_gone_for_every_verb() -> None:
     tombstone = at(NOON + DAY, state_with(3, deleted_at=NOON))
-    for verb in (policy.current, policy.open_missing, policy.consume, policy.reset):
-        assert isinstance(verb(tombstone, USER), policy.Deleted)
-    assert isinstance(policy.adjust(tombstone, STAFF, 1), policy.Deleted)
-    assert changed(policy.delete(tombstone, USER)).entries == ()
+    for verb in (verbs.current, verbs.open_missing, verbs.consume, verbs.reset):
+        assert isinstance(verb(tombstone, USER), outcomes.Deleted)
+    assert isinstance(verbs.adjust(tombstone, STAFF, 1), outcomes.Deleted)
+    assert changed(verbs.delete(tombstone, USER)).entries == ()
 
 
 def test_a_deletion_keeps_the_balance_and_does_not_reset() -> None:
-    change = changed(policy.delete(at(NOON + 9 * DAY, state_with(3)), USER))
+    change = changed(verbs.delete(at(NOON + 9 * DAY, state_with(3)), USER))
     assert (change.state.quota_remaining, change.state.deleted_at) == (3, NOON + 9 * DAY)
 
 
 def test_who_is_deleted_before_he_was_ever_seen_gets_a_tombstone() -> None:
-    change = changed(policy.delete(at(NOON, None), USER))
+    change = changed(verbs.delete(at(NOON, None), USER))
     assert [entry.kind for entry in change.entries] == ["opened", "deleted"]
 
 
 def test_opening_leaves_a_due_quota_to_its_user() -> None:
-    assert changed(policy.open_missing(at(NOON + 9 * DAY, state_with(3)), USER)).entries == ()
+    assert changed(verbs.open_missing(at(NOON + 9 * DAY, state_with(3)), USER)).entries == ()
 
 
 def test_a_request_that_was_carried_out_is_replayed_from_its_entry() -> None:
     keyed = replace(USER, idempotency_key="consume:user:k", fingerprint="f")
-    done = changed(policy.consume(at(NOON, state_with(1)), keyed, 1))
-    replay = policy.consume(at(NOON + TICK, done.state, entry=done.entries[-1]), keyed, 1)
+    done = changed(verbs.consume(at(NOON, state_with(1)), keyed, 1))
+    replay = verbs.consume(at(NOON + TICK, done.state, entry=done.entries[-1]), keyed, 1)
     assert isinstance(replay, Replay)
     assert replay.quota == done.quota
 
 
 def test_a_key_that_served_another_request_is_refused() -> None:
     keyed = replace(USER, idempotency_key="consume:user:k", fingerprint="f")
-    entry = changed(policy.consume(at(NOON, state_with(5)), keyed, 1)).entries[-1]
+    entry = changed(verbs.consume(at(NOON, state_with(5)), keyed, 1)).entries[-1]
     other = replace(keyed, fingerprint="g")
-    assert isinstance(policy.consume(at(NOON, state_with(4), entry=entry), other, 2), policy.KeyReused)
+    assert isinstance(verbs.consume(at(NOON, state_with(4), entry=entry), other, 2), outcomes.KeyReused)
 
 
 def test_time_never_falls_as_the_ledger_grows() -> None:
-    change = changed(policy.consume(at(NOON - DAY, state_with(5)), USER, 1))
+    change = changed(verbs.consume(at(NOON - DAY, state_with(5)), USER, 1))
     assert change.entries[-1].created_at == NOON
 
 
@@ -208,7 +209,7 @@ def test_time_never_falls_as_the_ledger_grows() -> None:
 def test_the_time_in_a_refusal_is_never_too_early(microsecond: int, second: str) -> None:
     state = state_with(0, last_reset_date=NOON.replace(microsecond=microsecond))
     assert f"20 more at 2026-03-02T12:00:{second}Z." in str(
-        changed(policy.consume(at(NOON, state), USER, 1)).refusal
+        changed(verbs.consume(at(NOON, state), USER, 1)).refusal
     )
 
 
@@ -226,11 +227,11 @@ def test_the_ledger_explains_every_balance(
 ) -> None:
     """Whatever is asked, and whenever: gapless, chained, never below 0, and the last entry is the state."""
     plan, clock, state = replace(FREE, allowance=allowance), NOON, None
-    ledger: list[policy.Entry] = []
+    ledger: list[values.Entry] = []
     for (verb, units), pause in steps:
         clock += pause
         given_units = () if units is None else (units,)
-        outcome = getattr(policy, verb)(at(clock, state, plan), STAFF, *given_units)
+        outcome = getattr(verbs, verb)(at(clock, state, plan), STAFF, *given_units)
         if isinstance(outcome, Refusal):
             continue
         ledger.extend(outcome.entries)
@@ -258,4 +259,4 @@ def test_the_ledger_explains_every_balance(
 def test_an_entry_id_is_used_once() -> None:
     ids = (UUID(int=1), UUID(int=2))
     snapshot = replace(at(NOON + DAY, state_with(3)), entry_ids=ids)
-    assert tuple(entry.id for entry in changed(policy.consume(snapshot, USER, 1)).entries) == ids
+    assert tuple(entry.id for entry in changed(verbs.consume(snapshot, USER, 1)).entries) == ids

@@ -7,10 +7,11 @@ from datetime import timedelta
 import pytest
 from django.core.management import CommandError, call_command
 
-from quotas import audit, policy
+from quotas import audit
 from quotas import prune as pruning
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.prune import TooYoung, least_days, prune
+from quotas.rules import outcomes
 from quotas.store import clock
 from tests.conftest import STAFF, USER
 
@@ -222,7 +223,7 @@ def test_the_verbs_go_on_after_it() -> None:
     assert quotas.consume(USER, key="day 20").entry.id == kept.id
     assert quotas.refund(USER, last.id, reason="a test", actor=STAFF).entry.delta == 1
     assert quotas.refund(USER, kept.id, reason="a test", actor=STAFF).entry.is_period_closed
-    with pytest.raises(policy.ConsumptionNotFound):
+    with pytest.raises(outcomes.ConsumptionNotFound):
         quotas.refund(USER, gone.id, reason="a test", actor=STAFF)
     assert sound()
 

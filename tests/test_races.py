@@ -12,7 +12,8 @@ from django.db import connection
 
 from quotas import metrics, store
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
-from quotas.policy import Actor, Exhausted
+from quotas.rules.outcomes import Exhausted
+from quotas.rules.values import Actor
 from quotasite.demo import shift
 from tests.ledger import assert_sound, spent
 from tests.site import ask, served, url_of_the_test_database

@@ -10,9 +10,10 @@ from uuid import UUID, uuid4
 import pytest
 from django.db import connection
 
-from quotas import policy
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, Receipt
-from quotas.policy import AlreadyRefunded, ConsumptionNotFound, Entry, KeyReused, OnChange, RefundTooLarge
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.outcomes import AlreadyRefunded, ConsumptionNotFound, KeyReused, RefundTooLarge
+from quotas.rules.values import Entry, OnChange
 from quotasite.demo import shift
 from tests import test_round_trips
 from tests.conftest import STAFF, USER
@@ -25,10 +26,10 @@ from tests.wire import Wire
 wire = test_round_trips.wire
 
 
-def spend_of(cost: int, plan: policy.Plan = FREE) -> Entry:
+def spend_of(cost: int, plan: values.Plan = FREE) -> Entry:
     """A spend in the period that began with entry 7, which is state_with's after this."""
     snapshot = at(NOON, state_with(20, plan.allowance, period_seq=1), plan)
-    return changed(policy.consume(snapshot, SPENDER, cost)).entries[-1]
+    return changed(verbs.consume(snapshot, SPENDER, cost)).entries[-1]
 
 
 # By the rules
@@ -53,7 +54,7 @@ def test_what_was_spent_is_given_back_up_to_the_allowance(
     cost: int, refunded: int, asked: int | None, remaining: int, left: int
 ) -> None:
     snapshot = at(NOON, state_with(remaining), consumption=spend_of(cost), refunded=refunded)
-    change = changed(policy.refund(snapshot, ASKED, asked))
+    change = changed(verbs.refund(snapshot, ASKED, asked))
     entry = change.entries[-1]
     assert (change.state.quota_remaining, entry.delta, entry.amount) == (
         left,
@@ -67,34 +68,34 @@ def test_what_was_spent_is_given_back_up_to_the_allowance(
 @pytest.mark.parametrize(("cost", "refunded", "asked"), [(5, 0, 6), (5, 2, 4), (5, 4, 2), (1, 0, 20)])
 def test_more_than_is_left_of_the_spend_is_too_large(cost: int, refunded: int, asked: int) -> None:
     snapshot = at(NOON, state_with(10), consumption=spend_of(cost), refunded=refunded)
-    assert isinstance(policy.refund(snapshot, ASKED, asked), RefundTooLarge)
+    assert isinstance(verbs.refund(snapshot, ASKED, asked), RefundTooLarge)
 
 
 @pytest.mark.parametrize("asked", [None, 1])
 def test_a_spend_of_which_nothing_is_left_was_refunded_already(asked: int | None) -> None:
     snapshot = at(NOON, state_with(10), consumption=spend_of(5), refunded=5)
-    assert isinstance(policy.refund(snapshot, ASKED, asked), AlreadyRefunded)
+    assert isinstance(verbs.refund(snapshot, ASKED, asked), AlreadyRefunded)
 
 
 def test_a_spend_that_was_never_made_is_not_found() -> None:
-    assert isinstance(policy.refund(at(NOON, state_with(10)), ASKED), ConsumptionNotFound)
+    assert isinstance(verbs.refund(at(NOON, state_with(10)), ASKED), ConsumptionNotFound)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in policy.Kind if kind != policy.Kind.CONSUMED])
-def test_an_entry_of_another_kind_is_no_spend(kind: policy.Kind) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in values.Kind if kind != values.Kind.CONSUMED])
+def test_an_entry_of_another_kind_is_no_spend(kind: values.Kind) -> None:
     other = replace(spend_of(5), kind=kind.value)
     snapshot = at(NOON, state_with(10), consumption=other)
-    assert isinstance(policy.refund(snapshot, ASKED), ConsumptionNotFound)
+    assert isinstance(verbs.refund(snapshot, ASKED), ConsumptionNotFound)
 
 
 def test_a_closed_period_gets_nothing_and_the_entry_says_so() -> None:
     snapshot = at(NOON, state_with(10, period_seq=5), consumption=spend_of(5))
-    entry = changed(policy.refund(snapshot, ASKED)).entries[-1]
+    entry = changed(verbs.refund(snapshot, ASKED)).entries[-1]
     assert (entry.amount, entry.delta, entry.cost, entry.is_period_closed) == (0, 0, 0, True)
 
 
 def test_a_refund_at_the_very_end_of_the_period_comes_too_late() -> None:
-    change = changed(policy.refund(at(NOON + DAY, state_with(3), consumption=spend_of(5)), ASKED))
+    change = changed(verbs.refund(at(NOON + DAY, state_with(3), consumption=spend_of(5)), ASKED))
     assert [entry.kind for entry in change.entries] == ["reset", "refunded"]
     assert (change.entries[-1].is_period_closed, change.state.quota_remaining) == (True, 20)
 
@@ -103,16 +104,16 @@ def test_periods_are_told_apart_by_their_number_though_their_dates_are_the_same(
     """A reset by staff leaves the begin of a day where it is."""
     daily = replace(FREE, reset_policy="daily")
     spend = spend_of(5)
-    renewed = changed(policy.reset(at(NOON, state_with(15), daily), ASKED)).state
+    renewed = changed(verbs.reset(at(NOON, state_with(15), daily), ASKED)).state
     assert renewed.last_reset_date == spend.last_reset_date
-    entry = changed(policy.refund(at(NOON, renewed, daily, consumption=spend), ASKED)).entries[-1]
+    entry = changed(verbs.refund(at(NOON, renewed, daily, consumption=spend), ASKED)).entries[-1]
     assert entry.is_period_closed
 
 
 @pytest.mark.parametrize(("asked", "amount"), [(None, 500), (200, 200)])
 def test_an_unlimited_quota_is_given_the_units_on_paper(asked: int | None, amount: int) -> None:
     snapshot = at(NOON, state_with(0, None), UNLIMITED, consumption=spend_of(500, UNLIMITED))
-    change = changed(policy.refund(snapshot, ASKED, asked))
+    change = changed(verbs.refund(snapshot, ASKED, asked))
     assert (change.entries[-1].delta, change.entries[-1].amount) == (0, amount)
     assert change.state.quota_remaining == 0
 
@@ -120,7 +121,7 @@ def test_an_unlimited_quota_is_given_the_units_on_paper(asked: int | None, amoun
 def test_an_unlimited_spend_is_refunded_once_as_well() -> None:
     spend = spend_of(500, UNLIMITED)
     snapshot = at(NOON, state_with(0, None), UNLIMITED, consumption=spend, refunded=500)
-    assert isinstance(policy.refund(snapshot, ASKED), AlreadyRefunded)
+    assert isinstance(verbs.refund(snapshot, ASKED), AlreadyRefunded)
 
 
 # On the database
@@ -290,7 +291,7 @@ def test_a_refund_that_was_refused_holds_no_key(db: None) -> None:
 def test_a_deleted_user_gets_nothing_back(db: None) -> None:
     spent = spend(5)
     ChallengeQuota.objects.delete(USER, actor=STAFF)
-    with pytest.raises(policy.Deleted):
+    with pytest.raises(outcomes.Deleted):
         refund(spent)
 
 
@@ -352,7 +353,7 @@ class TestRoundTrips:
     def trips(self, wire: Wire, verb: str) -> Callable[[], int]:
         Plan(name="pro", allowance=100).save()
         spent = spend(5)
-        verbs: dict[str, Callable[[], object]] = {
+        attempts: dict[str, Callable[[], object]] = {
             "refund": lambda: refund(spent, 2, key="k"),
             "adjust": lambda: ChallengeQuota.objects.adjust(USER, 5, reason="r", actor=STAFF, key="k"),
             "reset": lambda: ChallengeQuota.objects.reset(USER, reason="r", actor=STAFF, key="k"),
@@ -361,7 +362,7 @@ class TestRoundTrips:
 
         def count() -> int:
             wire.reset()
-            verbs[verb]()
+            attempts[verb]()
             return wire.round_trips
 
         return count

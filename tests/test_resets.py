@@ -11,9 +11,10 @@ from django.db import connection, transaction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quotas import policy
 from quotas.models import ChallengeQuota
-from quotas.policy import RESET_POLICIES, Plan, State
+from quotas.rules import periods, verbs
+from quotas.rules.periods import RESET_POLICIES
+from quotas.rules.values import Plan, State
 from tests.test_policy import DAY, FREE, NOON, STAFF, TICK, USER, at, changed, state_with
 
 pytestmark = pytest.mark.once
@@ -35,20 +36,20 @@ def begun(last: datetime, anchor: datetime | None = None) -> State:
 
 
 def ends(plan: Plan, last: datetime, anchor: datetime | None = None) -> datetime:
-    return policy.resets_at(plan, begun(last, anchor))
+    return periods.resets_at(plan, begun(last, anchor))
 
 
 def begins(plan: Plan, now: datetime, anchor: datetime) -> datetime:
     """Where the period begins that a request at `now` finds, after an earlier one long ago."""
     state = begun(anchor - 400 * DAY, anchor)
-    return changed(policy.current(at(now, state, plan), USER)).state.last_reset_date
+    return changed(verbs.current(at(now, state, plan), USER)).state.last_reset_date
 
 
 def successive(plan: Plan, first: datetime) -> Iterator[datetime]:
     """The ends of one period after the other, each begun by a request at the end of the last."""
     state = begun(first)
     while True:
-        state = changed(policy.current(at(policy.resets_at(plan, state), state, plan), USER)).state
+        state = changed(verbs.current(at(periods.resets_at(plan, state), state, plan), USER)).state
         yield state.last_reset_date
 
 
@@ -84,7 +85,7 @@ def test_a_period_ends_where_its_policy_says(reset_policy: str, zone: str, end: 
 def test_a_quota_is_full_again_from_that_very_microsecond(
     reset_policy: str, zone: str, end: str, late: timedelta, remaining: int
 ) -> None:
-    change = changed(policy.current(at(utc(end) + late, begun(NOON), plan_of(reset_policy, zone)), USER))
+    change = changed(verbs.current(at(utc(end) + late, begun(NOON), plan_of(reset_policy, zone)), USER))
     assert change.state.quota_remaining == remaining
 
 
@@ -92,7 +93,7 @@ def test_a_quota_is_full_again_from_that_very_microsecond(
 def test_only_a_rolling_period_begins_with_the_request_that_found_the_last_one_over(
     reset_policy: str, zone: str, end: str
 ) -> None:
-    late = changed(policy.current(at(utc(end) + TICK, begun(NOON), plan_of(reset_policy, zone)), USER))
+    late = changed(verbs.current(at(utc(end) + TICK, begun(NOON), plan_of(reset_policy, zone)), USER))
     delay = late.state.last_reset_date - utc(end)
     assert delay == (TICK if reset_policy == "rolling" else 0 * TICK)
 
@@ -242,10 +243,10 @@ def test_8000_years_of_missed_periods_cost_as_little_as_one(
 ) -> None:
     """At most nine midnights: three to see that it is due, to find the begin, and to tell the end."""
     asked: list[date] = []
-    midnight = policy._midnight
-    monkeypatch.setattr(policy, "_midnight", lambda plan, day: asked.append(day) or midnight(plan, day))
+    midnight = periods._midnight
+    monkeypatch.setattr(periods, "_midnight", lambda plan, day: asked.append(day) or midnight(plan, day))
     plan = plan_of(reset_policy, "Europe/Berlin", period=timedelta(seconds=1))
-    change = changed(policy.current(at(utc("9990-07-01 12:00"), begun(utc("1970-01-31 12:00")), plan), USER))
+    change = changed(verbs.current(at(utc("9990-07-01 12:00"), begun(utc("1970-01-31 12:00")), plan), USER))
     assert change.state.quota_remaining == 20
     assert len(change.entries) == 1
     assert len(asked) <= 9
@@ -254,7 +255,7 @@ def test_8000_years_of_missed_periods_cost_as_little_as_one(
 @pytest.mark.parametrize("reset_policy", RESET_POLICIES)
 @pytest.mark.parametrize("back", [TICK, HOUR, 40 * DAY, 5_000 * DAY])
 def test_a_clock_that_steps_back_resets_nothing(reset_policy: str, back: timedelta) -> None:
-    change = changed(policy.current(at(NOON - back, begun(NOON), plan_of(reset_policy)), USER))
+    change = changed(verbs.current(at(NOON - back, begun(NOON), plan_of(reset_policy)), USER))
     assert (change.entries, change.state.quota_remaining) == ((), 3)
 
 
@@ -274,7 +275,7 @@ def test_the_databases_clock_goes_on_within_a_transaction() -> None:
 @pytest.mark.parametrize("reset_policy", RESET_POLICIES)
 def test_a_reset_by_staff_refills_and_begins_anew_only_what_is_rolling(reset_policy: str) -> None:
     now = NOON + 5 * HOUR
-    change = changed(policy.reset(at(now, begun(NOON), plan_of(reset_policy)), STAFF))
+    change = changed(verbs.reset(at(now, begun(NOON), plan_of(reset_policy)), STAFF))
     assert (change.state.quota_remaining, change.state.period_seq, change.state.anchor_at) == (20, 8, NOON)
     assert change.state.last_reset_date == (now if reset_policy == "rolling" else NOON)
     assert [entry.kind for entry in change.entries] == ["reset"]
@@ -283,12 +284,12 @@ def test_a_reset_by_staff_refills_and_begins_anew_only_what_is_rolling(reset_pol
 @pytest.mark.parametrize("reset_policy", ON_A_GRID)
 def test_a_reset_by_staff_does_not_move_the_end_of_the_period(reset_policy: str) -> None:
     plan = plan_of(reset_policy)
-    change = changed(policy.reset(at(NOON + 5 * HOUR, begun(NOON), plan), STAFF))
+    change = changed(verbs.reset(at(NOON + 5 * HOUR, begun(NOON), plan), STAFF))
     assert change.quota.resets_at == ends(plan, NOON)
 
 
 def test_a_reset_by_staff_of_a_quota_that_is_due_is_two() -> None:
-    change = changed(policy.reset(at(NOON + DAY, begun(NOON)), STAFF))
+    change = changed(verbs.reset(at(NOON + DAY, begun(NOON)), STAFF))
     assert [(entry.kind, entry.reason) for entry in change.entries] == [("reset", ""), ("reset", "a gift")]
 
 
@@ -298,13 +299,13 @@ def test_a_reset_by_staff_of_a_quota_that_is_due_is_two() -> None:
 def test_a_period_ends_by_the_rules_it_began_under() -> None:
     """The plan is daily by now, but this period began under its monthly version."""
     daily, monthly = replace(plan_of("daily"), version=2, allowance=5), plan_of("monthly")
-    waits = changed(policy.current(at(NOON + 20 * DAY, begun(NOON), daily, rules=monthly), USER))
+    waits = changed(verbs.current(at(NOON + 20 * DAY, begun(NOON), daily, rules=monthly), USER))
     assert (waits.entries, waits.quota.resets_at) == ((), utc("2026-04-01"))
 
 
 def test_a_plan_that_now_has_longer_periods_does_not_hold_up_the_running_one() -> None:
     monthly, daily = replace(plan_of("monthly"), version=2, allowance=500), plan_of("daily")
-    change = changed(policy.current(at(utc("2026-03-02"), begun(NOON), monthly, rules=daily), USER))
+    change = changed(verbs.current(at(utc("2026-03-02"), begun(NOON), monthly, rules=daily), USER))
     assert (change.state.plan_version, change.state.quota_remaining) == (2, 500)
     assert change.quota.resets_at == change.entries[-1].resets_at == utc("2026-04-01")
 
@@ -312,9 +313,9 @@ def test_a_plan_that_now_has_longer_periods_does_not_hold_up_the_running_one() -
 def test_a_spend_costs_what_the_running_periods_version_says() -> None:
     dearer = replace(FREE, version=2, actions={"generate": 7})
     generate = replace(USER, action="generate")
-    running = changed(policy.consume(at(NOON, begun(NOON), dearer, rules=FREE), generate))
+    running = changed(verbs.consume(at(NOON, begun(NOON), dearer, rules=FREE), generate))
     assert (running.entries[-1].cost, running.entries[-1].plan_version) == (3, 1)
-    later = changed(policy.consume(at(NOON + DAY, begun(NOON), dearer, rules=FREE), generate))
+    later = changed(verbs.consume(at(NOON + DAY, begun(NOON), dearer, rules=FREE), generate))
     assert (later.entries[-1].cost, later.entries[-1].plan_version) == (7, 2)
 
 
@@ -334,7 +335,7 @@ def near_midnight(draw: st.DrawFn, zone: str) -> datetime:
 
 
 @st.composite
-def periods(draw: st.DrawFn) -> tuple[Plan, datetime, datetime]:
+def plans_and_instants(draw: st.DrawFn) -> tuple[Plan, datetime, datetime]:
     """A plan, an anchor, and an instant."""
     zone = draw(zones)
     length = timedelta(seconds=draw(st.integers(1, 3_660 * 86_400)))
@@ -342,14 +343,14 @@ def periods(draw: st.DrawFn) -> tuple[Plan, datetime, datetime]:
     return plan, draw(instants), draw(instants | near_midnight(zone))
 
 
-@given(periods())
+@given(plans_and_instants())
 def test_an_instant_lies_in_the_period_that_begins_for_it(drawn: tuple[Plan, datetime, datetime]) -> None:
     plan, anchor, now = drawn
     begin = RESET_POLICIES[plan.reset_policy].begins_at(plan, begun(now, anchor), now)
     assert begin <= now < ends(plan, begin, anchor)
 
 
-@given(periods())
+@given(plans_and_instants())
 def test_periods_follow_one_another_without_a_gap(drawn: tuple[Plan, datetime, datetime]) -> None:
     plan, anchor, now = drawn
     if plan.reset_policy != "rolling":
@@ -357,7 +358,7 @@ def test_periods_follow_one_another_without_a_gap(drawn: tuple[Plan, datetime, d
         assert ends(plan, begin - TICK, anchor) == begin
 
 
-@given(periods())
+@given(plans_and_instants())
 def test_ends_rise(drawn: tuple[Plan, datetime, datetime]) -> None:
     plan, anchor, now = drawn
     walked = [now]
@@ -366,9 +367,13 @@ def test_ends_rise(drawn: tuple[Plan, datetime, datetime]) -> None:
     assert all(earlier < later for earlier, later in pairwise(walked))
 
 
-@given(periods())
+@given(plans_and_instants())
 def test_a_quota_is_due_exactly_from_the_end_on(drawn: tuple[Plan, datetime, datetime]) -> None:
     plan, anchor, now = drawn
     state = begun(now, anchor)
-    end = policy.resets_at(plan, state)
-    assert [policy.is_due(plan, state, end + late) for late in (-TICK, 0 * TICK, TICK)] == [False, True, True]
+    end = periods.resets_at(plan, state)
+    assert [periods.is_due(plan, state, end + late) for late in (-TICK, 0 * TICK, TICK)] == [
+        False,
+        True,
+        True,
+    ]

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.test import Client
 
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.policy import Actor
+from quotas.rules.values import Actor
 from quotasite.rsgi import environment
 from tests import keys
 from tests.conftest import USER, WEBHOOK_SECRET

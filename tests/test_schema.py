@@ -14,8 +14,9 @@ from django.test import Client
 from drf_spectacular.generators import SchemaGenerator
 from jsonschema import Draft202012Validator
 
-from quotas import policy, problems, schema, serializers, tokens, urls
+from quotas import problems, schema, serializers, tokens, urls
 from quotas.models import Plan, ServiceKey
+from quotas.rules import outcomes
 from tests.conftest import USER
 from tests.test_page_policy import STRICT
 
@@ -75,7 +76,7 @@ def test_every_route_is_described():
 
 def raised() -> Iterator[tuple[str, int]]:
     """Every code with its status, as the source has them."""
-    for refusal in policy.Refusal.__subclasses__():
+    for refusal in outcomes.Refusal.__subclasses__():
         yield refusal.code, problems.STATUS.get(refusal.code, 429)
     for code in get_args(tokens.Code):
         yield code, 401

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 from django.conf import settings
 
-from quotas.policy import USER_ID
+from quotas.rules.values import USER_ID
 
 DELIVERY_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 SIGNED_HEADERS = ("svix-id", "svix-timestamp", "svix-signature")

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from django.conf import settings
 
 from quotas.models import ChallengeQuota, Plan, PlanAssignment
-from quotas.policy import Actor, Deleted, PlanSource
+from quotas.rules.outcomes import Deleted
+from quotas.rules.values import Actor, PlanSource
 from webhooks.clerk import Delivery, OddUser, read_item, read_user
 from webhooks.models import WebhookEvent
 

@@ -15,7 +15,8 @@ from django.db import InterfaceError, OperationalError, reset_queries
 from tqdm import tqdm
 
 from quotas.models import ChallengeQuota, Opened, PlanAssignment
-from quotas.policy import Actor, Deleted
+from quotas.rules.outcomes import Deleted
+from quotas.rules.values import Actor
 from quotas.store import NoDefaultPlan
 from webhooks.clerk import (
     ClerkError,

@@ -125,9 +125,9 @@ def user_ids(numbers: Sequence[int]) -> list[str]:
 
 def statements() -> dict[str, Callable[[str], Pair]]:
     """The statements of a request, as they are sent for a user; to be called in a transaction."""
-    from quotas import store
     from quotas.models import ChallengeQuota, LedgerEntry
     from quotas.rules.values import Actor
+    from quotas.store import commit
 
     quotas = ChallengeQuota.objects
     spends: dict[str, UUID] = {}
@@ -164,7 +164,7 @@ def statements() -> dict[str, Callable[[str], Pair]]:
         "snapshot (GET)": read(quotas.current),
         "snapshot with a key": read(spend),
         "snapshot for a refund": read(refund),
-        "lock": read(store.lock),
+        "lock": read(commit.lock),
         "swap with one entry": swap,
         COMMITTED: swap,
         "open": open_two,

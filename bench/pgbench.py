@@ -11,7 +11,7 @@ from pathlib import Path
 from psycopg.conninfo import conninfo_to_dict
 
 from bench.stock import SPENDERS
-from quotas import sql
+from quotas.store import sql
 from tests.postgres import of_debian
 
 CLIENTS, THREADS = 16, 2

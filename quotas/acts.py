@@ -8,10 +8,11 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.utils.functional import cached_property
 
 from quotas.console import Standing, read_clock, standing
-from quotas.models import ChallengeQuota, Plan, PlanChange, Receipt
+from quotas.models import ChallengeQuota, Plan
 from quotas.rules import values, verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, OnChange, Quota, Request, Snapshot
+from quotas.store.manager import PlanChange, Receipt
 
 
 class ResetForm(forms.Form):

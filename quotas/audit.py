@@ -14,7 +14,7 @@ from django.db import connection, transaction
 
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.prune import LEAST_AGE
-from quotas.store import clock
+from quotas.store.commit import clock
 
 Parameters = dict[str, Any]
 

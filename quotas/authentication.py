@@ -16,7 +16,7 @@ from quotas.jwks import WouldWait
 from quotas.models import ServiceKey
 from quotas.problems import unauthorized
 from quotas.rules.values import Actor
-from quotas.store import read_surely
+from quotas.store.errors import read_surely
 
 SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 MEMORY = 10  # seconds for which a process remembers a key, so that a revoked one works no longer

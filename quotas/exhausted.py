@@ -14,8 +14,8 @@ from django.db import connection
 from quotas.models import ChallengeQuota, Plan, PlanVersion
 from quotas.rules import verbs
 from quotas.rules.values import NO_IDS, Snapshot, State
-from quotas.sql import STATE
-from quotas.store import clock
+from quotas.store.commit import clock
+from quotas.store.sql import STATE
 
 MOST_EXHAUSTED = 500  # that the console shows, and counts
 CHUNK = 1_000  # entries, and users, that are judged at once

@@ -15,7 +15,7 @@ from rest_framework import exceptions
 from quotas import metrics, ratelimit
 from quotas.jwks import KeysUnavailable
 from quotas.rules import outcomes, values
-from quotas.store import READ_ONLY, NoDefaultPlan, sqlstate
+from quotas.store.errors import READ_ONLY, NoDefaultPlan, sqlstate
 from quotas.tokens import TokenRefused
 
 log = logging.getLogger(__name__)

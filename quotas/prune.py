@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models import Count, Max
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
-from quotas.store import clock
+from quotas.store.commit import clock
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 LEAST_AGE = 35 * DAY  # of an entry that may go: keys are honoured at least that long

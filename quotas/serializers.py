@@ -6,9 +6,10 @@ from typing import Any
 from rest_framework import serializers
 
 from quotas.history import Explanation
-from quotas.models import LedgerEntry, Plan, Receipt
+from quotas.models import LedgerEntry, Plan
 from quotas.rules import values
 from quotas.rules.values import MAX_UNITS, OnChange, Quota, rfc3339
+from quotas.store.manager import Receipt
 
 
 class WholeNumber(serializers.Field[int, Any, int, Any]):

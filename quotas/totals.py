@@ -18,7 +18,8 @@ from django.db.models.functions import Coalesce, TruncDate, TruncHour
 
 from quotas.models import HourlyTotal, LedgerEntry
 from quotas.rules.values import Kind
-from quotas.store import clock, took_too_long
+from quotas.store.commit import clock
+from quotas.store.errors import took_too_long
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 SETTLING = timedelta(minutes=5)  # after an hour's end: by then all that was decided in it is stored

@@ -19,7 +19,7 @@ from quotas.authentication import Principal, Service, User
 from quotas.models import ChallengeQuota, Plan
 from quotas.problems import Problem
 from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
-from quotas.store import read_surely
+from quotas.store.errors import read_surely
 
 RAW_KEY = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 DEFAULT_PAGE, MOST_ON_A_PAGE = 50, 200  # entries

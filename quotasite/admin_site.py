@@ -20,7 +20,7 @@ from quotas.charts import daily_bars
 from quotas.console import MoreThan, address, count_some, in_words
 from quotas.exhausted import MOST_EXHAUSTED, exhausted
 from quotas.models import ChallengeQuota
-from quotas.store import read_surely, took_too_long
+from quotas.store.errors import read_surely, took_too_long
 from quotas.totals import Refusals, Totals
 from quotasite.lockout import is_locked_out, seconds_locked
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from quotas import serializers, views
 from quotas.authentication import User, principal
-from quotas.event_loop import Pool
 from quotas.jwks import WouldWait
 from quotas.parsers import json_object
 from quotas.rules.values import MAX_UNITS
+from quotas.store.loop import Pool
 from quotasite.request_log import Kind, asker, id_for, tell
 
 CONSUME = "/api/v1/quota/consume"

@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from quotas.problems import Problem, from_exception, unauthorized
-from quotas.store import read_surely
+from quotas.store.errors import read_surely
 from quotas.tokens import key_source
 
 JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz", "/metrics")

@@ -17,9 +17,9 @@ from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
 
-from quotas import store
 from quotas.models import ChallengeQuota, Plan
 from quotas.rules.values import Actor, Snapshot
+from quotas.store import commit, plan_cache
 from quotasite.demo import shift
 from tests import keys
 from tests.lanes import LaneHandler, outside
@@ -32,7 +32,7 @@ STAFF = Actor("staff", "a test")
 @pytest.fixture(autouse=True)
 def _plans_are_forgotten() -> None:
     """Each test begins with plans of its own, whose versions have been counted before."""
-    store.forget_plans()
+    plan_cache.forget_plans()
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,15 @@ def step_in(monkeypatch: pytest.MonkeyPatch) -> StepIn:
     """Let another request do something right after the next read."""
 
     def arrange(act: Callable[[], object]) -> None:
-        read, acts = store._read, [act]
+        read, acts = commit._read, [act]
 
-        def read_and_let_act(user_id: str, look: store.Look) -> store.Steps[Snapshot]:
+        def read_and_let_act(user_id: str, look: commit.Look) -> commit.Steps[Snapshot]:
             snapshot = yield from read(user_id, look)
             while acts:
                 outside(acts.pop())
             return snapshot
 
-        monkeypatch.setattr(store, "_read", read_and_let_act)
+        monkeypatch.setattr(commit, "_read", read_and_let_act)
 
     return arrange
 

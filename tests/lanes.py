@@ -15,9 +15,10 @@ from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from django.test.client import ClientHandler
 
-from quotas.event_loop import Found, LoopSession, Pool
-from quotas.statements import Prepared, in_transaction
-from quotas.store import Steps, forget_plans
+from quotas.store.commit import Steps
+from quotas.store.loop import Found, LoopSession, Pool
+from quotas.store.plan_cache import forget_plans
+from quotas.store.thread import Prepared, in_transaction
 from quotas.views import RAISED
 from quotasite.fast_lane import HOT, JUDGED, Asked, Detour, FastLane, Headers, Way
 

@@ -18,9 +18,11 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError
 from pytest_django import Settings
 
-from quotas import audit, store
-from quotas.models import ChallengeQuota, LedgerEntry, Opened, Plan, PlanAssignment
+from quotas import audit
+from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanAssignment
 from quotas.rules.values import Actor
+from quotas.store import commit
+from quotas.store.manager import Opened
 from tests.clerk_api import CREATED_AT, ClerkAPI, make_user, make_users
 from tests.site import url_of_the_test_database
 
@@ -179,16 +181,16 @@ def test_a_run_that_is_interrupted_within_a_page_leaves_nothing_of_that_page(
     exit_code: int,
     told: str,
 ) -> None:
-    clerk.users, made, open_many = make_users(1_200), list[int](), store.open_many
+    clerk.users, made, open_many = make_users(1_200), list[int](), commit.open_many
 
-    def interrupted(user_ids: Iterable[str], decide: store.Decide) -> int:
+    def interrupted(user_ids: Iterable[str], decide: commit.Decide) -> int:
         made.append(open_many(user_ids, decide))
         if len(made) == 2:
             raise interruption
         return made[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "open_many", interrupted)
+        patch.setattr(commit, "open_many", interrupted)
         run = backfill()
     assert (made, run.exit_code, told in run.error) == ([500, 500], exit_code, True)
     assert run.out == "seen 500, made 500, already there 0, tombstoned 0, odd 0\n"
@@ -215,15 +217,15 @@ def test_a_run_behind_a_user_that_ends_at_once_is_gone_on_with_behind_the_same(c
 def test_sigterm_ends_a_run_as_ctrl_c_does(clerk: ClerkAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     clerk.users = make_users(1_200)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    open_many, calls = store.open_many, list[int]()
+    open_many, calls = commit.open_many, list[int]()
 
-    def terminated(user_ids: Iterable[str], decide: store.Decide) -> int:
+    def terminated(user_ids: Iterable[str], decide: commit.Decide) -> int:
         calls.append(1)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGTERM)
         return open_many(user_ids, decide)
 
-    monkeypatch.setattr(store, "open_many", terminated)
+    monkeypatch.setattr(commit, "open_many", terminated)
     run = backfill()
     assert (run.error, run.exit_code) == (
         "Interrupted. What was made stays; go on with --after user_000500",
@@ -459,7 +461,7 @@ def test_a_plan_in_the_metadata_is_noted_and_followed(plans: ClerkAPI) -> None:
 def test_a_plan_that_is_known_is_not_noted_again(plans: ClerkAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     plans.users = [make_user(1, public_metadata={"plan": "pro"})]
     backfill()
-    monkeypatch.setattr(store, "note_assignment", None)  # not even tried
+    monkeypatch.setattr(commit, "note_assignment", None)  # not even tried
     assert backfill().out == "seen 1, made 0, already there 1, tombstoned 0, odd 0\n"
 
 

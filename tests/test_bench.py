@@ -20,7 +20,7 @@ import pytest
 from bench import load, pgbench, stock
 from bench.measure import judged
 from bench.serving import ALLOWANCE, served
-from quotas import sql
+from quotas.store import sql
 from tests import keys
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,10 +12,11 @@ import psycopg
 import pytest
 from django.db import OperationalError, connection, connections
 
-from quotas import event_loop, metrics, store
-from quotas.event_loop import Pool
+from quotas import metrics
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.values import Quota
+from quotas.store import commit, loop, plan_cache
+from quotas.store.loop import Pool
 from tests.conftest import USER
 from tests.lanes import outside
 from tests.postgres import free_port
@@ -127,7 +128,7 @@ def test_a_period_goes_on_by_the_version_it_began_under() -> None:
     async def work(pool: Pool) -> list[Quota]:
         await spend(pool)
         outside(edit)
-        store.forget_plans()  # as another process, which begins with who has the new version
+        plan_cache.forget_plans()  # as another process, which begins with who has the new version
         await read(pool, OTHER)
         return [await read(pool), await read(pool, OTHER)]
 
@@ -153,7 +154,7 @@ def test_who_waits_for_a_row_holds_up_nobody_else() -> None:
 
 
 def test_a_thread_helps_out_when_no_connection_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_loop, "PATIENCE", 0.05)
+    monkeypatch.setattr(loop, "PATIENCE", 0.05)
     quotas.current(USER)
 
     async def work(pool: Pool) -> None:
@@ -199,7 +200,7 @@ def test_a_spend_whose_connection_dies_is_made_once() -> None:
 def test_whoever_waits_for_a_connection_that_dies_is_answered_by_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(event_loop, "PATIENCE", 600)
+    monkeypatch.setattr(loop, "PATIENCE", 600)
     quotas.current(USER)
 
     async def work(pool: Pool) -> list[Quota]:
@@ -217,11 +218,11 @@ def test_whoever_waits_for_a_connection_that_dies_is_answered_by_a_thread(
 
 
 def test_steps_end_at_once_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "fetch", lambda *_: 1 / 0)
-    monkeypatch.setitem(store.FREE_TRIES, "postgresql", 0)
+    monkeypatch.setattr(commit, "fetch", lambda *_: 1 / 0)
+    monkeypatch.setitem(commit.FREE_TRIES, "postgresql", 0)
     steps = quotas.consuming(USER)
     with pytest.raises(ZeroDivisionError) as told:
-        store.perform(steps)
+        commit.perform(steps)
     assert told.value
     assert steps.gi_frame is None
     assert not connection.in_atomic_block
@@ -280,6 +281,6 @@ def test_writers_of_one_row_take_turns_and_lose_no_race(
         await asyncio.gather(*(spend(pool) for _ in range(10)))
         assert lost() == before
 
-    monkeypatch.setattr(event_loop, "PATIENCE", 60)
+    monkeypatch.setattr(loop, "PATIENCE", 60)
     run(work)
     assert spent() == spent(OTHER) == 10

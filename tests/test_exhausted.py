@@ -12,7 +12,7 @@ from quotas.exhausted import exhausted
 from quotas.models import ChallengeQuota, Plan
 from quotas.rules import outcomes
 from quotas.rules.values import Actor, OnChange
-from quotas.store import clock
+from quotas.store.commit import clock
 
 pytestmark = pytest.mark.django_db
 Make = Callable[..., ChallengeQuota]

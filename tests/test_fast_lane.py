@@ -9,8 +9,9 @@ from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
 
-from quotas import store, tokens, views
+from quotas import tokens, views
 from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.store import commit
 from tests import keys
 from tests.conftest import USER
 from tests.lanes import LaneHandler, learned
@@ -166,12 +167,12 @@ def test_a_spend_of_unknown_outcome_is_not_made_again_by_the_view(
 ) -> None:
     calls: list[str] = []
 
-    def fail(user_id: str, *_: object) -> store.Steps[None]:
+    def fail(user_id: str, *_: object) -> commit.Steps[None]:
         calls.append(user_id)
-        yield store.Apart()
+        yield commit.Apart()
         raise OperationalError("the connection is lost")
 
-    monkeypatch.setattr(store, "carry_out", fail)
+    monkeypatch.setattr(commit, "carry_out", fail)
     answer = lane.consume()
     assert (answer.status_code, answer["Retry-After"], calls) == (503, "5", [USER])
 

@@ -12,8 +12,8 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import Client
 
-from quotas import store
 from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.store import commit
 from tests.conftest import USER
 from tests.postgres import Server
 from tests.wire import Wire
@@ -321,7 +321,7 @@ def test_a_lost_reply_of_the_last_unit_is_no_refusal(wire, api):
 @with_and_without_a_key
 @pytest.mark.parametrize("lose", [STORE, COMMIT], ids=["store", "commit"])
 def test_a_spend_under_the_rows_lock_is_made_once_when_a_reply_is_lost(wire, api, monkeypatch, key, lose):
-    monkeypatch.setitem(store.FREE_TRIES, "postgresql", 0)  # as after some lost races
+    monkeypatch.setitem(commit.FREE_TRIES, "postgresql", 0)  # as after some lost races
     api.quota()
     wire.drop_reply_when = once(lose)
     assert api.consume({"cost": 3}, key=key).status_code == 201

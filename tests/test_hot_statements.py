@@ -12,11 +12,11 @@ import psycopg
 import pytest
 from django.db import connection, transaction
 
-from quotas import store
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Actor, Request
+from quotas.store import commit, plan_cache
 from tests.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying, explained, overheard, scans
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
@@ -100,9 +100,9 @@ def each_verb() -> dict[str, Callable[[], object]]:
 def knowing(act: Callable[[], object]) -> Callable[[], None]:
     def lean() -> None:
         rules = Plan.objects.get(is_default=True).rules
-        store._known_plans[rules.name, rules.version] = rules
+        plan_cache._known_plans[rules.name, rules.version] = rules
         act()
-        store.forget_plans()
+        plan_cache.forget_plans()
 
     return lean
 
@@ -114,10 +114,10 @@ def refused(spend: Callable[[], object]) -> None:
 
 def store_twice() -> None:
     """As when the answer to a store is lost: the guard holds the second off, and the entry is looked up."""
-    change = verbs.consume(store.look_up(BUSY, store.Look()), Request(STAFF))
+    change = verbs.consume(commit.look_up(BUSY, commit.Look()), Request(STAFF))
     assert isinstance(change, Change)
     for _ in range(2):
-        assert store.perform(store._store_again(change))
+        assert commit.perform(commit._store_again(change))
 
 
 def unmade(act: Callable[[], object]) -> list[Sent]:

@@ -11,7 +11,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from prometheus_client import REGISTRY
 
-from quotas.models import ChallengeQuota, Plan, QuotaManager
+from quotas.models import ChallengeQuota, Plan
+from quotas.store.manager import QuotaManager
 from tests.conftest import STAFF, USER
 from tests.test_clerk_plans import MINUTE, item, metadata
 from tests.test_webhook import CREATED, DELETED, LATEST, NOON, UPDATED, assert_handled

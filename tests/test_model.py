@@ -25,11 +25,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from quotas import models, store
+from quotas import models
 from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
 from quotas.rules import outcomes, periods, values, verbs
 from quotas.rules.outcomes import Exhausted, Outcome, Refusal
 from quotas.rules.values import Actor, Entry, OnChange, Plan, Request, Snapshot, State
+from quotas.store import commit, manager, plan_cache
 from tests.conftest import STAFF, USER, StepIn
 from tests.ledger import assert_sound
 from tests.test_races import url_of_the_test_database
@@ -83,7 +84,7 @@ class Model:
             known.append(replace(plan, version=len(known) + 1))
         return len(known)
 
-    def find(self, user_id: str, clock: datetime, ids: tuple[UUID, UUID], look: store.Look) -> Snapshot:
+    def find(self, user_id: str, clock: datetime, ids: tuple[UUID, UUID], look: commit.Look) -> Snapshot:
         state, ledger = self.states.get(user_id), self.ledgers[user_id]
         plan = self.versions[state.plan if state else self.default][-1]
         entry = next((e for e in ledger if look.key and e.idempotency_key == look.key), None)
@@ -142,16 +143,16 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.seen: Snapshot | None = None
         self.last_step: Callable[[], None] = lambda: None
-        self.read, store._read = store._read, self.read_at_our_time
+        self.read, commit._read = commit._read, self.read_at_our_time
         for table in (models.PlanAssignment, LedgerEntry, ChallengeQuota, PlanVersion, models.Plan):
             table.objects.all().delete()
-        store.forget_plans()  # which are made anew
+        plan_cache.forget_plans()  # which are made anew
         for name, rules in PLANS.items():
             self.save(models.Plan(name=name, actions={"generate": 3}, **rules))
         self.make_default("free")
 
     def teardown(self) -> None:
-        store._read = self.read
+        commit._read = self.read
         for user_id, ledger in self.model.ledgers.items():
             stored = LedgerEntry.objects.filter(user_id=user_id).order_by("seq")
             assert [entry_of(row) for row in stored] == [unmarked(entry) for entry in ledger]
@@ -159,7 +160,7 @@ class Machine(RuleBasedStateMachine):
                 assert_sound(user_id)
                 assert_fair(ledger)
 
-    def read_at_our_time(self, user_id: str, look: store.Look) -> store.Steps[Snapshot]:
+    def read_at_our_time(self, user_id: str, look: commit.Look) -> commit.Steps[Snapshot]:
         snapshot = yield from self.read(user_id, look)
         assert abs(snapshot.clock - datetime.now(UTC)) < timedelta(minutes=1)
         self.seen = replace(snapshot, clock=self.now)
@@ -336,7 +337,7 @@ class Machine(RuleBasedStateMachine):
             self.steps["a late word"] += 1
             return
         assert self.seen is not None
-        found = self.model.find(user_id, self.now, self.seen.entry_ids, store.Look(None, "clerk"))
+        found = self.model.find(user_id, self.now, self.seen.entry_ids, commit.Look(None, "clerk"))
         assert self.seen == found
         outcome = verbs.follow_clerk(found, Request(WEBHOOK))
         self.model.keep(outcome)
@@ -378,7 +379,7 @@ class Machine(RuleBasedStateMachine):
             request = replace(request, idempotency_key=f"{verb}:{by.kind}:{key}", fingerprint=mark)
         assert self.seen is not None
         found = self.model.find(
-            user_id, self.now, self.seen.entry_ids, store.Look(request.idempotency_key, *look)
+            user_id, self.now, self.seen.entry_ids, commit.Look(request.idempotency_key, *look)
         )
         assert unmarked_snapshot(self.seen) == unmarked_snapshot(found)
         outcome = rule(found, request)
@@ -422,16 +423,16 @@ def expected(verb: str, outcome: Outcome) -> Any:
         case "current" | "open_missing":
             return outcome.quota
         case "change_plan":
-            return models.PlanChange(outcome.quota, outcome.standing, is_replay)
+            return manager.PlanChange(outcome.quota, outcome.standing, is_replay)
     entry = outcome.entry if is_replay else outcome.entries[-1]
-    return models.Receipt(entry, outcome.quota, outcome.standing, is_replay)
+    return manager.Receipt(entry, outcome.quota, outcome.standing, is_replay)
 
 
 def unmarked_answer(answer: Any) -> Any:
     """The answer in a form that compares: refusals by what they say, entries but for the fingerprint."""
     if isinstance(answer, Refusal):
         return type(answer), str(answer), getattr(answer, "quota", None)
-    return answer._replace(entry=unmarked(answer.entry)) if isinstance(answer, models.Receipt) else answer
+    return answer._replace(entry=unmarked(answer.entry)) if isinstance(answer, manager.Receipt) else answer
 
 
 def unmarked_snapshot(snapshot: Snapshot) -> Snapshot:
@@ -552,7 +553,7 @@ def test_the_same_key_that_was_spent_since_is_replayed(step_in: StepIn) -> None:
 def test_after_some_lost_races_the_row_is_held_from_the_read_on(
     step_in: StepIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(store.FREE_TRIES, "postgresql", 0)
+    monkeypatch.setitem(commit.FREE_TRIES, "postgresql", 0)
     ChallengeQuota.objects.current(USER)
 
     def find_it_held() -> None:

@@ -12,7 +12,7 @@ from quotas import prune as pruning
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.prune import TooYoung, least_days, prune
 from quotas.rules import outcomes
-from quotas.store import clock
+from quotas.store.commit import clock
 from tests.conftest import STAFF, USER
 
 pytestmark = pytest.mark.django_db

@@ -10,10 +10,11 @@ from threading import Barrier
 import pytest
 from django.db import connection
 
-from quotas import metrics, store
+from quotas import metrics
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import Actor
+from quotas.store import commit
 from quotasite.demo import shift
 from tests.ledger import assert_sound, spent
 from tests.site import ask, served, url_of_the_test_database
@@ -31,7 +32,7 @@ def give_everyone(allowance: int) -> None:
 @pytest.fixture(autouse=True)
 def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that take turns do not race: these shall, as processes do."""
-    monkeypatch.setattr(store, "PATIENCE", 0)
+    monkeypatch.setattr(commit, "PATIENCE", 0)
 
 
 @pytest.fixture(params=["missing", "full", "expired by 25 hours"])
@@ -98,7 +99,7 @@ def test_threads_of_one_process_take_turns_and_lose_no_race_to_each_other(
         return float(metrics.LOST_RACES._value.get() - before)
 
     assert lost_by_eight() > 0
-    monkeypatch.setattr(store, "PATIENCE", 60)  # however slow the machine
+    monkeypatch.setattr(commit, "PATIENCE", 60)  # however slow the machine
     assert lost_by_eight() == 0
     assert spent(USER) == 80
 

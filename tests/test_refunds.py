@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 import pytest
 from django.db import connection
 
-from quotas.models import ChallengeQuota, LedgerEntry, Plan, Receipt
+from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import AlreadyRefunded, ConsumptionNotFound, KeyReused, RefundTooLarge
 from quotas.rules.values import Entry, OnChange
+from quotas.store.manager import Receipt
 from quotasite.demo import shift
 from tests import test_round_trips
 from tests.conftest import STAFF, USER

@@ -22,8 +22,9 @@ from django.db import OperationalError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from quotas import authentication, store
+from quotas import authentication
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion, ServiceKey
+from quotas.store import commit
 from tests.conftest import USER
 from tests.test_round_trips import wire  # noqa: F401 - a fixture
 from tests.test_service import ANY_KEY, Service, service_with
@@ -394,7 +395,7 @@ def test_the_key_is_in_no_log_and_no_answer(caplog, monkeypatch, make_quota):
                 Service(revoked).get("quota"),
             ]
             for fault in (OperationalError("no route"), RuntimeError("a fault of ours")):
-                monkeypatch.setattr(store, "_read", lambda *_, fault=fault: (_ for _ in ()).throw(fault))
+                monkeypatch.setattr(commit, "_read", lambda *_, fault=fault: (_ for _ in ()).throw(fault))
                 answers.append(service.get("quota"))
     finally:
         connection.force_debug_cursor = False

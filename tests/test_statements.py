@@ -3,9 +3,9 @@
 import pytest
 from django.db import IntegrityError, connection, transaction
 
-from quotas import statements
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.statements import Session, fetch, run
+from quotas.store import thread
+from quotas.store.thread import Session, fetch, run
 from tests.conftest import USER
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
@@ -13,7 +13,7 @@ ENOUGH = 6  # uses: one more than the threshold
 
 
 def session() -> Session:
-    kept = statements._kept.session
+    kept = thread._kept.session
     assert kept
     return kept
 

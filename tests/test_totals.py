@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from quotas import totals
 from quotas.models import ChallengeQuota, HourlyTotal, LedgerEntry
 from quotas.rules.values import Actor
-from quotas.store import clock
+from quotas.store.commit import clock
 from quotas.totals import DAY, HOUR, Day
 
 pytestmark = pytest.mark.django_db

@@ -8,7 +8,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from quotas.metrics import DELIVERIES
 from quotas.problems import Problem, from_exception, unavailable
-from quotas.store import read_surely
+from quotas.store.errors import read_surely
 from webhooks import clerk
 from webhooks.handlers import HANDLERS, handle
 from webhooks.models import WebhookEvent

@@ -14,10 +14,11 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import InterfaceError, OperationalError, reset_queries
 from tqdm import tqdm
 
-from quotas.models import ChallengeQuota, Opened, PlanAssignment
+from quotas.models import ChallengeQuota, PlanAssignment
 from quotas.rules.outcomes import Deleted
 from quotas.rules.values import Actor
-from quotas.store import NoDefaultPlan
+from quotas.store.errors import NoDefaultPlan
+from quotas.store.manager import Opened
 from webhooks.clerk import (
     ClerkError,
     ClerkUser,

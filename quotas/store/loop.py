@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import psycopg
 from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, connections
@@ -19,14 +19,13 @@ from psycopg.errors import error_from_result
 from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 
-from quotas.statements import Prepared, Session, fresh_name, numbered
-from quotas.store import PATIENCE, Step, Steps, perform, told_apart
+from quotas.store.commit import PATIENCE, Step, Steps, perform
+from quotas.store.errors import Found, told_apart
+from quotas.store.thread import Prepared, Session, fresh_name, numbered
 
 RETRY = 1  # seconds without an attempt to connect, after one that failed
 LISTEN = 1  # seconds
 TURNS = 256  # locks for all users' rows
-
-Found = TypeVar("Found")
 
 
 class InThread(Protocol):

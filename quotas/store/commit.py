@@ -7,33 +7,29 @@ The loop is written as steps, each a statement that somebody else sends: `perfor
 its thread, event_loop.py by one that no thread waits for.
 """
 
-import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
-from datetime import datetime, timedelta
-from functools import lru_cache
-from itertools import chain, islice
-from operator import attrgetter
+from dataclasses import replace
+from datetime import datetime
+from itertools import chain
 from threading import Lock
-from typing import Any, NamedTuple, TypeGuard, TypeVar
-from uuid import UUID
+from typing import Any, NamedTuple, TypeGuard
 
 from django.db import (
     Error,
-    InterfaceError,
     OperationalError,
-    connection,
     transaction,
 )
-from django.db.backends.signals import connection_created
-from django.dispatch import receiver
 from uuid_utils.compat import uuid7
 
-from quotas import metrics, sql
+from quotas import metrics
 from quotas.rules.outcomes import Change, Outcome
-from quotas.rules.values import Entry, Plan, PlanSource, Snapshot, State
-from quotas.statements import database, fetch, in_transaction, run, vendor
+from quotas.rules.values import PlanSource, Snapshot
+from quotas.store import sql
+from quotas.store.errors import CutOff, Found, NoDefaultPlan, _watched
+from quotas.store.plan_cache import _know, _known_plans
+from quotas.store.rows import _entry, _entry_values, _plan, _state, _state_values
+from quotas.store.thread import database, fetch, run, vendor
 
 # After so many tries the row is locked, so that a busy row makes progress too. SQLite's first try only
 # reads: a change is decided once more inside BEGIN IMMEDIATE, which is its row lock.
@@ -42,21 +38,8 @@ MOST_TRIES = 10
 # Threads of a process that write to one row take turns, so as not to lose races to each other.
 TURNS = [Lock() for _ in range(1_024)]
 PATIENCE = 1  # seconds; turns spare work, and nothing rests on them
-QUERY_CANCELED, READ_ONLY = "57014", "25006"  # PostgreSQL's SQLSTATEs
-
-# The rules of each plan by its name and version, which never change (models.PlanVersion).
-_known_plans: dict[tuple[str, int], Plan] = {}
-MOST_KNOWN = 1_000
 
 Decide = Callable[[Snapshot], Outcome]
-Found = TypeVar("Found")
-
-_state_values = attrgetter(*(column.name for column in fields(State)))
-_entry_values = attrgetter(*(column.name for column in fields(Entry)))
-
-
-class NoDefaultPlan(Exception):
-    """No plan is marked as the default one, so a user without a row cannot get one."""
 
 
 class Look(NamedTuple):
@@ -82,12 +65,6 @@ class Apart(NamedTuple):
 Steps = Generator[Step | Apart, Any, Found]
 
 
-class CutOff(OperationalError):
-    """The connection died under a statement. `was_kept`: it had been open before, so another may be had."""
-
-    was_kept = True
-
-
 def perform(steps: Steps[Found], error: Exception | None = None) -> Found:
     """Return what the steps come to, by this thread's connection; begin with an error of a step before."""
     try:
@@ -111,39 +88,6 @@ def _perform(step: Step | Apart) -> Any:
         return None
     with _watched():
         return (fetch if step.wants_row else run)(step.statement, step.parameters)
-
-
-@contextmanager
-def _watched() -> Iterator[None]:
-    """Tell apart what goes wrong; within a transaction all is left as it is."""
-    db = database()
-    if db.in_atomic_block:
-        yield
-        return
-    was_kept = db.connection is not None
-    db.ensure_connection()
-    raw = db.connection
-    try:
-        yield
-    except Error as error:
-        is_cut_off = _is_cut_off(raw)
-        fault = told_apart(error, is_cut_off=is_cut_off, was_kept=was_kept, close=db.close)
-        raise fault from error.__cause__
-
-
-def told_apart(
-    error: Error, *, is_cut_off: bool, was_kept: bool = True, close: Callable[[], object]
-) -> Error:
-    """Return the error that the steps go by, once a connection that is of no use any more is closed."""
-    if is_cut_off and isinstance(error, OperationalError | InterfaceError):
-        close()
-        cut_off = CutOff(*error.args)
-        cut_off.was_kept = was_kept
-        return cut_off
-    if sqlstate(error) == READ_ONLY:
-        close()  # it leads to a standby: the next one may lead to the server that took over
-        return OperationalError("The database takes no writes now.")
-    return error
 
 
 def carry_out(user_id: str, decide: Decide, look: Look) -> Steps[Outcome]:
@@ -201,11 +145,6 @@ def clock() -> datetime:
     return now
 
 
-def took_too_long(error: OperationalError) -> bool:
-    """Tell whether a statement was broken off because its time was over."""
-    return sqlstate(error) == QUERY_CANCELED
-
-
 def lock(user_id: str) -> None:
     """Hold off everybody else who would change the user's row, until the transaction ends."""
     if vendor() == "postgresql":  # a transaction of SQLite's holds off everybody from its start
@@ -215,21 +154,6 @@ def lock(user_id: str) -> None:
 def note_assignment(user_id: str, source: str, external_id: str, plan: str, updated_at: datetime) -> bool:
     """Note which plan Clerk says the user has, unless a later word is known; tell whether it was."""
     return run(sql.NOTE_ASSIGNMENT, [uuid7(), user_id, source, external_id, plan, updated_at]) > 0
-
-
-def read_surely(read: Callable[[], Found]) -> Found:
-    """Return what `read` finds, by a fresh connection if the one that was kept open has died.
-
-    For the first query of a request only: a read can be repeated, a transaction cannot.
-    """
-    raw = connection.connection
-    try:
-        return read()
-    except (OperationalError, InterfaceError):
-        if raw is None or connection.in_atomic_block or not _is_cut_off(raw):
-            raise
-        connection.close()
-        return read()
 
 
 def _attempt(user_id: str, decide: Decide, look: Look, *, locked: bool) -> Steps[tuple[Outcome | None, bool]]:
@@ -263,15 +187,6 @@ def _locked(user_id: str) -> Iterator[None]:
 
 def _has_entries(outcome: Outcome | None) -> TypeGuard[Change]:
     return isinstance(outcome, Change) and bool(outcome.entries)
-
-
-def sqlstate(error: Exception) -> str | None:
-    return getattr(error.__cause__, "sqlstate", None)
-
-
-def _is_cut_off(raw: Any) -> bool:
-    """Tell whether this connection has died; leaving a transaction, Django may have replaced it."""
-    return raw is not connection.connection or bool(getattr(raw, "closed", False))
 
 
 def _store(change: Change) -> Steps[bool]:
@@ -358,44 +273,3 @@ def _read_lean(user_id: str, key: str | None) -> Steps[Snapshot | None]:
     if not plan or not rules or (entry and not entry_rules):
         return None
     return Snapshot(user_id, clock, plan, rules, state, entry, entry_rules, (uuid7(), uuid7()))
-
-
-def _know(*plans: Plan | None) -> None:
-    """Keep what is committed: a version that is rolled back may come to be with other rules."""
-    if not in_transaction():
-        if len(_known_plans) >= MOST_KNOWN:
-            _known_plans.clear()
-        _known_plans.update(((plan.name, plan.version), plan) for plan in plans if plan)
-
-
-@receiver(connection_created)
-def forget_plans(**_: object) -> None:
-    """At the other end of a new connection there may be a database that was restored from an earlier time."""
-    _known_plans.clear()
-
-
-def _plan(row: Iterator[Any]) -> Plan | None:
-    name, *rules = islice(row, len(sql.PLAN))
-    return None if name is None else _rules(name, *rules)
-
-
-@lru_cache(maxsize=256)  # all users share a few
-def _rules(name: str, version: int, allowance: int | None, policy: str, *rest: Any) -> Plan:
-    period_seconds, timezone, actions = rest
-    period = timedelta(seconds=period_seconds)
-    return Plan(name, version, allowance, policy, period, timezone, json.loads(actions))
-
-
-def _state(row: Iterator[Any]) -> State | None:
-    values = list(islice(row, len(sql.STATE)))
-    return None if values[0] is None else State(*values)
-
-
-def _entry(row: Iterator[Any]) -> Entry | None:
-    values = dict(zip(sql.ENTRY, islice(row, len(sql.ENTRY)), strict=True))
-    if values["id"] is None:
-        return None
-    for name in ("id", "refund_of"):
-        values[name] = UUID(values[name]) if isinstance(values[name], str) else values[name]
-    values["metadata"] = values["metadata"] and json.loads(values["metadata"])
-    return Entry(**values)

@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 
-from quotas import tokens
+from quotas.access import session_tokens
 
 
 @register(Tags.database, deploy=True)
@@ -62,7 +62,7 @@ def _site_faults() -> Iterator[CheckMessage]:
 def _token_faults() -> Iterator[CheckMessage]:
     if settings.CLERK_JWT_KEY:
         try:
-            tokens.public_key(settings.CLERK_JWT_KEY)
+            session_tokens.public_key(settings.CLERK_JWT_KEY)
         except ValueError as error:
             yield Error(str(error), id="quotas.E004")
     elif not settings.CLERK_JWKS_URL:

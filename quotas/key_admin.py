@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.safestring import SafeString
 
-from quotas.authentication import MEMORY
+from quotas.access.service_keys import MEMORY
 from quotas.console import chip, clock_time
 from quotas.models import ServiceKey
 

@@ -13,10 +13,10 @@ from django.http import Http404, HttpResponse, JsonResponse
 from rest_framework import exceptions
 
 from quotas import metrics, ratelimit
-from quotas.jwks import KeysUnavailable
+from quotas.access.jwks import KeysUnavailable
+from quotas.access.session_tokens import TokenRefused
 from quotas.rules import outcomes, values
 from quotas.store.errors import READ_ONLY, NoDefaultPlan, sqlstate
-from quotas.tokens import TokenRefused
 
 log = logging.getLogger(__name__)
 

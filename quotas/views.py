@@ -15,7 +15,8 @@ from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
 from quotas import history, ratelimit, serializers
-from quotas.authentication import Principal, Service, User
+from quotas.access.callers import Principal, User
+from quotas.access.service_keys import Service
 from quotas.models import ChallengeQuota, Plan
 from quotas.problems import Problem
 from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339

@@ -14,8 +14,8 @@ from time import perf_counter
 from typing import NamedTuple
 
 from quotas import serializers, views
-from quotas.authentication import User, principal
-from quotas.jwks import WouldWait
+from quotas.access.callers import User, principal
+from quotas.access.jwks import WouldWait
 from quotas.parsers import json_object
 from quotas.rules.values import MAX_UNITS
 from quotas.store.loop import Pool

@@ -13,9 +13,9 @@ from django.views.decorators.cache import never_cache
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from quotas.access.session_tokens import key_source
 from quotas.problems import Problem, from_exception, unauthorized
 from quotas.store.errors import read_surely
-from quotas.tokens import key_source
 
 JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz", "/metrics")
 

@@ -14,7 +14,8 @@ from prometheus_client import Counter, Histogram
 from uuid_utils import uuid4
 
 from quotas import metrics
-from quotas.authentication import Service, User
+from quotas.access.callers import User
+from quotas.access.service_keys import Service
 from quotasite.logs import Members, to_json
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")

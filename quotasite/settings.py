@@ -303,7 +303,7 @@ STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # the admin's few files need no collectstatic step
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["quotas.authentication.BearerAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["quotas.access.callers.BearerAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["quotas.parsers.StrictJSONParser"],

@@ -9,7 +9,8 @@ from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
 
-from quotas import tokens, views
+from quotas import views
+from quotas.access import session_tokens
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.store import commit
 from tests import keys
@@ -184,7 +185,7 @@ def test_a_fault_of_our_own_is_a_500_that_says_nothing(lane: Lane, monkeypatch: 
 
 
 def test_a_forged_token_is_refused(lane: Lane) -> None:
-    tokens._proofs.clear()
+    session_tokens._proofs.clear()
     forged = keys.mint()[:-4] + "AAAA"
     assert lane.get(HTTP_AUTHORIZATION=f"Bearer {forged}").status_code == 401
 

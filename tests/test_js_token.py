@@ -12,7 +12,7 @@ import time_machine
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pytest_django import Settings
 
-from quotas.tokens import Session, TokenRefused, verify
+from quotas.access.session_tokens import Session, TokenRefused, verify
 from tests.javascript import CLERK, HERE, ask, install
 from tests.keys import ISSUER, KID, PARTY, mint, private_key, public_pem
 from tests.test_tokens import ATTACKS, GENUINE

@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from quotas import jwks as module
-from quotas import tokens
-from quotas.jwks import JWKS, KeysUnavailable, UnknownKey
-from quotas.tokens import Session, TokenRefused, verify
+from quotas.access import jwks, session_tokens
+from quotas.access.jwks import JWKS, KeysUnavailable, UnknownKey
+from quotas.access.session_tokens import Session, TokenRefused, verify
 from tests.key_server import KeyServer
-from tests.keys import ISSUER, KID, PARTY, REMOVE, jwk, jwks, mint, public_pem
+from tests.keys import ISSUER, KID, PARTY, REMOVE, jwk, key_set, mint, public_pem
 from tests.test_tokens import SESSION, other_key, weak_key
 
 pytestmark = pytest.mark.once
@@ -27,8 +26,8 @@ def _configured(settings, monkeypatch):
     settings.CLERK_JWT_KEY = ""
     settings.CLERK_ISSUER = ISSUER
     settings.CLERK_AUTHORIZED_PARTIES = [PARTY]
-    monkeypatch.setattr(module, "_key_sets", {})
-    monkeypatch.setattr(tokens, "_proofs", {})
+    monkeypatch.setattr(jwks, "_key_sets", {})
+    monkeypatch.setattr(session_tokens, "_proofs", {})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -94,19 +93,19 @@ def test_a_changed_address_is_asked_for_its_own_keys(server, settings):
 def test_a_forked_child_fetches_for_itself(server):
     """Neither the thread that fetches nor the lock's state is of any use to it."""
     server.release.clear()
-    mine = module.key_set(server.url)
+    mine = jwks.key_set(server.url)
     mine.renew()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        theirs = module.key_set(server.url)
+        theirs = jwks.key_set(server.url)
         os.write(writer, b"same" if theirs is mine else b"other")
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         assert pipe.read() == b"other"
     assert os.waitpid(child, 0)[1] == 0
-    assert module.key_set(server.url) is mine
+    assert jwks.key_set(server.url) is mine
 
 
 def test_a_pem_is_preferred_and_nothing_is_fetched(server, settings):
@@ -145,7 +144,7 @@ def test_an_unknown_kid_waits_for_ten_seconds_after_a_fetch(server, clock, key_s
 
 def test_a_new_key_is_found_when_the_quiet_time_is_over(server, clock, key_set):
     key_set.find(KID)
-    server.publish(jwks("ins_new"))
+    server.publish(key_set("ins_new"))
     clock.now += 10
     assert key_set.find("ins_new").key_size == 2048
     assert server.fetches == 2
@@ -199,7 +198,7 @@ def test_who_knows_the_key_does_not_wait_for_its_renewal(server, clock, key_set)
 
 def test_a_key_that_was_withdrawn_is_dropped_with_the_next_fetch(server, clock, key_set):
     key_set.find(KID)
-    server.publish(jwks("ins_new"))
+    server.publish(key_set("ins_new"))
     clock.now += 3_600
     key_set.find(KID)
     settled(key_set)
@@ -258,12 +257,12 @@ def test_keys_that_were_down_from_the_start_come_by_themselves(server, clock, ke
 
 
 def test_once_a_silent_server_is_known_nobody_waits_for_it(server, clock, key_set, monkeypatch):
-    monkeypatch.setattr(module, "FETCH_TIMEOUT", 0.3)
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT", 0.3)
     server.release.clear()
     with pytest.raises(KeysUnavailable):
         key_set.find(KID)
     settled(key_set)
-    monkeypatch.setattr(module, "FETCH_TIMEOUT", 60)
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT", 60)
     started = time.monotonic()
     for _ in range(5):
         clock.now += 1
@@ -276,8 +275,8 @@ def test_once_a_silent_server_is_known_nobody_waits_for_it(server, clock, key_se
 
 def test_who_waits_for_a_hanging_fetch_waits_for_the_time_out_at_the_most(server, key_set, monkeypatch):
     """Resolving a name heeds no time-out, so the fetch may well last longer."""
-    monkeypatch.setattr(module, "_download", lambda url: server.release.wait(SOON) and b"")
-    monkeypatch.setattr(module, "FETCH_TIMEOUT", 0.2)
+    monkeypatch.setattr(jwks, "_download", lambda url: server.release.wait(SOON) and b"")
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT", 0.2)
     server.release.clear()
     started = time.monotonic()
     for _ in range(5):  # the first one waits, and the others know by then
@@ -289,16 +288,16 @@ def test_who_waits_for_a_hanging_fetch_waits_for_the_time_out_at_the_most(server
 
 
 def test_a_fetch_that_never_ends_is_given_up_for_lost(server, clock, key_set, monkeypatch):
-    download = module._download
+    download = jwks._download
     hangs = threading.Event()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "FETCH_TIMEOUT", 0.05)
-        patch.setattr(module, "_download", lambda url: hangs.wait(SOON) and b"")
+        patch.setattr(jwks, "FETCH_TIMEOUT", 0.05)
+        patch.setattr(jwks, "_download", lambda url: hangs.wait(SOON) and b"")
         with pytest.raises(KeysUnavailable):
             key_set.find(KID)
         lost = key_set._fetch
-        patch.setattr(module, "_download", download)
-        clock.now += module.LOST_AFTER - 0.1
+        patch.setattr(jwks, "_download", download)
+        clock.now += jwks.LOST_AFTER - 0.1
         with pytest.raises(KeysUnavailable):
             key_set.find(KID)
         assert (key_set._fetch, server.fetches) == (lost, 0)
@@ -320,15 +319,15 @@ def test_a_key_server_that_is_down_hangs_nobody(settings):
 
 
 def test_a_fault_of_ours_in_a_fetch_leaves_nobody_waiting(key_set, monkeypatch):
-    monkeypatch.setattr(module, "_parse_key_set", lambda raw: 1 / 0)
+    monkeypatch.setattr(jwks, "_parse_key_set", lambda raw: 1 / 0)
     monkeypatch.setattr(threading, "excepthook", lambda *args: None)
     with pytest.raises(KeysUnavailable):
         key_set.find(KID)
 
 
 def test_an_answer_that_drips_is_left_after_the_time_out(server, key_set, monkeypatch):
-    monkeypatch.setattr(module, "FETCH_TIMEOUT", 0.3)
-    server.publish(jwks(*"abcdefghijklmnop"))
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT", 0.3)
+    server.publish(key_set(*"abcdefghijklmnop"))
     server.pause = 0.2  # never silent for the whole time-out
     with pytest.raises(KeysUnavailable):
         key_set.find(KID)
@@ -349,7 +348,7 @@ def test_an_answer_that_drips_is_left_after_the_time_out(server, key_set, monkey
         pytest.param(b"{}", id="no member keys"),
         pytest.param(b'{"keys": {}}', id="keys are no list"),
         pytest.param(json.dumps({"keys": []}).encode(), id="no keys"),
-        pytest.param(json.dumps(jwks() | {"more": "a" * 300_000}).encode(), id="over 256 KiB"),
+        pytest.param(json.dumps(key_set() | {"more": "a" * 300_000}).encode(), id="over 256 KiB"),
     ],
 )
 def test_an_answer_that_is_no_key_set_takes_no_key_away(server, clock, key_set, body):

@@ -7,7 +7,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-from quotas.jwks import FETCH_TIMEOUT
+from quotas.access.jwks import FETCH_TIMEOUT
 from tests.key_server import KeyServer
 from tests.keys import mint
 from tests.site import served, url_of_the_test_database

@@ -14,7 +14,8 @@ from django.test import Client
 from drf_spectacular.generators import SchemaGenerator
 from jsonschema import Draft202012Validator
 
-from quotas import problems, schema, serializers, tokens, urls
+from quotas import problems, schema, serializers, urls
+from quotas.access import session_tokens
 from quotas.models import Plan, ServiceKey
 from quotas.rules import outcomes
 from tests.conftest import USER
@@ -78,7 +79,7 @@ def raised() -> Iterator[tuple[str, int]]:
     """Every code with its status, as the source has them."""
     for refusal in outcomes.Refusal.__subclasses__():
         yield refusal.code, problems.STATUS.get(refusal.code, 429)
-    for code in get_args(tokens.Code):
+    for code in get_args(session_tokens.Code):
         yield code, 401
     for path in [*ROOT.glob("quotas/*.py"), ROOT / "quotasite/health.py"]:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -12,7 +12,7 @@ import pytest
 from django.http import HttpResponse
 from django.test import Client
 
-from quotas import authentication
+from quotas.access import service_keys
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, ServiceKey
 from quotasite.demo import shift as move_back
 from tests.conftest import STAFF, USER
@@ -645,7 +645,7 @@ def quick(wire) -> Iterator[Service]:  # noqa: F811
     assert made.get("quota").status_code == 200
     wire.reset()
     yield made
-    authentication._remembered.clear()
+    service_keys._remembered.clear()
 
 
 @pytest.mark.postgres

@@ -20,9 +20,9 @@ from hypothesis import example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from quotas import tokens
-from quotas.jwks import KeysUnavailable
-from quotas.tokens import Session, TokenRefused, verify
+from quotas.access import session_tokens
+from quotas.access.jwks import KeysUnavailable
+from quotas.access.session_tokens import Session, TokenRefused, verify
 from tests.key_server import KeyServer
 from tests.keys import ISSUER, KID, PARTY, REMOVE, b64, mint, pem_of, private_key, public_pem, sign
 
@@ -47,7 +47,7 @@ def _configured(settings, monkeypatch):
     settings.CLERK_JWKS_URL = ""
     settings.CLERK_ISSUER = ISSUER
     settings.CLERK_AUTHORIZED_PARTIES = [PARTY]
-    monkeypatch.setattr(tokens, "_proofs", {})
+    monkeypatch.setattr(session_tokens, "_proofs", {})
 
 
 GENUINE: dict[str, Callable[[Mint], str]] = {
@@ -112,7 +112,7 @@ def twice(name, value):
 
 
 # What is no session token in its form, whatever it claims.
-ON_FORM: list[tuple[str, tokens.Code, Callable[[], str]]] = [
+ON_FORM: list[tuple[str, session_tokens.Code, Callable[[], str]]] = [
     ("empty", "token_malformed", lambda: ""),
     ("no parts", "token_malformed", lambda: "token"),
     ("two parts", "token_malformed", lambda: mint().rpartition(".")[0]),
@@ -153,7 +153,7 @@ IDENTITY = {"sid": REMOVE, "azp": "client_2abc", "aud": "client_2abc", "at_hash"
 HANDSHAKE = {"sub": REMOVE, "sid": REMOVE, "azp": REMOVE, "handshake": ["__session=a; Path=/"]}
 
 # What a token of either version may have against it.
-ON_CONTENT: list[tuple[str, tokens.Code, Callable[[Mint], str]]] = [
+ON_CONTENT: list[tuple[str, session_tokens.Code, Callable[[Mint], str]]] = [
     # the header
     ("alg none", "token_malformed", alg_none),
     ("alg none with a signature", "token_malformed", lambda make: make(header={"alg": "none"})),
@@ -229,7 +229,7 @@ ON_CONTENT: list[tuple[str, tokens.Code, Callable[[Mint], str]]] = [
     ("no party", "token_azp", lambda make: make(azp=REMOVE)),
     ("pending", "session_pending", lambda make: make(sts="pending")),
 ]
-ATTACKS: dict[str, tuple[tokens.Code, Callable[[], str]]] = {
+ATTACKS: dict[str, tuple[session_tokens.Code, Callable[[], str]]] = {
     **{name: (code, attack) for name, code, attack in ON_FORM},
     **{
         f"{name}, version {2 if v2 else 1}": (code, partial(attack, partial(mint, v2=v2)))
@@ -397,5 +397,5 @@ def test_a_key_that_cannot_be_used_is_named_and_not_shown(settings, pem):
 
 
 def test_a_pem_needs_no_http_client():
-    program = "import sys, quotas.tokens; sys.exit('httpx' in sys.modules)"
+    program = "import sys, quotas.access.session_tokens; sys.exit('httpx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

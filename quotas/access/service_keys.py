@@ -1,4 +1,4 @@
-"""From the Authorization header to who asks: a signed-in user, or one of the product's own servers."""
+"""The product's own servers: whose key it is, remembered for a few seconds."""
 
 import hmac
 import re
@@ -8,11 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from django.db.models import Q
-from rest_framework.authentication import BaseAuthentication
-from rest_framework.request import Request
 
-from quotas import tokens
-from quotas.jwks import WouldWait
 from quotas.models import ServiceKey
 from quotas.problems import unauthorized
 from quotas.rules.values import Actor
@@ -22,19 +18,6 @@ SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 MEMORY = 10  # seconds for which a process remembers a key, so that a revoked one works no longer
 MOST_REMEMBERED = 1_000
 USED_EVERY = timedelta(minutes=1)  # how fine last_used_at is
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """The Clerk user whose session token came with the request."""
-
-    user_id: str
-    act: str = ""  # who stands behind an impersonated user
-    is_authenticated: Literal[True] = True
-
-    @property
-    def actor(self) -> Actor:
-        return Actor("user", self.user_id, self.act)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,41 +33,6 @@ class Service:
     @property
     def actor(self) -> Actor:
         return Actor("service", self.key_id)
-
-
-Principal = User | Service
-
-
-class BearerAuthentication(BaseAuthentication):
-    """`Authorization: Bearer` with a session token of Clerk's, or a service key (`qs_…`)."""
-
-    def authenticate(self, request: Request) -> tuple[Principal, None]:
-        return principal(request.headers.get("Authorization", "")), None
-
-    def authenticate_header(self, request: Request) -> str:
-        return "Bearer"
-
-
-def principal(header: str, *, may_wait: bool = True) -> Principal:
-    """Return who an Authorization header proves to be there; raise a 401 or KeysUnavailable if nobody.
-
-    Who may not wait, for a key of Clerk's or for the database, gets a WouldWait instead.
-    """
-    header = header.strip()
-    if not header:
-        raise unauthorized(
-            "token_missing", "Send the session token: Authorization: Bearer <await getToken()>."
-        )
-    scheme, _, token = header.partition(" ")
-    token = token.strip()
-    if scheme.lower() != "bearer" or not token:
-        raise unauthorized("token_malformed", "The Authorization header must be: Bearer <token>.")
-    if token.startswith("qs_"):
-        if not may_wait:
-            raise WouldWait
-        return _service(token)
-    session = tokens.verify(token, may_wait=may_wait)
-    return User(session.user_id, session.act or "")
 
 
 _remembered: dict[str, Service] = {}

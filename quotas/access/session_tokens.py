@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.conf import settings
 
-from quotas.jwks import KeysUnavailable, UnknownKey, key_set, strong
+from quotas.access.jwks import KeysUnavailable, UnknownKey, key_set, strong
 
 MAX_TOKEN = 8 * 1024
 LEEWAY = 5  # seconds by which two clocks may differ

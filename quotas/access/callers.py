@@ -1,0 +1,61 @@
+"""From the Authorization header to who asks: a signed-in user, or one of the product's own servers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.request import Request
+
+from quotas.access import session_tokens
+from quotas.access.jwks import WouldWait
+from quotas.access.service_keys import Service, _service
+from quotas.problems import unauthorized
+from quotas.rules.values import Actor
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """The Clerk user whose session token came with the request."""
+
+    user_id: str
+    act: str = ""  # who stands behind an impersonated user
+    is_authenticated: Literal[True] = True
+
+    @property
+    def actor(self) -> Actor:
+        return Actor("user", self.user_id, self.act)
+
+
+Principal = User | Service
+
+
+class BearerAuthentication(BaseAuthentication):
+    """`Authorization: Bearer` with a session token of Clerk's, or a service key (`qs_…`)."""
+
+    def authenticate(self, request: Request) -> tuple[Principal, None]:
+        return principal(request.headers.get("Authorization", "")), None
+
+    def authenticate_header(self, request: Request) -> str:
+        return "Bearer"
+
+
+def principal(header: str, *, may_wait: bool = True) -> Principal:
+    """Return who an Authorization header proves to be there; raise a 401 or KeysUnavailable if nobody.
+
+    Who may not wait, for a key of Clerk's or for the database, gets a WouldWait instead.
+    """
+    header = header.strip()
+    if not header:
+        raise unauthorized(
+            "token_missing", "Send the session token: Authorization: Bearer <await getToken()>."
+        )
+    scheme, _, token = header.partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise unauthorized("token_malformed", "The Authorization header must be: Bearer <token>.")
+    if token.startswith("qs_"):
+        if not may_wait:
+            raise WouldWait
+        return _service(token)
+    session = session_tokens.verify(token, may_wait=may_wait)
+    return User(session.user_id, session.act or "")

@@ -14,8 +14,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
+from quotas.api.problems import Problem
 from quotas.models import ChallengeQuota
-from quotas.problems import Problem
 from quotas.rules.values import USER_ID
 from quotasite.pretend_clerk import ORIGIN, session_token
 

@@ -13,16 +13,16 @@ from json import JSONEncoder
 from time import perf_counter
 from typing import NamedTuple
 
-from quotas import serializers, views
 from quotas.access.callers import User, principal
 from quotas.access.jwks import WouldWait
-from quotas.parsers import json_object
+from quotas.api import idempotency, messages, views
+from quotas.api.strict_json import json_object
 from quotas.rules.values import MAX_UNITS
 from quotas.store.loop import Pool
 from quotasite.request_log import Kind, asker, id_for, tell
 
 CONSUME = "/api/v1/quota/consume"
-READ = {"/api/quota": serializers.simple_quota, "/api/v1/quota": serializers.full_quota}
+READ = {"/api/quota": messages.simple_quota, "/api/v1/quota": messages.full_quota}
 HOT = {("POST", CONSUME), *(("GET", path) for path in READ)}
 # Of the headers, what the middleware may judge a request by: for each combination its own are learned apart.
 JUDGED = ("host", "origin", "x-forwarded-proto")
@@ -103,13 +103,13 @@ class FastLane:
         else:
             if (order := plain_order(asked)) is None:
                 return Detour()
-            key = views.idempotency_key(asked.headers.get("idempotency-key"))
+            key = idempotency.idempotency_key(asked.headers.get("idempotency-key"))
             steps = views.quotas.consuming(who.user_id, order.get("cost"), key=key, actor=who.actor)
             async with self.pool.turn(who.user_id):
                 receipt = await self.pool.perform(steps)
             outcome = "replayed" if receipt.is_replay else "granted"
             kind, cost = Kind("POST", asked.path[1:], "consume", outcome, 201), receipt.entry.cost
-            body = serializers.consumption(receipt)
+            body = messages.consumption(receipt)
             fields = views.fields(receipt.standing, is_replay=receipt.is_replay)
         payload, request_id = to_json(body).encode(), id_for(asked.headers.get("x-request-id", ""))
         own = [("X-Request-Id", request_id), ("Content-Length", str(len(payload)))]

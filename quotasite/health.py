@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from quotas.access.session_tokens import key_source
-from quotas.problems import Problem, from_exception, unauthorized
+from quotas.api.problems import Problem, from_exception, unauthorized
 from quotas.store.errors import read_surely
 
 JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz", "/metrics")

@@ -24,10 +24,10 @@ from quotasite.wsgi import application  # sets Django up, which the others need
 # isort: split
 from django.conf import settings
 
-from quotas.middleware import LATE
+from quotas.api.middleware import LATE
+from quotas.api.views import RAISED
 from quotas.store.loop import Pool
 from quotas.store.thread import vendor
-from quotas.views import RAISED
 from quotasite.fast_lane import Answer, Asked, Detour, FastLane
 from quotasite.request_log import BEGAN
 

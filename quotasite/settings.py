@@ -243,7 +243,7 @@ MIDDLEWARE = [
     "corsheaders.middleware.CorsMiddleware",  # before what refuses: an SPA must be able to read each refusal
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "quotas.middleware.RequestGuard",
+    "quotas.api.middleware.RequestGuard",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "quotasite.middleware.PagePolicy",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -306,18 +306,18 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["quotas.access.callers.BearerAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["quotas.parsers.StrictJSONParser"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "quotas.parsers.AlwaysJSON",
-    "EXCEPTION_HANDLER": "quotas.problems.exception_handler",
+    "DEFAULT_PARSER_CLASSES": ["quotas.api.strict_json.StrictJSONParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "quotas.api.strict_json.AlwaysJSON",
+    "EXCEPTION_HANDLER": "quotas.api.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
-    "DEFAULT_SCHEMA_CLASS": "quotas.schema.Schema",
+    "DEFAULT_SCHEMA_CLASS": "quotas.api.openapi.Schema",
 }
 SPECTACULAR_SETTINGS = {
     "OAS_VERSION": "3.1.1",
     "TITLE": "Quotasite",
     "VERSION": "1",
     "SORT_OPERATIONS": False,  # they stand as in urls.py
-    "POSTPROCESSING_HOOKS": ["quotas.schema.complete"],
+    "POSTPROCESSING_HOOKS": ["quotas.api.openapi.complete"],
     "SWAGGER_UI_DIST": "SIDECAR",  # local files: the page works offline, and under a strict CSP
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "defaultModelsExpandDepth": 0},
 }

@@ -9,7 +9,7 @@ urlpatterns = [
     path("", demo_page.front, name="page"),
     path("demo", demo_page.page, name="page"),
     path("demo/token", demo_page.token, name="demo_token"),
-    path("api/", include("quotas.urls")),
+    path("api/", include("quotas.api.urls")),
     path("webhooks/", include("webhooks.urls")),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),

@@ -7,7 +7,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-from tests.keys import key_set
+from tests.keys import key_set_of
 
 PIECE = 1_000  # bytes that are sent before each pause
 
@@ -22,7 +22,7 @@ class KeyServer(ThreadingHTTPServer):
         self.asked: Any = None  # the headers of the last request
         self.release = threading.Event()  # while it is not set, requests hang
         self.release.set()
-        self.publish(key_set())
+        self.publish(key_set_of())
 
     def publish(self, value: object) -> None:
         self.body = json.dumps(value).encode()

@@ -35,7 +35,7 @@ def jwk(kid: str = KID, key: Any = private_key, **members: Any) -> dict[str, Any
     return RSAAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid, "use": "sig"} | members
 
 
-def key_set(*kids: str) -> dict[str, Any]:
+def key_set_of(*kids: str) -> dict[str, Any]:
     """Return the public key as Clerk publishes it, under each of `kids`."""
     return {"keys": [jwk(kid) for kid in kids or (KID,)]}
 

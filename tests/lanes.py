@@ -15,11 +15,11 @@ from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from django.test.client import ClientHandler
 
+from quotas.api.views import RAISED
 from quotas.store.commit import Steps
 from quotas.store.loop import Found, LoopSession, Pool
 from quotas.store.plan_cache import forget_plans
 from quotas.store.thread import Prepared, in_transaction
-from quotas.views import RAISED
 from quotasite.fast_lane import HOT, JUDGED, Asked, Detour, FastLane, Headers, Way
 
 # What the lane learns from a first answer to the test client; test_fast_lane.py sees that it is so.

@@ -9,8 +9,8 @@ from django.http import HttpResponse
 from django.test import Client
 from pytest_django import Settings
 
-from quotas import views
 from quotas.access import session_tokens
+from quotas.api import views
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.store import commit
 from tests import keys

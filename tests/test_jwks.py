@@ -12,7 +12,7 @@ from quotas.access import jwks, session_tokens
 from quotas.access.jwks import JWKS, KeysUnavailable, UnknownKey
 from quotas.access.session_tokens import Session, TokenRefused, verify
 from tests.key_server import KeyServer
-from tests.keys import ISSUER, KID, PARTY, REMOVE, jwk, key_set, mint, public_pem
+from tests.keys import ISSUER, KID, PARTY, REMOVE, jwk, key_set_of, mint, public_pem
 from tests.test_tokens import SESSION, other_key, weak_key
 
 pytestmark = pytest.mark.once
@@ -144,7 +144,7 @@ def test_an_unknown_kid_waits_for_ten_seconds_after_a_fetch(server, clock, key_s
 
 def test_a_new_key_is_found_when_the_quiet_time_is_over(server, clock, key_set):
     key_set.find(KID)
-    server.publish(key_set("ins_new"))
+    server.publish(key_set_of("ins_new"))
     clock.now += 10
     assert key_set.find("ins_new").key_size == 2048
     assert server.fetches == 2
@@ -198,7 +198,7 @@ def test_who_knows_the_key_does_not_wait_for_its_renewal(server, clock, key_set)
 
 def test_a_key_that_was_withdrawn_is_dropped_with_the_next_fetch(server, clock, key_set):
     key_set.find(KID)
-    server.publish(key_set("ins_new"))
+    server.publish(key_set_of("ins_new"))
     clock.now += 3_600
     key_set.find(KID)
     settled(key_set)
@@ -327,7 +327,7 @@ def test_a_fault_of_ours_in_a_fetch_leaves_nobody_waiting(key_set, monkeypatch):
 
 def test_an_answer_that_drips_is_left_after_the_time_out(server, key_set, monkeypatch):
     monkeypatch.setattr(jwks, "FETCH_TIMEOUT", 0.3)
-    server.publish(key_set(*"abcdefghijklmnop"))
+    server.publish(key_set_of(*"abcdefghijklmnop"))
     server.pause = 0.2  # never silent for the whole time-out
     with pytest.raises(KeysUnavailable):
         key_set.find(KID)
@@ -348,7 +348,7 @@ def test_an_answer_that_drips_is_left_after_the_time_out(server, key_set, monkey
         pytest.param(b"{}", id="no member keys"),
         pytest.param(b'{"keys": {}}', id="keys are no list"),
         pytest.param(json.dumps({"keys": []}).encode(), id="no keys"),
-        pytest.param(json.dumps(key_set() | {"more": "a" * 300_000}).encode(), id="over 256 KiB"),
+        pytest.param(json.dumps(key_set_of() | {"more": "a" * 300_000}).encode(), id="over 256 KiB"),
     ],
 )
 def test_an_answer_that_is_no_key_set_takes_no_key_away(server, clock, key_set, body):

@@ -18,8 +18,8 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError
 from django.urls import URLPattern, URLResolver, get_resolver
 
+from quotas.api.views import SimpleQuota
 from quotas.models import ServiceKey
-from quotas.views import SimpleQuota
 from quotasite import logs
 from tests.conftest import WEBHOOK_SECRET, Api, delivery
 from tests.keys import mint

@@ -17,8 +17,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from quotas import metrics
+from quotas.api.problems import from_exception
 from quotas.models import ChallengeQuota
-from quotas.problems import from_exception
 from tests.conftest import USER
 from tests.site import ROOT, ask, running, url_of_the_test_database
 from tests.test_webhook import CREATED

@@ -14,8 +14,8 @@ from django.test import Client
 from drf_spectacular.generators import SchemaGenerator
 from jsonschema import Draft202012Validator
 
-from quotas import problems, schema, serializers, urls
 from quotas.access import session_tokens
+from quotas.api import messages, openapi, openapi_examples, openapi_schemas, problems, urls
 from quotas.models import Plan, ServiceKey
 from quotas.rules import outcomes
 from tests.conftest import USER
@@ -59,7 +59,7 @@ def test_the_committed_description_is_the_code_s(tmp_path):
 
 
 @once
-@pytest.mark.parametrize("name", schema.SCHEMAS)
+@pytest.mark.parametrize("name", openapi_schemas.SCHEMAS)
 def test_every_shape_is_a_json_schema(name):
     Draft202012Validator.check_schema(COMPONENTS["schemas"][name])
 
@@ -94,7 +94,7 @@ def raised() -> Iterator[tuple[str, int]]:
 
 @once
 def test_every_code_that_is_raised_is_described_with_its_status():
-    described = {code: status for code, (status, _) in schema.PROBLEMS.items()}
+    described = {code: status for code, (status, _) in openapi_examples.PROBLEMS.items()}
     assert dict(raised()) == described | {"not_migrated": 503}  # this one is of /readyz
 
 
@@ -103,34 +103,36 @@ def test_every_code_but_that_of_another_method_is_told_of_by_an_operation():
     answers = [answer for *_, operation in operations() for answer in operation["responses"].values()]
     answers = [COMPONENTS["responses"].get(answer.get("$ref", "")[-3:], answer) for answer in answers]
     codes = {code for answer in answers for code in next(iter(answer["content"].values()))["examples"]}
-    assert {*schema.PROBLEMS} - codes == {"method_not_allowed"}
+    assert {*openapi_examples.PROBLEMS} - codes == {"method_not_allowed"}
 
 
 @once
-@pytest.mark.parametrize("name", schema.EXAMPLES)
+@pytest.mark.parametrize("name", openapi_examples.EXAMPLES)
 def test_every_example_has_its_shape(name):
-    assert not faults(schema.EXAMPLES[name], named(name))
+    assert not faults(openapi_examples.EXAMPLES[name], named(name))
 
 
 @once
-@pytest.mark.parametrize("code", schema.PROBLEMS)
+@pytest.mark.parametrize("code", openapi_examples.PROBLEMS)
 def test_every_example_of_a_problem_has_its_shape(code):
-    status, _ = schema.PROBLEMS[code]
+    status, _ = openapi_examples.PROBLEMS[code]
     answer = COMPONENTS["responses"][str(status)]["content"]["application/problem+json"]
     assert not faults(COMPONENTS["examples"][code]["value"], answer["schema"])
 
 
 @once
-@pytest.mark.parametrize("name", [name for name in schema.PARAMETERS if "example" in schema.PARAMETERS[name]])
+@pytest.mark.parametrize(
+    "name", [name for name in openapi.PARAMETERS if "example" in openapi.PARAMETERS[name]]
+)
 def test_every_example_of_a_parameter_has_its_shape(name):
-    assert not faults(schema.PARAMETERS[name]["example"], schema.PARAMETERS[name]["schema"])
+    assert not faults(openapi.PARAMETERS[name]["example"], openapi.PARAMETERS[name]["schema"])
 
 
 @once
 @pytest.mark.parametrize("verb", ["Consume", "Refund", "Adjust", "Reset", "ChangePlan"])
 def test_a_body_is_described_with_the_members_that_are_read(verb):
-    fields = getattr(serializers, f"{verb}Serializer")().fields
-    shape = schema.SCHEMAS[f"{verb}Request"]
+    fields = getattr(messages, f"{verb}Serializer")().fields
+    shape = openapi_schemas.SCHEMAS[f"{verb}Request"]
     assert {*shape["properties"]} == {*fields}
     assert {*shape.get("required", [])} == {name for name in fields if fields[name].required}
 

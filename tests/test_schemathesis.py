@@ -16,8 +16,8 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.hooks import HookContext
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
+from quotas.api.messages import Metadata
 from quotas.models import ServiceKey
-from quotas.serializers import Metadata
 from quotasite.wsgi import application
 from tests import keys
 from tests.conftest import USER, Settings

@@ -6,8 +6,8 @@ from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
+from quotas.api.problems import Problem, from_exception, unavailable
 from quotas.metrics import DELIVERIES
-from quotas.problems import Problem, from_exception, unavailable
 from quotas.store.errors import read_surely
 from webhooks import clerk
 from webhooks.handlers import HANDLERS, handle

@@ -9,7 +9,7 @@ from rest_framework.request import Request
 from quotas.access import session_tokens
 from quotas.access.jwks import WouldWait
 from quotas.access.service_keys import Service, _service
-from quotas.problems import unauthorized
+from quotas.api.problems import unauthorized
 from quotas.rules.values import Actor
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from django.db.models import Q
 
+from quotas.api.problems import unauthorized
 from quotas.models import ServiceKey
-from quotas.problems import unauthorized
 from quotas.rules.values import Actor
 from quotas.store.errors import read_surely
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
 
-from quotas.problems import Problem
+from quotas.api.problems import Problem
 
 LATE = "quotas.late"  # in the environment: the server waited for the body, and it did not come
 MOST_BYTES = {"/api/": 64 * 1024, "/webhooks/": 1024 * 1024}  # of a body, by the path's beginning

@@ -10,7 +10,7 @@ from rest_framework.parsers import BaseParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from quotas.problems import Problem
+from quotas.api.problems import Problem
 
 MOST_LEVELS = 32  # of objects and arrays in each other: every reader after us can follow these
 

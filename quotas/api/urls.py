@@ -2,7 +2,7 @@
 
 from django.urls import include, path, re_path
 
-from quotas import schema, views
+from quotas.api import openapi, views
 
 of_user = [
     path("quota", views.UserQuota.as_view(), name="read"),
@@ -21,7 +21,7 @@ urlpatterns = [
     path("v1/quota/history", views.OwnHistory.as_view(), name="history"),
     path("v1/users/<str:user_id>/", include(of_user)),
     path("v1/plans", views.Plans.as_view(), name="plans"),
-    path("schema", schema.Description.as_view(), name="schema"),
-    path("docs", schema.Page.as_view(schema=None), name="docs"),
+    path("schema", openapi.Description.as_view(), name="schema"),
+    path("docs", openapi.Page.as_view(schema=None), name="docs"),
     re_path("", views.NothingHere.as_view(schema=None)),
 ]

@@ -12,9 +12,10 @@ from django.db import InterfaceError, InternalError, OperationalError, connectio
 from django.http import Http404, HttpResponse, JsonResponse
 from rest_framework import exceptions
 
-from quotas import metrics, ratelimit
+from quotas import metrics
 from quotas.access.jwks import KeysUnavailable
 from quotas.access.session_tokens import TokenRefused
+from quotas.api import rate_limit
 from quotas.rules import outcomes, values
 from quotas.store.errors import READ_ONLY, NoDefaultPlan, sqlstate
 
@@ -140,12 +141,12 @@ def _without_database(error: Exception) -> Problem:
 
 def _exhausted(refusal: outcomes.Exhausted) -> Problem:
     quota = refusal.quota
-    wait = ratelimit.retry_after(quota)
+    wait = rate_limit.retry_after(quota)
     return Problem(
         429,
         refusal.code,
         str(refusal),
-        headers={"Retry-After": str(wait), **ratelimit.fields(quota)},
+        headers={"Retry-After": str(wait), **rate_limit.fields(quota)},
         **{
             "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
             "title": "Quota exceeded",

@@ -1,12 +1,10 @@
 """The API: HTTP in, a verb of the manager, HTTP out. No rule is here."""
 
 import re
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, ClassVar, cast
 from uuid import UUID
 
-import http_sf
 from django.utils.dateparse import parse_datetime
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
@@ -14,15 +12,16 @@ from rest_framework.response import Response
 from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
-from quotas import history, ratelimit, serializers
+from quotas import history
 from quotas.access.callers import Principal, User
 from quotas.access.service_keys import Service
+from quotas.api import messages, rate_limit
+from quotas.api.idempotency import idempotency_key, required_key
+from quotas.api.problems import Problem
 from quotas.models import ChallengeQuota, Plan
-from quotas.problems import Problem
 from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
 from quotas.store.errors import read_surely
 
-RAW_KEY = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 DEFAULT_PAGE, MOST_ON_A_PAGE = 50, 200  # entries
 RAISED = "quotasite.raised"  # in the environment: what came of the act already (quotasite/fast_lane.py)
 quotas = ChallengeQuota.objects
@@ -74,7 +73,7 @@ class SimpleQuota(UserView):
 
     def get(self, request: Request) -> Response:
         quota = quotas.current(self.user_id, actor=self.principal.actor)
-        return answer(serializers.simple_quota(quota), quota)
+        return answer(messages.simple_quota(quota), quota)
 
 
 class OwnQuota(UserView):
@@ -82,7 +81,7 @@ class OwnQuota(UserView):
 
     def get(self, request: Request) -> Response:
         quota = quotas.current(self.user_id, actor=self.principal.actor)
-        return answer(serializers.full_quota(quota), quota)
+        return answer(messages.full_quota(quota), quota)
 
 
 class OwnConsume(UserView):
@@ -96,7 +95,7 @@ class OwnHistory(UserView):
     """`GET /api/v1/quota/history`: the user's ledger, newest first."""
 
     def get(self, request: Request) -> Response:
-        return ledger_page(self.user_id, request, serializers.own_entry)
+        return ledger_page(self.user_id, request, messages.own_entry)
 
 
 class UserQuota(ServiceView):
@@ -106,7 +105,7 @@ class UserQuota(ServiceView):
 
     def get(self, request: Request, user_id: str) -> Response:
         quota = quotas.current(user_id, actor=self.principal.actor)
-        return answer(serializers.full_quota(quota), quota)
+        return answer(messages.full_quota(quota), quota)
 
 
 class UserConsume(ServiceView):
@@ -124,7 +123,7 @@ class UserHistory(ServiceView):
     scope = "read"
 
     def get(self, request: Request, user_id: str) -> Response:
-        return ledger_page(user_id, request, serializers.full_entry)
+        return ledger_page(user_id, request, messages.full_entry)
 
 
 class Refund(ServiceView):
@@ -133,9 +132,9 @@ class Refund(ServiceView):
     scope = "refund"
 
     def post(self, request: Request, user_id: str, consumption_id: UUID) -> Response:
-        key, order = required_key(request), checked(serializers.RefundSerializer, request)
+        key, order = required_key(request), checked(messages.RefundSerializer, request)
         receipt = quotas.refund(user_id, consumption_id, **order, key=key, actor=self.principal.actor)
-        return answer(serializers.refund(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
+        return answer(messages.refund(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
 
 
 class Adjust(ServiceView):
@@ -144,9 +143,9 @@ class Adjust(ServiceView):
     scope = "adjust"
 
     def post(self, request: Request, user_id: str) -> Response:
-        key, order = required_key(request), checked(serializers.AdjustSerializer, request)
+        key, order = required_key(request), checked(messages.AdjustSerializer, request)
         receipt = quotas.adjust(user_id, **order, key=key, actor=self.principal.actor)
-        return answer(serializers.adjustment(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
+        return answer(messages.adjustment(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
 
 
 class Reset(ServiceView):
@@ -155,9 +154,9 @@ class Reset(ServiceView):
     scope = "admin"
 
     def post(self, request: Request, user_id: str) -> Response:
-        key, order = required_key(request), checked(serializers.ResetSerializer, request)
+        key, order = required_key(request), checked(messages.ResetSerializer, request)
         receipt = quotas.reset(user_id, **order, key=key, actor=self.principal.actor)
-        quota = serializers.full_quota(receipt.quota)
+        quota = messages.full_quota(receipt.quota)
         return answer(quota, receipt.standing, is_replay=receipt.is_replay)
 
 
@@ -168,10 +167,10 @@ class ChangePlan(ServiceView):
 
     def put(self, request: Request, user_id: str) -> Response:
         key = idempotency_key(request.headers.get("Idempotency-Key"))
-        order = checked(serializers.ChangePlanSerializer, request)
+        order = checked(messages.ChangePlanSerializer, request)
         order["on_change"] = OnChange(order["on_change"])
         changed = quotas.change_plan(user_id, **order, key=key, actor=self.principal.actor)
-        quota = serializers.full_quota(changed.quota)
+        quota = messages.full_quota(changed.quota)
         return answer(quota, changed.standing, is_replay=changed.is_replay)
 
 
@@ -190,7 +189,7 @@ class Explain(ServiceView):
             earliest = rfc3339(error.earliest)
             detail = f"The history of that time was pruned; it begins at {earliest}."
             raise Problem(410, "history_pruned", detail, earliest=earliest) from None
-        return Response(serializers.explanation(explained, cost))
+        return Response(messages.explanation(explained, cost))
 
 
 class Plans(QuotaView):
@@ -198,7 +197,7 @@ class Plans(QuotaView):
 
     def get(self, request: Request) -> Response:
         shown = read_surely(lambda: list(Plan.objects.filter(is_public=True)))
-        return Response({"plans": [serializers.shown_plan(plan) for plan in shown]})
+        return Response({"plans": [messages.shown_plan(plan) for plan in shown]})
 
 
 class NothingHere(APIView):
@@ -212,9 +211,9 @@ class NothingHere(APIView):
 
 
 def consume(view: UserView | ServiceView, request: Request, key: str | None) -> Response:
-    order = checked(serializers.ConsumeSerializer, request)
+    order = checked(messages.ConsumeSerializer, request)
     receipt = quotas.consume(view.user_id, **order, key=key, actor=view.principal.actor)
-    return answer(serializers.consumption(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
+    return answer(messages.consumption(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
 
 
 def ledger_page(user_id: str, request: Request, shown: Any) -> Response:
@@ -241,7 +240,7 @@ def answer(body: dict[str, Any], quota: Quota, status: int = 200, *, is_replay: 
 
 def fields(quota: Quota, *, is_replay: bool = False) -> dict[str, str]:
     replayed = {"Idempotent-Replayed": "true"} if is_replay else {}
-    return {**ratelimit.fields(quota), **replayed}
+    return {**rate_limit.fields(quota), **replayed}
 
 
 def checked(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:
@@ -277,32 +276,3 @@ def instant(request: Request, name: str) -> datetime:
     if at > now:
         raise Problem(422, "instant_in_future", f"{name}: what is still to come cannot be explained.")
     return at
-
-
-def required_key(request: Request) -> str:
-    if key := idempotency_key(request.headers.get("Idempotency-Key")):
-        return key
-    detail = "Send an Idempotency-Key, such as a UUID made for this act, so that a retry is safe."
-    raise Problem(400, "idempotency_key_missing", detail)
-
-
-def idempotency_key(header: str | None) -> str | None:
-    """Return the key of an Idempotency-Key header; `abc` and the structured field `"abc"` are the same.
-
-    Raises a 400 for a header that is empty, too long, there twice, or has odd characters.
-    """
-    if header is None:
-        return None
-    if RAW_KEY.fullmatch(header):
-        return header
-    if header.startswith('"'):
-        with suppress(http_sf.StructuredFieldError):
-            match http_sf.parse(header.encode(), tltype="item"):
-                case (str(value), {**parameters}) if 1 <= len(value) <= 128 and not parameters:
-                    return value
-    raise Problem(
-        400,
-        "idempotency_key_malformed",
-        "Idempotency-Key must be one value of 1 to 128 characters of A-Z a-z 0-9 . _ ~ : / + = -, "
-        "such as a UUID.",
-    )

@@ -1,0 +1,40 @@
+"""The Idempotency-Key header: a key, none, or a 400."""
+
+import re
+from contextlib import suppress
+
+import http_sf
+from rest_framework.request import Request
+
+from quotas.api.problems import Problem
+
+RAW_KEY = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+
+
+def required_key(request: Request) -> str:
+    if key := idempotency_key(request.headers.get("Idempotency-Key")):
+        return key
+    detail = "Send an Idempotency-Key, such as a UUID made for this act, so that a retry is safe."
+    raise Problem(400, "idempotency_key_missing", detail)
+
+
+def idempotency_key(header: str | None) -> str | None:
+    """Return the key of an Idempotency-Key header; `abc` and the structured field `"abc"` are the same.
+
+    Raises a 400 for a header that is empty, too long, there twice, or has odd characters.
+    """
+    if header is None:
+        return None
+    if RAW_KEY.fullmatch(header):
+        return header
+    if header.startswith('"'):
+        with suppress(http_sf.StructuredFieldError):
+            match http_sf.parse(header.encode(), tltype="item"):
+                case (str(value), {**parameters}) if 1 <= len(value) <= 128 and not parameters:
+                    return value
+    raise Problem(
+        400,
+        "idempotency_key_malformed",
+        "Idempotency-Key must be one value of 1 to 128 characters of A-Z a-z 0-9 . _ ~ : / + = -, "
+        "such as a UUID.",
+    )

@@ -1,0 +1,161 @@
+"""An example of each request, answer and problem in the OpenAPI description."""
+
+from typing import Any
+
+from quotas.rules.values import MAX_UNITS
+
+NOW, BEFORE, AFTER = (
+    "2026-09-24T19:59:49.500000Z",
+    "2026-09-24T08:00:00.123456Z",
+    "2026-09-25T08:00:00.123456Z",
+)
+ENTRY_ID, USER_EXAMPLE = "019978a4-8a4c-7c3e-9d3b-5f3f4f0e9a11", "user_2abc"
+_rolling = {"reset_policy": "rolling", "period_seconds": 86_400, "timezone": "UTC"}
+_quota = {
+    "user_id": USER_EXAMPLE,
+    "plan": "free",
+    "unlimited": False,
+    "quota_limit": 20,
+    "quota_used": 8,
+    "quota_remaining": 12,
+    **_rolling,
+    "last_reset_date": BEFORE,
+    "resets_at": AFTER,
+    "seconds_to_reset": 43_211,
+}
+_written = {"id": ENTRY_ID, "user_id": USER_EXAMPLE, "seq": 42, "created_at": NOW, "quota": _quota}
+_own_entry = {
+    "id": ENTRY_ID,
+    "seq": 42,
+    "kind": "consumed",
+    "delta": -1,
+    "balance_after": 12,
+    "action": "generate",
+    "created_at": NOW,
+    "metadata": {"model": "small"},
+}
+_entry = {
+    **_own_entry,
+    "cost": 1,
+    "plan": "free",
+    "plan_source": "default",
+    "quota_limit": 20,
+    "last_reset_date": BEFORE,
+    "resets_at": AFTER,
+    "period_seq": 35,
+    "actor": {"kind": "user", "id": USER_EXAMPLE, "act": None},
+    "reason": None,
+    "refund_of": None,
+}
+EXAMPLES: dict[str, Any] = {  # each has the name of its schema
+    "SimpleQuota": {"user_id": USER_EXAMPLE, "quota_remaining": 12, "last_reset_date": BEFORE},
+    "Quota": _quota,
+    "Consumption": {**_written, "cost": 1, "action": "generate"},
+    "Refund": {**_written, "consumption_id": ENTRY_ID, "amount": 1, "period_closed": False},
+    "Adjustment": {**_written, "delta": 50, "reason": "goodwill"},
+    "OwnHistory": {"entries": [_own_entry], "next_cursor": "42"},
+    "History": {"entries": [_entry], "next_cursor": None},
+    "Explanation": {
+        "at": NOW,
+        "deleted": False,
+        "reset_was_due": False,
+        "plan_source": "default",
+        "quota": _quota,
+        "spend": {"cost": 1, "granted": True, "code": None, "detail": None},
+        "entries": [_entry],
+    },
+    "Plans": {
+        "plans": [
+            {
+                "name": "free",
+                "is_default": True,
+                "unlimited": False,
+                "allowance": 20,
+                **_rolling,
+                "actions": {"generate": 1},
+            }
+        ]
+    },
+    "OpenAPI": {"openapi": "3.1.1", "info": {"title": "Quotasite", "version": "1"}, "paths": {}},
+    "ConsumeRequest": {"cost": 1, "metadata": {"model": "small"}},
+    "RefundRequest": {"amount": 1, "reason": "llm_timeout"},
+    "AdjustRequest": {"delta": 50, "reason": "goodwill"},
+    "ResetRequest": {"reason": "asked for by support"},
+    "ChangePlanRequest": {"plan": "free", "on_change": "keep"},
+}
+
+PROBLEMS = {  # code: status and an example of the detail
+    "bad_request": (400, "The request, or its Host header, is malformed."),
+    "malformed_length": (400, "Content-Length must be a whole number."),
+    "body_missing": (400, "The body is empty: send a JSON object, {} at the least."),
+    "malformed_json": (400, "The body cannot be read as JSON: it is not an object."),
+    "invalid_request": (400, f"cost: must be a whole number from 1 to {MAX_UNITS}."),
+    "idempotency_key_missing": (
+        400,
+        "Send an Idempotency-Key, such as a UUID made for this act, so that a retry is safe.",
+    ),
+    "idempotency_key_malformed": (
+        400,
+        "Idempotency-Key must be one value of 1 to 128 characters of A-Z a-z 0-9 . _ ~ : / + = -, "
+        "such as a UUID.",
+    ),
+    "token_missing": (401, "Send the session token: Authorization: Bearer <await getToken()>."),
+    "token_malformed": (401, "The Authorization header must be: Bearer <token>."),
+    "token_expired": (401, "The token has expired: get a fresh one for each request."),
+    "token_not_yet_valid": (401, "The token is not valid yet: one of the two clocks is wrong."),
+    "token_signature": (401, "The signature does not fit the configured key."),
+    "token_issuer": (401, "The iss claim is not the configured issuer."),
+    "token_azp": (401, "The azp claim is not one of the origins in CLERK_AUTHORIZED_PARTIES."),
+    "token_kind": (401, "The typ header must be JWT: send a session token of Clerk."),
+    "session_pending": (401, "The session is pending: the user has sign-in tasks to finish."),
+    "key_unknown": (401, "This service key is not known: see Service keys in the admin."),
+    "key_expired": (401, "This service key has expired: make a new one."),
+    "key_revoked": (401, "This service key was revoked: make a new one."),
+    "user_only": (403, "This address is for signed-in users; a service asks below /api/v1/users/."),
+    "service_only": (403, "This address is for service keys, not for session tokens."),
+    "scope_missing": (403, "This service key lacks the scope refund."),
+    "not_found": (404, "There is nothing at this address; /api/v1 has the API."),
+    "unknown_user_id": (404, "What stands in the path is no user id."),
+    "consumption_not_found": (404, "This user has no consumption of this id, or its history was pruned."),
+    "unknown_plan": (404, "There is no plan of this name; GET /api/v1/plans lists them."),
+    "not_opened_yet": (404, "This user had no quota at that time."),
+    "method_not_allowed": (405, "This address does not know this method; see Allow."),
+    "adjustment_out_of_range": (
+        409,
+        f"An adjustment by -50 would leave -38; a balance is from 0 to {MAX_UNITS}, and it is 12 now.",
+    ),
+    "refund_too_large": (409, "A refund of 5 is more than the 1 that are left of this consumption."),
+    "already_refunded": (409, "Nothing is left of this consumption to give back."),
+    "user_deleted": (410, "This user was deleted; the quota is closed for good."),
+    "history_pruned": (410, f"The history of that time was pruned; it begins at {BEFORE}."),
+    "body_timeout": (408, "The body did not come in time: send it with its headers."),
+    "length_required": (411, "Send the body with a Content-Length, not in chunks."),
+    "body_too_large": (413, "The body must not be longer than 64 KiB."),
+    "unsupported_media_type": (415, "Send JSON, as Content-Type: application/json."),
+    "cost_exceeds_limit": (422, "A cost of 50 can never be paid: the plan gives 20 at the most."),
+    "unknown_action": (422, "The plan free knows no action 'draw'; it knows: generate."),
+    "cost_below_price": (422, "The action 'generate' costs 3; a user cannot pay less for it."),
+    "idempotency_key_reused": (422, "This Idempotency-Key was used for another request; take a new key."),
+    "instant_in_future": (422, "at: what is still to come cannot be explained."),
+    "quota_exhausted": (429, "Quota exhausted: 0 of 20 left, 20 more at 2026-09-25T08:00:01Z."),
+    "server_error": (500, "This is a fault of the server, noted."),
+    "database_unavailable": (
+        503,
+        "The database cannot be used for now; nothing was lost. Try again, with the same key.",
+    ),
+    "keys_unavailable": (503, "The key of this token could not be fetched from Clerk: try again shortly."),
+    "no_default_plan": (503, "No plan is the default one: mark one as such in the admin."),
+}
+MEMBERS: dict[str, Any] = {  # what some problems have besides
+    "history_pruned": {"earliest": BEFORE},
+    "quota_exhausted": {
+        "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+        "title": "Quota exceeded",
+        "violated-policies": ["free"],
+        "quota_limit": 20,
+        "quota_remaining": 0,
+        "cost": 1,
+        "resets_at": AFTER,
+        "retry_after": 43_211,
+    },
+}

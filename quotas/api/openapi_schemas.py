@@ -1,0 +1,222 @@
+"""The shapes of requests and answers in the OpenAPI description."""
+
+from typing import Any
+
+from quotas.api import messages
+from quotas.api.openapi_examples import PROBLEMS
+from quotas.rules.periods import RESET_POLICIES
+from quotas.rules.values import MAX_UNITS, USER_ID, Kind, OnChange, PlanSource
+
+JSON = dict[str, Any]
+
+
+def ref(kind: str, name: str) -> JSON:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def integer(least: int = 0, most: int = MAX_UNITS, **more: Any) -> JSON:
+    return {"type": "integer", "minimum": least, "maximum": most, **more}
+
+
+def text(most: int, **more: Any) -> JSON:
+    """A text of a request: not empty, without U+0000."""
+    return {"type": "string", "minLength": 1, "maxLength": most, "pattern": r"^[^\u0000]+$", **more}
+
+
+def nullable(schema: JSON) -> JSON:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def record(**members: JSON) -> JSON:
+    """An object of an answer: every member is there. Later versions may add some."""
+    return {"type": "object", "required": [*members], "properties": members}
+
+
+def order(*required: str, **members: JSON) -> JSON:
+    """An object of a request: nothing else may be in it."""
+    shape = {"type": "object", "properties": members, "additionalProperties": False}
+    return {**shape, "required": [*required]} if required else shape
+
+
+STRING, BOOLEAN = {"type": "string"}, {"type": "boolean"}
+UUID = {"type": "string", "format": "uuid"}
+USER = ref("schemas", "UserId")
+INSTANT = ref("schemas", "Instant")
+QUOTA = ref("schemas", "Quota")
+PLAN_NAME = {"type": "string", "pattern": "^[a-z0-9_-]{1,40}$"}
+PLAN_SOURCE = {
+    "type": "string",
+    "enum": [source.value for source in PlanSource],
+    "description": "Whose choice the plan is.",
+}
+LIMIT = nullable(integer(description="Units a period; null is unlimited."))
+METADATA = {"type": "object", "description": "Kept with the entry as it came."}
+REASON = text(200, description="Why; services and staff see it in the history.")
+SEQ = integer(1, 2**63 - 1, description="The entry's place in the user's ledger, from 1, without gaps.")
+PERIOD = {
+    "reset_policy": {"type": "string", "enum": [*RESET_POLICIES]},
+    "period_seconds": nullable(integer(1, description="null for calendar months, which differ.")),
+    "timezone": STRING,
+}
+WRITTEN = {"id": UUID, "user_id": USER, "seq": SEQ, "created_at": INSTANT, "quota": QUOTA}
+OWN_ENTRY = {
+    "id": UUID,
+    "seq": SEQ,
+    "kind": {"type": "string", "enum": [kind.value for kind in Kind]},
+    "delta": integer(-MAX_UNITS, description="Units given; negative: taken."),
+    "balance_after": integer(),
+    "action": nullable(STRING),
+    "created_at": INSTANT,
+    "metadata": nullable(METADATA),
+}
+ENTRY = {
+    **OWN_ENTRY,
+    "cost": integer(description="Units asked for."),
+    "plan": PLAN_NAME,
+    "plan_source": PLAN_SOURCE,
+    "quota_limit": LIMIT,
+    "last_reset_date": INSTANT,
+    "resets_at": INSTANT,
+    "period_seq": SEQ | {"description": "The seq of the entry that began the period."},
+    "actor": record(
+        kind={"type": "string", "enum": ["user", "service", "staff", "webhook", "command"]},
+        id=STRING,
+        act=nullable({**STRING, "description": "Who stands behind an impersonated user."}),
+    ),
+    "reason": nullable(STRING),
+    "refund_of": nullable(UUID | {"description": "The consumption that a refund is tied to."}),
+}
+NEXT_CURSOR = nullable({**STRING, "description": "The `cursor` of the next page; null on the last one."})
+
+SCHEMAS: JSON = {
+    "UserId": {"type": "string", "pattern": f"^{USER_ID.pattern}$"},
+    "Instant": {
+        "type": "string",
+        "format": "date-time",
+        "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{6})?Z$",
+        "description": "RFC 3339, in UTC with `Z`.",
+    },
+    "SimpleQuota": {
+        **record(
+            user_id=USER,
+            quota_remaining=integer(description=f"What can be spent now; unlimited: {MAX_UNITS}."),
+            last_reset_date=INSTANT,
+        ),
+        "additionalProperties": False,
+    },
+    "Quota": record(
+        user_id=USER,
+        plan=PLAN_NAME,
+        unlimited=BOOLEAN,
+        quota_limit=LIMIT,
+        quota_used=integer(),
+        quota_remaining=integer(description=f"What can be spent now; unlimited: {MAX_UNITS}."),
+        **PERIOD,
+        last_reset_date=INSTANT,
+        resets_at=INSTANT,
+        seconds_to_reset=integer(0, 2**63 - 1, description="Whole seconds, rounded up."),
+    ),
+    "Consumption": record(**WRITTEN, cost=integer(1), action=nullable(STRING)),
+    "Refund": record(
+        **WRITTEN,
+        consumption_id=UUID,
+        amount=integer(description="Units given back; 0 if the consumption's period is over."),
+        period_closed=BOOLEAN,
+    ),
+    "Adjustment": record(**WRITTEN, delta=integer(-MAX_UNITS), reason=STRING),
+    "OwnEntry": record(**OWN_ENTRY),
+    "Entry": record(**ENTRY),
+    "OwnHistory": record(
+        entries={"type": "array", "items": ref("schemas", "OwnEntry")}, next_cursor=NEXT_CURSOR
+    ),
+    "History": record(entries={"type": "array", "items": ref("schemas", "Entry")}, next_cursor=NEXT_CURSOR),
+    "Explanation": record(
+        at=INSTANT,
+        deleted=BOOLEAN,
+        reset_was_due={**BOOLEAN, "description": "It had not been carried out yet: nobody had asked."},
+        plan_source=PLAN_SOURCE,
+        quota=QUOTA,
+        spend=record(
+            cost=integer(1),
+            granted=BOOLEAN,
+            code=nullable({**STRING, "description": "What the spend would have been refused with."}),
+            detail=nullable(STRING),
+        ),
+        entries={
+            "type": "array",
+            "items": ref("schemas", "Entry"),
+            "description": "The entries of the running period until then, newest first, 100 at most.",
+        },
+    ),
+    "Plans": record(
+        plans={
+            "type": "array",
+            "items": record(
+                name=PLAN_NAME,
+                is_default=BOOLEAN,
+                unlimited=BOOLEAN,
+                allowance=LIMIT,
+                **PERIOD,
+                actions={
+                    "type": "object",
+                    "additionalProperties": integer(1),
+                    "description": "What a named action costs.",
+                },
+            ),
+        }
+    ),
+    "OpenAPI": {"type": "object", "required": ["openapi", "info", "paths"]},
+    "ConsumeRequest": order(
+        cost=integer(1, description="Default: what the plan asks for the action, or 1."),
+        action=text(64, description="A name that the plan knows."),
+        metadata=METADATA | {"description": f"At most {messages.Metadata.most // 1024} KiB."},
+    ),
+    "RefundRequest": order(
+        "reason", amount=integer(1, description="Default: all that is left."), reason=REASON
+    ),
+    "AdjustRequest": order(
+        "delta",
+        "reason",
+        delta=integer(-MAX_UNITS, description="Units to add; negative: to take away.")
+        | {"not": {"const": 0}},
+        reason=REASON,
+    ),
+    "ResetRequest": order("reason", reason=REASON),
+    "ChangePlanRequest": order(
+        "plan",
+        plan=nullable(
+            text(40, description="null gives the choice back to billing, metadata or the default plan.")
+        ),
+        on_change={
+            "type": "string",
+            "enum": [way.value for way in OnChange],
+            "default": OnChange.KEEP.value,
+            "description": "keep: what was used stays used; reset: a new period begins; prorate: the "
+            "difference is given for the rest of the period.",
+        },
+        reason=REASON,
+    ),
+}
+SCHEMAS["Problem"] = {
+    **record(
+        type={"type": "string", "format": "uri-reference"},
+        title=STRING,
+        status=integer(400, 599),
+        code={"type": "string", "enum": [*PROBLEMS]},
+        detail={**STRING, "description": "One plain sentence, fit to be shown."},
+    ),
+    "description": "RFC 9457. `code` is stable.",
+}
+SCHEMAS["QuotaExhausted"] = {
+    "allOf": [
+        ref("schemas", "Problem"),
+        record(
+            **{"violated-policies": {"type": "array", "items": PLAN_NAME}},
+            quota_limit=integer(),
+            quota_remaining=integer(),
+            cost=integer(1),
+            resets_at=INSTANT,
+            retry_after=integer(1, 2**63 - 1),
+        ),
+    ]
+}

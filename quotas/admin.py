@@ -36,12 +36,12 @@ from quotas.console import (
     standing,
     who,
 )
-from quotas.exhausted import MOST_EXHAUSTED, exhausted
 from quotas.models import ChallengeQuota, LedgerEntry, PlanRules
+from quotas.reports.exhausted import MOST_EXHAUSTED, exhausted
+from quotas.reports.totals import of_user
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import KeyReused, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, PlanSource, Request
-from quotas.totals import of_user
 
 __all__ = ["LedgerEntryAdmin", "QuotaAdmin", "key_admin", "plan_admin"]  # these two register themselves
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from quotas.totals import Day
+from quotas.reports.totals import Day
 
 # Units of the viewBox; the picture is stretched to the width that there is, so no text is in it.
 SLOT, BAR = 10, 8  # a day's width, and its bar's

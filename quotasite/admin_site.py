@@ -15,13 +15,13 @@ from django.utils.decorators import method_decorator
 from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
 
-from quotas import totals
 from quotas.charts import daily_bars
 from quotas.console import MoreThan, address, count_some, in_words
-from quotas.exhausted import MOST_EXHAUSTED, exhausted
 from quotas.models import ChallengeQuota
+from quotas.reports import totals
+from quotas.reports.exhausted import MOST_EXHAUSTED, exhausted
+from quotas.reports.totals import Refusals, Totals
 from quotas.store.errors import read_surely, took_too_long
-from quotas.totals import Refusals, Totals
 from quotasite.lockout import is_locked_out, seconds_locked
 
 STATEMENT_SECONDS = 5  # of one statement of a page

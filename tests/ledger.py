@@ -1,7 +1,7 @@
 """What must hold of a ledger after anything whatever was done to a quota."""
 
-from quotas import audit
 from quotas.models import LedgerEntry
+from quotas.reports import audit
 
 
 def spent(user_id: str) -> int:

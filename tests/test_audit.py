@@ -15,8 +15,8 @@ from django.db import connection
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from quotas import audit
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.reports import audit
 from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import OnChange
 from tests.conftest import STAFF, USER

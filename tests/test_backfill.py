@@ -18,8 +18,8 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError
 from pytest_django import Settings
 
-from quotas import audit
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanAssignment
+from quotas.reports import audit
 from quotas.rules.values import Actor
 from quotas.store import commit
 from quotas.store.manager import Opened

@@ -17,9 +17,10 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.http import HttpResponse
 
-from quotas import audit, shards
+from quotas import shards
 from quotas.models import ChallengeQuota
-from quotas.prune import DELETE
+from quotas.reports import audit
+from quotas.reports.prune import DELETE
 from quotas.shards import CannotDistribute, distribution, read_schema
 from quotas.store import sql
 from tests.conftest import USER

@@ -13,11 +13,11 @@ from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from quotas import totals
 from quotas.charts import daily_bars
 from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.reports import totals
+from quotas.reports.totals import Day
 from quotas.rules import outcomes, values
-from quotas.totals import Day
 from quotasite import admin_site
 from tests.site import url_of_the_test_database
 from tests.staff import LIST, sign_in, text

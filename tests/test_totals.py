@@ -10,11 +10,11 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from quotas import totals
 from quotas.models import ChallengeQuota, HourlyTotal, LedgerEntry
+from quotas.reports import totals
+from quotas.reports.totals import DAY, HOUR, Day
 from quotas.rules.values import Actor
 from quotas.store.commit import clock
-from quotas.totals import DAY, HOUR, Day
 
 pytestmark = pytest.mark.django_db
 Make = Callable[..., ChallengeQuota]

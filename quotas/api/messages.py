@@ -5,8 +5,8 @@ from typing import Any
 
 from rest_framework import serializers
 
-from quotas.history import Explanation
 from quotas.models import LedgerEntry, Plan
+from quotas.reports.history import Explanation
 from quotas.rules import values
 from quotas.rules.values import MAX_UNITS, OnChange, Quota, rfc3339
 from quotas.store.manager import Receipt

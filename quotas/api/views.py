@@ -12,13 +12,13 @@ from rest_framework.response import Response
 from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
-from quotas import history
 from quotas.access.callers import Principal, User
 from quotas.access.service_keys import Service
 from quotas.api import messages, rate_limit
 from quotas.api.idempotency import idempotency_key, required_key
 from quotas.api.problems import Problem
 from quotas.models import ChallengeQuota, Plan
+from quotas.reports import history
 from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
 from quotas.store.errors import read_surely
 

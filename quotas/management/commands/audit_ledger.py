@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import InterfaceError, OperationalError
 
-from quotas import audit
+from quotas.reports import audit
 
 
 class Command(BaseCommand):

@@ -9,7 +9,7 @@ from django.db import InterfaceError, OperationalError
 from tqdm import tqdm
 
 from quotas.models import ChallengeQuota
-from quotas.prune import Step, TooYoung, prune
+from quotas.reports.prune import Step, TooYoung, prune
 
 BATCH = 5_000  # entries a transaction
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from django.db import connection, transaction
 
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.prune import LEAST_AGE
+from quotas.reports.prune import LEAST_AGE
 from quotas.store.commit import clock
 
 Parameters = dict[str, Any]

@@ -6,7 +6,7 @@ from wsgiref.types import WSGIApplication
 
 from django.core.wsgi import get_wsgi_application
 
-from quotas.checks import check_storage
+from quotas.operations.deploy_checks import check_storage
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "quotasite.settings")
 application: WSGIApplication = get_wsgi_application()

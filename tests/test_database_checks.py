@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from django.core.checks import run_checks
 
-from quotas import database_checks
+from quotas.operations import database_checks
 from quotasite.settings import looks_pooled
 from tests import pgbouncer
 from tests.forked import manage

@@ -17,11 +17,11 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.http import HttpResponse
 
-from quotas import shards
 from quotas.models import ChallengeQuota
+from quotas.operations import citus
+from quotas.operations.citus import CannotDistribute, distribution, read_schema
 from quotas.reports import audit
 from quotas.reports.prune import DELETE
-from quotas.shards import CannotDistribute, distribution, read_schema
 from quotas.store import sql
 from tests.conftest import USER
 from tests.forked import manage
@@ -73,8 +73,8 @@ def command(*options: str) -> str:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let calls to Citus be written down, and take an extension that every PostgreSQL has for it."""
     execute(STAND_IN)
-    has_extension = shards.has_extension
-    monkeypatch.setattr(shards, "has_extension", lambda: has_extension("plpgsql"))
+    has_extension = citus.has_extension
+    monkeypatch.setattr(citus, "has_extension", lambda: has_extension("plpgsql"))
 
 
 def test_the_dry_run_writes_the_statements_in_their_order() -> None:
@@ -110,7 +110,7 @@ def test_on_sqlite_it_says_that_it_is_not_for_that() -> None:
 def test_it_carries_out_what_the_dry_run_shows() -> None:
     shown = command("--dry-run").splitlines()[1:-1]
     assert command().splitlines() == [*shown, "All is distributed."]
-    assert read_schema().places == dict.fromkeys(shards.BY_USER, "h") | dict.fromkeys(shards.EVERYWHERE, "n")
+    assert read_schema().places == dict.fromkeys(citus.BY_USER, "h") | dict.fromkeys(citus.EVERYWHERE, "n")
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -125,7 +125,7 @@ def test_afterwards_every_key_of_a_users_rows_has_the_user_in_it_and_the_referen
     references = read_schema().references
     command()
     schema = read_schema()
-    assert all("user_id" in key.columns for key in schema.keys if key.table in shards.BY_USER)
+    assert all("user_id" in key.columns for key in schema.keys if key.table in citus.BY_USER)
     assert schema.references == references
 
 
@@ -157,7 +157,7 @@ def test_every_table_with_a_users_id_has_its_place() -> None:
         for field in model._meta.local_concrete_fields
         if field.column == "user_id" and "varchar" in (field.db_type(connection) or "")
     }
-    assert of_users == set(shards.BY_USER)
+    assert of_users == set(citus.BY_USER)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ ONE_USERS = {
 
 def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The parts of a plan that read a table of users' rows."""
-    if node.get("Relation Name") in shards.BY_USER and node["Node Type"] != "ModifyTable":
+    if node.get("Relation Name") in citus.BY_USER and node["Node Type"] != "ModifyTable":
         yield node
     for child in node.get("Plans", []):
         yield from scans(child)

@@ -7,14 +7,14 @@ from django.db.migrations.state import ProjectState
 from django.db.models import Index
 from django.test.utils import CaptureQueriesContext
 
-from quotas import online
+from quotas.operations import concurrent_indexes
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
 
 
 def add_index() -> str:
     """Add an index to the ledger as a migration would; return the statements."""
-    operation = online.AddIndex("ledgerentry", Index(fields=["cost"], name="ledger_for_a_test"))
+    operation = concurrent_indexes.AddIndex("ledgerentry", Index(fields=["cost"], name="ledger_for_a_test"))
     before = ProjectState.from_apps(apps)
     after = before.clone()
     operation.state_forwards("quotas", after)

@@ -1,6 +1,6 @@
 from django.db import migrations, models
 
-from quotas import online
+from quotas.operations import concurrent_indexes
 
 
 class Migration(migrations.Migration):
@@ -9,7 +9,7 @@ class Migration(migrations.Migration):
     dependencies = [("quotas", "0008_support_group")]
 
     operations = [
-        online.AddIndex(
+        concurrent_indexes.AddIndex(
             model_name="ledgerentry",
             index=models.Index(
                 fields=["created_at", "user"], name="ledger_refusals", condition=models.Q(("kind", "refused"))

@@ -1,6 +1,6 @@
 from django.db import migrations, models
 
-from quotas import online
+from quotas.operations import concurrent_indexes
 
 
 class Migration(migrations.Migration):
@@ -9,11 +9,11 @@ class Migration(migrations.Migration):
     dependencies = [("webhooks", "0002_what_handlers_read")]
 
     operations = [
-        online.AddIndex(
+        concurrent_indexes.AddIndex(
             model_name="webhookevent",
             index=models.Index(
                 fields=["user_id"], name="webhook_events_prefix", opclasses=["varchar_pattern_ops"]
             ),
         ),
-        online.RemoveIndex(model_name="webhookevent", name="webhook_events_user"),
+        concurrent_indexes.RemoveIndex(model_name="webhookevent", name="webhook_events_user"),
     ]

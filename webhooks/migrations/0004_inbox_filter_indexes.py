@@ -1,6 +1,6 @@
 from django.db import migrations, models
 
-from quotas import online
+from quotas.operations import concurrent_indexes
 
 
 class Migration(migrations.Migration):
@@ -9,11 +9,11 @@ class Migration(migrations.Migration):
     dependencies = [("webhooks", "0003_inbox_prefix_index")]
 
     operations = [
-        online.AddIndex(
+        concurrent_indexes.AddIndex(
             model_name="webhookevent",
             index=models.Index(fields=["type", "-handled_at"], name="webhook_events_type"),
         ),
-        online.AddIndex(
+        concurrent_indexes.AddIndex(
             model_name="webhookevent",
             index=models.Index(
                 fields=["status", "-handled_at"],

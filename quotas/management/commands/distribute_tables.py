@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 
-from quotas import shards
+from quotas.operations import citus
 
 
 class Command(BaseCommand):
@@ -23,8 +23,8 @@ class Command(BaseCommand):
         if connection.vendor != "postgresql":
             raise CommandError("Citus is an extension of PostgreSQL, and DATABASE_URL names a SQLite file.")
         try:
-            statements = shards.distribution(shards.read_schema())
-            has_citus = shards.has_extension()
+            statements = citus.distribution(citus.read_schema())
+            has_citus = citus.has_extension()
             if dry_run:
                 self.show(statements, has_citus=has_citus)
             elif not has_citus:
@@ -34,7 +34,7 @@ class Command(BaseCommand):
                 )
             else:
                 self.carry_out(statements)
-        except shards.CannotDistribute as error:
+        except citus.CannotDistribute as error:
             raise CommandError(f"{error} Nothing was changed.") from error
         except (OperationalError, InterfaceError) as error:
             raise CommandError(f"The database (DATABASE_URL) cannot be used: {error}".strip()) from error

@@ -6,7 +6,4 @@ class QuotasConfig(AppConfig):
     verbose_name = "Quotas"
 
     def ready(self) -> None:
-        from quotas.operations import (
-            database_checks,
-            deploy_checks,  # noqa: F401 - registers them
-        )
+        from quotas.operations import database_checks, deploy_checks  # noqa: F401 - registers them

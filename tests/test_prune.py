@@ -8,7 +8,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
-from quotas.reports import audit, prune
+from quotas.reports import audit
+from quotas.reports import prune as pruning
 from quotas.reports.prune import TooYoung, least_days, prune
 from quotas.rules import outcomes
 from quotas.store.commit import clock
@@ -124,7 +125,7 @@ def test_a_user_loses_only_what_is_his_own(live: Callable[..., None], shift: Shi
 def test_more_users_than_one_query_names_are_pruned(
     live: Callable[..., None], shift: Shift, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prune, "USERS", 2)
+    monkeypatch.setattr(pruning, "USERS", 2)
     users = [f"user_{n}" for n in range(1, 6)]
     live(2, *users)
     for user_id in users:
@@ -135,8 +136,8 @@ def test_more_users_than_one_query_names_are_pruned(
 
 def batches(size: int) -> list[list[int]]:
     """How periods of 3, 3, 1 and 9 entries are put together."""
-    periods = [prune.Period(USER, 1, 1, entries) for entries in (3, 3, 1, 9)]
-    return [[period.entries for period in batch] for batch in prune._batches(periods, size)]
+    periods = [pruning.Period(USER, 1, 1, entries) for entries in (3, 3, 1, 9)]
+    return [[period.entries for period in batch] for batch in pruning._batches(periods, size)]
 
 
 def test_a_batch_holds_whole_periods_and_one_at_the_least() -> None:
@@ -149,17 +150,17 @@ def test_a_batch_holds_whole_periods_and_one_at_the_least() -> None:
 def test_an_interrupted_run_leaves_a_sound_ledger_and_the_next_one_does_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, delete = seqs(), prune._delete
+    whole, delete = seqs(), pruning._delete
     planned = sum(step.entries for step in prune(35, batch=1, dry_run=True))
     calls = iter(range(3))
 
-    def delete_twice(periods: list[prune.Period]) -> int:
+    def delete_twice(periods: list[pruning.Period]) -> int:
         if next(calls) == 2:
             raise KeyboardInterrupt
         return delete(periods)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prune, "_delete", delete_twice)
+        patch.setattr(pruning, "_delete", delete_twice)
         with pytest.raises(CommandError, match="Interrupted") as failure:
             command("--older-than", "35", "--batch", "1")
     assert failure.value.returncode == 130

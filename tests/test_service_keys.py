@@ -22,7 +22,7 @@ from django.db import OperationalError, connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from quotas.access import callers, service_keys
+from quotas.access import service_keys
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion, ServiceKey
 from quotas.store import commit
 from tests.conftest import USER
@@ -59,7 +59,7 @@ def later(monkeypatch):
 
     def move(seconds):
         clock = SimpleNamespace(monotonic=lambda: time.monotonic() + seconds)
-        monkeypatch.setattr(callers, "time", clock)
+        monkeypatch.setattr(service_keys, "time", clock)
 
     return move
 

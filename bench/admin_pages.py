@@ -196,7 +196,7 @@ def copies(table: str) -> str:
 
 def pages() -> Iterator[tuple[str, str]]:
     """The pages to look at: what each is called, and where it is."""
-    from quotas.console import address
+    from quotas.console.display import address
     from quotas.models import ChallengeQuota, LedgerEntry
     from webhooks.models import WebhookEvent
 

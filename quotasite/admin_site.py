@@ -15,8 +15,9 @@ from django.utils.decorators import method_decorator
 from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
 
-from quotas.charts import daily_bars
-from quotas.console import MoreThan, address, count_some, in_words
+from quotas.console.charts import daily_bars
+from quotas.console.display import address, in_words
+from quotas.console.lists import MoreThan, count_some
 from quotas.models import ChallengeQuota
 from quotas.reports import totals
 from quotas.reports.exhausted import MOST_EXHAUSTED, exhausted
@@ -84,7 +85,10 @@ class Overview(NamedTuple):
 class Site(AdminSite):
     """Stock Django's, with an overview on the first page, and bounded where it is only looked at."""
 
+    site_header = site_title = "Quotasite"
+    site_url = None
     index_title = "Overview"
+    enable_nav_sidebar = False  # base_site.html has a bar instead
 
     def admin_view(self, view: View, cacheable: bool = False) -> View:
         return self._bounded(super().admin_view(view, cacheable))

@@ -11,8 +11,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from quotas import admin as quota_admin
-from quotas import console
+from quotas.console import display, lists, quotas
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.rules.values import Actor
 from tests.staff import ACTING, LIST, PAGE, SCRIPT, confirm, send, sign_in, text
@@ -79,7 +78,7 @@ def test_an_unlimited_quota_has_no_meter(staff: Client, make_quota: Make) -> Non
     ("seconds", "words"), [(0, "0 s"), (59, "59 s"), (5_400, "1 h 30 min"), (90_061, "1 d 1 h 1 min 1 s")]
 )
 def test_a_time_is_said_in_words(seconds: int, words: str) -> None:
-    assert console.in_words(seconds) == words
+    assert display.in_words(seconds) == words
 
 
 def test_the_time_to_the_reset_is_rounded_up(staff: Client, make_quota: Make, shift: Shift) -> None:
@@ -127,7 +126,7 @@ def test_counting_stops(staff: Client, make_quota: Make, monkeypatch: pytest.Mon
     for number in range(4):
         make_quota(f"user_{number}")
     assert "4 quotas" in text(staff.get(LIST))
-    monkeypatch.setattr(console, "MOST_COUNTED", 3)
+    monkeypatch.setattr(lists, "MOST_COUNTED", 3)
     with CaptureQueriesContext(connection) as captured:
         assert "more than 3 quotas" in text(staff.get(LIST))
     assert any("LIMIT 4" in query["sql"] for query in captured)
@@ -267,7 +266,7 @@ def test_too_many_users_at_a_time_are_refused(
 ) -> None:
     make_quota("user_1", remaining=0)
     make_quota("user_2", remaining=0)
-    monkeypatch.setattr(quota_admin, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(quotas, "MOST_AT_ONCE", 1)
     assert "At most 1 users at a time" in confirm(staff, "reset_now", "user_1", "user_2")
     assert (balance("user_1"), balance("user_2")) == (0, 0)
 
@@ -292,9 +291,9 @@ def test_the_acts_ask_for_the_permission_themselves(
     viewer: Client, make_quota: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_quota(remaining=7)
-    everything = quota_admin.QuotaAdmin._get_base_actions
+    everything = quotas.QuotaAdmin._get_base_actions
     monkeypatch.setattr(
-        quota_admin.QuotaAdmin, "_filter_actions_by_permissions", lambda self, *_: everything(self)
+        quotas.QuotaAdmin, "_filter_actions_by_permissions", lambda self, *_: everything(self)
     )
     assert "403" in confirm(viewer, "reset_now", "user_1")
     assert balance() == 7

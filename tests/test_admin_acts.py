@@ -10,7 +10,7 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from quotas import admin as quota_admin
+from quotas.console import quotas
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from tests.conftest import STAFF
 from tests.staff import ACTING, LIST, PAGE, SCRIPT, confirm, send, sign_in, text
@@ -133,9 +133,9 @@ def test_a_change_of_plan_asks_for_its_permission_itself(
 ) -> None:
     make_quota()
     client = sign_in("view_challengequota", "change_challengequota")
-    everything = quota_admin.QuotaAdmin._get_base_actions
+    everything = quotas.QuotaAdmin._get_base_actions
     monkeypatch.setattr(
-        quota_admin.QuotaAdmin, "_filter_actions_by_permissions", lambda self, *_: everything(self)
+        quotas.QuotaAdmin, "_filter_actions_by_permissions", lambda self, *_: everything(self)
     )
     assert "403" in confirm(client, "change_plan", "user_1", plan="pro", on_change="reset")
     assert plan_of() == ("free", 20)
@@ -147,7 +147,7 @@ def test_many_refusals_are_told_in_short(
     users = [f"user_{number}" for number in range(6)]
     for number, user_id in enumerate(users):
         make_quota(user_id, remaining=20 if number == 5 else 0)
-    monkeypatch.setattr(quota_admin, "MOST_REFUSALS", 2)
+    monkeypatch.setattr(quotas, "MOST_REFUSALS", 2)
     told = confirm(staff, "adjust", *users, delta="-1")
     assert re.findall(r"Not done for (\w+):", told) == ["user_0", "user_1"]
     assert "Not done for 3 more users." in told

@@ -12,7 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from quotas import console, exports
+from quotas.console import csv_export, display
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.values import Actor
 from tests.staff import LIST, SCRIPT, send, sign_in, text
@@ -71,7 +71,7 @@ def test_an_unlimited_and_a_deleted_quota_are_exported_too(viewer: Client, make_
 
 
 def test_behind_a_semicolon_no_cell_of_another_spreadsheet_is_a_formula() -> None:
-    assert exports.defused('{"a": ";=1+1;@b;c"}') == '{"a": ";\'=1+1;\'@b;c"}'
+    assert csv_export.defused('{"a": ";=1+1;@b;c"}') == '{"a": ";\'=1+1;\'@b;c"}'
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -94,7 +94,7 @@ def test_no_user_id_is_a_formula_or_breaks_a_row_or_a_header(
     ChallengeQuota.objects.update(user_id=hostile)
     LedgerEntry.objects.update(user_id=hostile)
     assert ids(rows(viewer, QUOTAS)) == [f"'{hostile}" if hostile[0] in "=-@" else hostile]
-    link = console.address(hostile).replace("/change/", "/ledger.csv")
+    link = display.address(hostile).replace("/change/", "/ledger.csv")
     answer = viewer.get(link)
     assert len(read(text(answer))) == 1
     assert answer["Content-Disposition"].startswith("attachment; ")
@@ -108,7 +108,7 @@ def test_an_export_is_complete_and_read_in_chunks(
     for user_id in users:
         make_quota(user_id)
     make_quota("user_7", allowance=30)  # so that the others go on by an old version of the plan
-    monkeypatch.setattr(exports, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(csv_export, "ROWS_AT_ONCE", 3)
     answer = viewer.get(QUOTAS)
     with CaptureQueriesContext(connection) as captured:
         assert ids(read(text(answer))) == [*users, "user_7"]
@@ -124,7 +124,7 @@ def test_a_chunk_is_read_when_the_one_before_was_sent(
 ) -> None:
     for number in range(4):
         make_quota(f"user_{number}")
-    monkeypatch.setattr(exports, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(csv_export, "ROWS_AT_ONCE", 2)
     sent = iter(viewer.get(QUOTAS).streaming_content)
     with CaptureQueriesContext(connection) as captured:
         assert next(sent).startswith(b"user_id,email")
@@ -155,7 +155,7 @@ def test_an_export_of_a_search_is_not_cut_off_where_the_list_stops_counting(
 ) -> None:
     for number in range(4):
         make_quota(f"user_{number}")
-    monkeypatch.setattr("quotas.admin.MOST_COUNTED", 1)
+    monkeypatch.setattr("quotas.console.quotas.MOST_COUNTED", 1)
     assert len(rows(viewer, QUOTAS, q="user")) == 4
 
 
@@ -179,7 +179,7 @@ def test_a_ledger_is_exported_from_its_beginning(
     make_quota("user_2")
     for number in range(5):
         ChallengeQuota.objects.consume("user_1", 2, metadata={"number": number})
-    monkeypatch.setattr(exports, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(csv_export, "ROWS_AT_ONCE", 4)
     found = rows(viewer, LEDGER)
     assert [row["seq"] for row in found] == ["1", "2", "3", "4", "5", "6"]
     assert [row["kind"] for row in found] == ["opened", *["consumed"] * 5]

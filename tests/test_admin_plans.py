@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from django.test import Client
 
-from quotas import console, plan_admin
+from quotas.console import lists, plans
 from quotas.models import ChallengeQuota, Plan
 from quotas.rules.values import Actor
 from tests.staff import SCRIPT, sign_in, text
@@ -90,8 +90,8 @@ def test_a_preview_of_many_says_that_it_is_a_sample(
 ) -> None:
     for number in range(4):
         make_quota(f"user_{number}")
-    monkeypatch.setattr(plan_admin, "MOST_JUDGED", 2)
-    monkeypatch.setattr(console, "MOST_COUNTED", 3)
+    monkeypatch.setattr(plans, "MOST_JUDGED", 2)
+    monkeypatch.setattr(lists, "MOST_COUNTED", 3)
     shown = edit(root, allowance="5")
     assert "more than 3 users have this plan" in shown
     assert "Judged by the rules were 2 of them" in shown

@@ -13,7 +13,7 @@ from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from quotas.charts import daily_bars
+from quotas.console.charts import daily_bars
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.reports import totals
 from quotas.reports.totals import Day

@@ -9,7 +9,8 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from quotas.console import ReadOnlyAdmin, address, chip, clock_time
+from quotas.console.display import address, chip, clock_time
+from quotas.console.lists import ReadOnlyAdmin
 from webhooks.handlers import HANDLERS, apply
 from webhooks.models import WebhookEvent
 

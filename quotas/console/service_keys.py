@@ -12,7 +12,7 @@ from django.template.response import TemplateResponse
 from django.utils.safestring import SafeString
 
 from quotas.access.service_keys import MEMORY
-from quotas.console import chip, clock_time
+from quotas.console.display import chip, clock_time
 from quotas.models import ServiceKey
 
 

@@ -7,7 +7,7 @@ from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.utils.functional import cached_property
 
-from quotas.console import Standing, read_clock, standing
+from quotas.console.display import Standing, read_clock, standing
 from quotas.models import ChallengeQuota, Plan
 from quotas.rules import values, verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal

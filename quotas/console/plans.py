@@ -13,14 +13,8 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
-from quotas.console import (
-    Standing,
-    chip,
-    count_some,
-    effective_quotas,
-    length,
-    read_clock,
-)
+from quotas.console.display import Standing, chip, length, read_clock
+from quotas.console.lists import count_some, effective_quotas
 from quotas.models import ChallengeQuota, Plan, PlanRules, PlanVersion
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.values import Actor, OnChange, Request

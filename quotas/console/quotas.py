@@ -1,0 +1,308 @@
+"""What staff see of quotas, as they stand now, and may do to them."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import SEARCH_VAR, ChangeListSearchForm
+from django.core.exceptions import BadRequest, PermissionDenied
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
+from django.shortcuts import get_object_or_404
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_safe
+
+from quotas.console import csv_export
+from quotas.console.actions import AdjustForm, ChangePlanForm, Preview, ResetForm, preview
+from quotas.console.charts import daily_bars
+from quotas.console.display import address, length, read_clock, standing, who
+from quotas.console.ledger import ENTRY_COLUMNS, entry_cells
+from quotas.console.lists import MOST_COUNTED, ReadOnlyAdmin, effective_quotas
+from quotas.models import ChallengeQuota, PlanRules
+from quotas.reports.exhausted import MOST_EXHAUSTED, exhausted
+from quotas.reports.totals import of_user
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.outcomes import KeyReused, Refusal
+from quotas.rules.values import MAX_UNITS, Actor, PlanSource, Request
+
+MOST_IN_FILE = 5_000  # exhausted users, in a CSV file
+MOST_AT_ONCE = 500  # users that one action may change
+MOST_REFUSALS = 10  # of an action, that are told one by one
+MOST_ENTRIES = 50  # of the ledger, on the page of a quota
+
+CHOSEN = {
+    PlanSource.STAFF: "by staff’s choice",
+    PlanSource.BILLING: "by what is billed in Clerk",
+    PlanSource.METADATA: "by the metadata in Clerk",
+    PlanSource.DEFAULT: "by default",
+}
+
+QUOTA_COLUMNS = (
+    "user_id", "email", "plan", "state", "quota_limit", "quota_used", "quota_remaining",
+    "last_reset_date", "resets_at", "deleted_at", "as_of",
+)  # fmt: skip
+
+
+class SpendForm(forms.Form):
+    """What a spend of so many units would meet; it is only asked, nothing is spent."""
+
+    spend = forms.IntegerField(
+        label="What would a spend of N units meet? N =",
+        validators=[MinValueValidator(1), MaxValueValidator(MAX_UNITS)],
+        widget=forms.NumberInput(attrs={"min": 1, "max": MAX_UNITS}),
+    )
+
+    def answer(self, quota: ChallengeQuota) -> str:
+        """The rules' answer in one sentence; empty as long as nothing is asked."""
+        if not self.is_valid():
+            return ""
+        cost = self.cleaned_data["spend"]
+        by = Request(Actor("user", quota.user_id))
+        outcome = verbs.consume(quota.snapshot(read_clock(quota)), by, cost)
+        if isinstance(outcome, Refusal):
+            return f"It would be refused. {outcome}"
+        if isinstance(outcome, outcomes.Change) and outcome.refusal:
+            return f"It would be refused. {outcome.refusal}"
+        left = "no limit" if outcome.quota.is_unlimited else f"{outcome.quota.quota_remaining:,}"
+        return f"It would be paid. Left after it: {left}."
+
+
+class StateFilter(admin.SimpleListFilter):
+    """Exhausted goes by the ledger, where it has an index; low and healthy could be told by no index."""
+
+    title = parameter_name = "state"
+    note = ""
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        return [("exhausted", "exhausted now"), ("open", "not deleted"), ("deleted", "deleted")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() == "exhausted":
+            found = exhausted(getattr(request, "most_exhausted", MOST_EXHAUSTED))
+            if not found.is_all:
+                many = f"{len(found.user_ids):,}"
+                self.note = f"More may be exhausted; these are the {many} that reset soonest."
+            return queryset.filter(pk__in=found.user_ids)
+        if self.value() in ("open", "deleted"):
+            return queryset.filter(deleted_at__isnull=self.value() == "open")
+        return queryset
+
+
+@admin.register(ChallengeQuota)
+class QuotaAdmin(ReadOnlyAdmin):
+    """Quotas as a request would find them now, and three acts on them, each with a reason."""
+
+    list_display = ["user_id", "email", "plan", "remaining", "state", "resets_in"]
+    list_filter = [StateFilter, "plan"]
+    search_fields = ["user_id__startswith", "email__startswith"]
+    search_help_text = "The beginning of a user id, or of an e-mail address"
+    actions = ["reset_now", "adjust", "change_plan", "export"]
+
+    def get_urls(self) -> list[URLPattern]:
+        guarded = self.admin_site.admin_view
+        quotas, ledger = guarded(require_safe(self.csv_view)), guarded(require_safe(self.ledger_csv_view))
+        return [
+            path("csv/", quotas, name="quotas_challengequota_csv"),
+            path("<path:object_id>/ledger.csv", ledger, name="quotas_challengequota_ledger_csv"),
+            *super().get_urls(),
+        ]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ChallengeQuota]:
+        return effective_quotas()
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Search as Django does, but let what is found be sorted, not what is sorted be searched.
+
+        With a LIMIT in sight PostgreSQL walks the whole key in order and looks at each row.
+        """
+        found, _ = super().get_search_results(request, queryset, search_term)
+        if not search_term:
+            return found, False
+        return queryset.filter(pk__in=found.order_by().values("pk")[: MOST_COUNTED + 1]), False
+
+    def has_act_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("quotas.change_challengequota")
+
+    def has_change_plan_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("quotas.change_plan_of_quota")
+
+    @admin.display
+    def remaining(self, quota: ChallengeQuota) -> str:
+        return standing(quota).meter
+
+    @admin.display
+    def state(self, quota: ChallengeQuota) -> SafeString:
+        return standing(quota).chip
+
+    @admin.display
+    def resets_in(self, quota: ChallengeQuota) -> str:
+        return standing(quota).resets_in
+
+    @admin.action(description=ResetForm.name, permissions=["act"])
+    def reset_now(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
+        return self._act(request, quotas, ResetForm, may=self.has_act_permission(request))
+
+    @admin.action(description=AdjustForm.name, permissions=["act"])
+    def adjust(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
+        return self._act(request, quotas, AdjustForm, may=self.has_act_permission(request))
+
+    @admin.action(description=ChangePlanForm.name, permissions=["change_plan"])
+    def change_plan(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
+        return self._act(request, quotas, ChangePlanForm, may=self.has_change_plan_permission(request))
+
+    @admin.action(description="Export as CSV", permissions=["view"])
+    def export(
+        self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]
+    ) -> HttpResponseRedirect | StreamingHttpResponse:
+        """Those that are ticked; all of the list is what the list's own link gives."""
+        if request.POST.get("select_across") == "1":
+            query = request.GET.urlencode()
+            return HttpResponseRedirect(f"{reverse('admin:quotas_challengequota_csv')}?{query}")
+        return self._csv(quotas)
+
+    def csv_view(self, request: HttpRequest) -> StreamingHttpResponse:
+        """All that the list would show, by the same filters and search, but to the last row."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        search = ChangeListSearchForm(request.GET)
+        if not search.is_valid():
+            raise BadRequest("This cannot be searched for.")
+        filters = request.GET.copy()
+        filters.pop(SEARCH_VAR, None)  # the list's own search finds only so many
+        request.GET = filters  # type: ignore[assignment] # a list only reads it
+        request.most_exhausted = MOST_IN_FILE  # type: ignore[attr-defined] # for StateFilter
+        try:
+            shown = self.get_changelist_instance(request)
+        except IncorrectLookupParameters:
+            raise BadRequest("There is no such filter.") from None
+        term = search.cleaned_data[SEARCH_VAR]
+        is_all = not any(getattr(spec, "note", "") for spec in shown.filter_specs)
+        name = "quotas.csv" if is_all else "quotas, those that reset soonest.csv"
+        return self._csv(super().get_search_results(request, shown.queryset, term)[0], name)
+
+    def ledger_csv_view(self, request: HttpRequest, object_id: str) -> StreamingHttpResponse:
+        """One user's whole ledger, the oldest entry first."""
+        if not (self.has_view_permission(request) and self._may_read_ledger(request)):
+            raise PermissionDenied
+        quota = get_object_or_404(ChallengeQuota, pk=unquote(object_id))
+        entries = csv_export.chunks_of(quota.entries.all(), "seq")
+        return csv_export.stream(f"ledger of {quota.user_id}.csv", ENTRY_COLUMNS, entries, entry_cells)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show what the user can spend now, and why. Nothing can be sent here."""
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
+            raise PermissionDenied
+        quota = get_object_or_404(self.get_queryset(request), pk=unquote(object_id))
+        now, may_read_ledger = standing(quota), self._may_read_ledger(request)
+        entries = quota.entries.order_by("-seq")[:MOST_ENTRIES] if may_read_ledger else ()
+        question = SpendForm(request.GET if "spend" in request.GET else None, label_suffix="")
+        context = {
+            "title": quota.user_id,
+            "subtitle": quota.email,
+            "quota": quota,
+            "now": now,
+            "is_due": not now.is_deleted and quota.last_reset_date != now.quota.last_reset_date,
+            "chosen": CHOSEN[PlanSource(quota.plan_source)],
+            "policy": PlanRules.ResetPolicy(now.quota.plan.reset_policy).label,
+            "period": length(now.quota.plan),
+            "question": question,
+            "answer": question.answer(quota),
+            "chart": daily_bars(of_user(quota.user_id)),
+            "entries": [(entry, who(entry)) for entry in entries],
+            "may_act": self.has_act_permission(request) and not now.is_deleted,
+            "may_change_plan": self.has_change_plan_permission(request) and not now.is_deleted,
+            "may_read_ledger": may_read_ledger,
+        }
+        return self._page(request, "quota", context)
+
+    def _act(
+        self, request: HttpRequest, quotas: QuerySet[ChallengeQuota], kind: type[ResetForm], *, may: bool
+    ) -> HttpResponse | None:
+        """Ask for a reason, show before and after, and do it when that is confirmed."""
+        if not may:
+            raise PermissionDenied
+        is_sent = "token" in request.POST
+        if is_sent:  # by name, whatever the list's filters would show by now
+            quotas = self.get_queryset(request).filter(pk__in=request.POST.getlist(ACTION_CHECKBOX_NAME))
+        rows = list(quotas[: MOST_AT_ONCE + 1])
+        if len(rows) > MOST_AT_ONCE:
+            too_many = f"At most {MOST_AT_ONCE} users at a time: nothing was done."
+            self.message_user(request, too_many, messages.ERROR)
+            return None
+        form = kind(request.POST) if is_sent else kind(initial={"token": uuid4()})
+        actor = Actor("staff", request.user.get_username())
+        back = address(rows[0].user_id) if len(rows) == 1 else request.get_full_path()
+        if form.is_valid() and "confirmed" in request.POST:
+            self._carry_out(request, form, [row.user_id for row in rows], actor)
+            return HttpResponseRedirect(back)
+        shows_after = kind.shows_at_once or form.is_valid()
+        context = {
+            "title": form.title,
+            "form": form,
+            "action": request.POST["action"],
+            "previews": [
+                preview(row, form, actor) if shows_after else Preview(row.user_id, standing(row))
+                for row in rows
+            ],
+            "shows_after": shows_after,
+            "checkbox_name": ACTION_CHECKBOX_NAME,
+            "back": back,
+        }
+        return self._page(request, "confirm", context)
+
+    def _carry_out(self, request: HttpRequest, form: ResetForm, user_ids: list[str], actor: Actor) -> None:
+        """Do it to each user by itself, and tell what became of them: in figures, if they are many."""
+        receipts, refusals = [], []
+        for user_id in user_ids:
+            try:
+                receipts.append(form.carry_out(user_id, actor))
+            except KeyReused:
+                told = "this form was sent before, filled in otherwise. Open it anew."
+                refusals.append(f"Not done for {user_id}: {told}")
+            except Refusal as refusal:
+                refusals.append(f"Not done for {user_id}: {refusal}")
+        for told in refusals[:MOST_REFUSALS]:
+            self.message_user(request, told, messages.ERROR)
+        if (more := len(refusals) - MOST_REFUSALS) > 0:
+            self.message_user(request, f"Not done for {more} more users.", messages.ERROR)
+        if fresh := [receipt.quota for receipt in receipts if not receipt.is_replay]:
+            self.message_user(request, form.told(fresh), messages.SUCCESS)
+        if again := len(receipts) - len(fresh):
+            told = f"This form had been sent before: nothing was done again for {again} of the users."
+            self.message_user(request, told, messages.WARNING)
+
+    def _csv(self, quotas: QuerySet[ChallengeQuota], name: str = "quotas.csv") -> StreamingHttpResponse:
+        chunks = csv_export.chunks_of(quotas, "user_id")
+        return csv_export.stream(name, QUOTA_COLUMNS, chunks, quota_cells)
+
+    def _may_read_ledger(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("quotas.view_ledgerentry")
+
+    def _page(self, request: HttpRequest, name: str, context: dict[str, Any]) -> TemplateResponse:
+        context = {**self.admin_site.each_context(request), "opts": self.opts, **context}
+        return TemplateResponse(request, f"admin/quotas/{name}.html", context)
+
+
+def quota_cells(quota: ChallengeQuota) -> Iterator[object]:
+    """The quota as the list shows it, in the order of QUOTA_COLUMNS."""
+    now = standing(quota)
+    yield from (quota.user_id, quota.email, quota.plan_id, now.state)
+    yield from (now.quota.quota_limit, now.quota.used, now.quota.spendable)
+    for at in (now.quota.last_reset_date, now.quota.resets_at, quota.deleted_at, now.quota.at):
+        yield at and values.rfc3339(at)

@@ -9,7 +9,7 @@ from rest_framework.request import Request
 from quotas.access import session_tokens
 from quotas.access.jwks import WouldWait
 from quotas.access.service_keys import Service, _service
-from quotas.api.problems import unauthorized
+from quotas.access.session_tokens import TokenRefused
 from quotas.rules.values import Actor
 
 
@@ -40,19 +40,20 @@ class BearerAuthentication(BaseAuthentication):
 
 
 def principal(header: str, *, may_wait: bool = True) -> Principal:
-    """Return who an Authorization header proves to be there; raise a 401 or KeysUnavailable if nobody.
+    """Return the caller that an Authorization header proves.
 
-    Who may not wait, for a key of Clerk's or for the database, gets a WouldWait instead.
+    Raises TokenRefused or KeyRefused (a 401), or KeysUnavailable; and WouldWait, if that would take
+    a fetch of Clerk's keys or a query and `may_wait` is false.
     """
     header = header.strip()
     if not header:
-        raise unauthorized(
+        raise TokenRefused(
             "token_missing", "Send the session token: Authorization: Bearer <await getToken()>."
         )
     scheme, _, token = header.partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
-        raise unauthorized("token_malformed", "The Authorization header must be: Bearer <token>.")
+        raise TokenRefused("token_malformed", "The Authorization header must be: Bearer <token>.")
     if token.startswith("qs_"):
         if not may_wait:
             raise WouldWait

@@ -9,7 +9,6 @@ from typing import Literal
 
 from django.db.models import Q
 
-from quotas.api.problems import unauthorized
 from quotas.models import ServiceKey
 from quotas.rules.values import Actor
 from quotas.store.errors import read_surely
@@ -18,6 +17,15 @@ SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 MEMORY = 10  # seconds for which a process remembers a key, so that a revoked one works no longer
 MOST_REMEMBERED = 1_000
 USED_EVERY = timedelta(minutes=1)  # how fine last_used_at is
+
+
+class KeyRefused(Exception):
+    """The service key is at fault. `detail` is fit for a header: ASCII, nothing quoted from the key."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ _remembered: dict[str, Service] = {}
 
 
 def _service(text: str) -> Service:
-    """Return who holds the key, or raise a 401 that says what is wrong with it."""
+    """Return who holds the key, or raise a KeyRefused that says what is wrong with it."""
     digest = ServiceKey.digest_of(text)
     service = _remembered.get(digest)
     if service is None or service.known_since < time.monotonic() - MEMORY:
@@ -48,7 +56,7 @@ def _service(text: str) -> Service:
             _remembered.clear()
         _remembered[digest] = service
     if service.expires_at and service.expires_at <= datetime.now(UTC):
-        raise unauthorized("key_expired", "This service key has expired: make a new one.")
+        raise KeyRefused("key_expired", "This service key has expired: make a new one.")
     return service
 
 
@@ -56,9 +64,9 @@ def _look_up(text: str, digest: str) -> Service:
     match = SERVICE_KEY.fullmatch(text)
     key = match and read_surely(lambda: ServiceKey.objects.filter(prefix=match[1]).first())
     if not key or not hmac.compare_digest(key.digest, digest):
-        raise unauthorized("key_unknown", "This service key is not known: see Service keys in the admin.")
+        raise KeyRefused("key_unknown", "This service key is not known: see Service keys in the admin.")
     if key.revoked_at:
-        raise unauthorized("key_revoked", "This service key was revoked: make a new one.")
+        raise KeyRefused("key_revoked", "This service key was revoked: make a new one.")
     _note_use(key)
     return Service(str(key.id), frozenset(key.scopes), key.expires_at)
 

@@ -40,6 +40,7 @@ MOST_REMEMBERED = 4_096  # tokens; about 1 KB each
 RETRY_SETTINGS = 60  # seconds; wrong settings last until somebody mends them
 
 Code = Literal[
+    "token_missing",
     "token_malformed",
     "token_expired",
     "token_not_yet_valid",

@@ -14,6 +14,7 @@ from rest_framework import exceptions
 
 from quotas import metrics
 from quotas.access.jwks import KeysUnavailable
+from quotas.access.service_keys import KeyRefused
 from quotas.access.session_tokens import TokenRefused
 from quotas.api import rate_limit
 from quotas.rules import outcomes, values
@@ -95,7 +96,7 @@ def from_exception(error: Exception) -> Problem | None:
             return _exhausted(error)
         case outcomes.Refusal():
             return Problem(STATUS[error.code], error.code, str(error))
-        case TokenRefused():
+        case TokenRefused() | KeyRefused():
             return unauthorized(error.code, error.detail)
         case KeysUnavailable():
             return unavailable("keys_unavailable", error.detail, error.retry_after)

@@ -215,7 +215,7 @@ PROMETHEUS_MULTIPROC_DIR = ENV.get("PROMETHEUS_MULTIPROC_DIR", "").strip()  # re
 if not PROMETHEUS_MULTIPROC_DIR:
     ENV.pop("PROMETHEUS_MULTIPROC_DIR", None)  # it takes an empty one for the folder that we are in
 
-FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/fast_lane.py
+FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/serving/fast_path.py
 LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 8, 1, 256)  # of a worker, to the database
 WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)  # each with one too
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # bytes of a body, the longest that the site takes

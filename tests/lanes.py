@@ -20,7 +20,7 @@ from quotas.store.commit import Steps
 from quotas.store.loop import Found, LoopSession, Pool
 from quotas.store.plan_cache import forget_plans
 from quotas.store.thread import Prepared, in_transaction
-from quotasite.fast_lane import HOT, JUDGED, Asked, Detour, FastLane, Headers, Way
+from quotasite.serving.fast_path import HOT, JUDGED, Asked, Detour, FastLane, Headers, Way
 
 # What the lane learns from a first answer to the test client; test_fast_lane.py sees that it is so.
 HEADERS = {

@@ -83,7 +83,7 @@ def test_the_server_is_started_as_the_procfile_says(command: list[str], tmp_path
     status, said = run(command, tmp_path)
     assert (status, said) == run(in_shell(PROCFILE["web"]), tmp_path)
     assert status == 0
-    assert "quotasite.rsgi" in said
+    assert "quotasite.serving.rsgi" in said
     assert "--port 8765" in said
 
 

@@ -14,7 +14,7 @@ from django.conf import settings
 
 from bench.chaos.client import wait_until
 from bench.chaos.ground import children
-from quotasite.drain import listeners
+from quotasite.serving.drain import listeners
 from tests import keys
 from tests.conftest import USER
 from tests.site import running, url_of_the_test_database

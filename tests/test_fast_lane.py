@@ -207,7 +207,7 @@ def test_an_answer_with_a_header_that_may_be_one_users_own_is_not_learned_from(
 
 
 def test_strange_origins_do_not_fill_the_memory(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quotasite.fast_lane.MOST_LEARNED", 5)
+    monkeypatch.setattr("quotasite.serving.fast_path.MOST_LEARNED", 5)
     for number in range(7):
         assert "access-control-allow-origin" not in lane.get(HTTP_ORIGIN=f"https://{number}.example")
     assert len(lane.handler.lane.learned) <= 5

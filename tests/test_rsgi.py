@@ -13,7 +13,7 @@ from django.test import Client
 
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.rules.values import Actor
-from quotasite.rsgi import environment
+from quotasite.serving.rsgi import environment
 from tests import keys
 from tests.conftest import USER, WEBHOOK_SECRET
 from tests.site import ask, served, url_of_the_test_database

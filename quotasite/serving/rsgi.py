@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
-from quotasite.drain import LAST, Drain  # hears the end that is told while the rest is loaded
+from quotasite.serving.drain import LAST, Drain  # hears the end that is told while the rest is loaded
 from quotasite.wsgi import application  # sets Django up, which the others need
 
 # isort: split
@@ -28,8 +28,8 @@ from quotas.api.middleware import LATE
 from quotas.api.views import RAISED
 from quotas.store.loop import Pool
 from quotas.store.thread import vendor
-from quotasite.fast_lane import Answer, Asked, Detour, FastLane
 from quotasite.request_log import BEGAN
+from quotasite.serving.fast_path import Answer, Asked, Detour, FastLane
 
 BODY_SECONDS = 10
 CHUNK_SECONDS = 30  # for a client to take a piece of a long answer

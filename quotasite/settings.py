@@ -19,7 +19,7 @@ from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
-from quotasite import logs
+from quotasite.observing import json_logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 ENV = os.environ
@@ -208,8 +208,8 @@ CLERK_API_URL = env_url("CLERK_API_URL", "https://api.clerk.com/v1")
 DEVELOPMENT_SIGNING_KEY = ""
 
 if not DEBUG:  # then Django's own lines for people are the better ones
-    LOGGING_CONFIG = "quotasite.logs.configure"
-    LOGGING = logs.configuration(env_choice("LOG_LEVEL", "info", "warning", "error"))
+    LOGGING_CONFIG = "quotasite.observing.json_logs.configure"
+    LOGGING = json_logs.configuration(env_choice("LOG_LEVEL", "info", "warning", "error"))
 METRICS_TOKEN = ENV.get("METRICS_TOKEN", "").strip()
 PROMETHEUS_MULTIPROC_DIR = ENV.get("PROMETHEUS_MULTIPROC_DIR", "").strip()  # read by prometheus-client too
 if not PROMETHEUS_MULTIPROC_DIR:
@@ -239,13 +239,13 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
-    "quotasite.middleware.RequestLog",  # before all others: it tells of their refusals too
+    "quotasite.observing.middleware.RequestLog",  # before all others: it tells of their refusals too
     "corsheaders.middleware.CorsMiddleware",  # before what refuses: an SPA must be able to read each refusal
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "quotas.api.middleware.RequestGuard",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "quotasite.middleware.PagePolicy",
+    "quotasite.observing.middleware.PagePolicy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

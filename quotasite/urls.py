@@ -3,7 +3,8 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from quotasite import demo_page, health
+from quotasite import demo_page
+from quotasite.observing import probes
 
 urlpatterns = [
     path("", demo_page.front, name="page"),
@@ -14,10 +15,10 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
     path("favicon.ico", RedirectView.as_view(url=f"{settings.STATIC_URL}quotasite/icon.svg")),
-    path("healthz", health.healthz, name="healthz"),
-    path("readyz", health.readyz, name="readyz"),
-    path("metrics", health.metrics, name="metrics"),
+    path("healthz", probes.healthz, name="healthz"),
+    path("readyz", probes.readyz, name="readyz"),
+    path("metrics", probes.metrics, name="metrics"),
 ]
-handler400 = "quotasite.health.bad_request"
-handler404 = "quotasite.health.not_found"
-handler500 = "quotasite.health.server_error"
+handler400 = "quotasite.observing.probes.bad_request"
+handler404 = "quotasite.observing.probes.not_found"
+handler500 = "quotasite.observing.probes.server_error"

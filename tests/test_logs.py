@@ -20,7 +20,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 from quotas.api.views import SimpleQuota
 from quotas.models import ServiceKey
-from quotasite import logs
+from quotasite.observing import json_logs
 from tests.conftest import WEBHOOK_SECRET, Api, delivery
 from tests.keys import mint
 from tests.postgres import free_port
@@ -43,8 +43,8 @@ def lines() -> Iterator[Lines]:
     """What was logged since the last call, as LOGGING writes it."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logs.JSONLines())
-    handler.addFilter(logs.OncePerRequest())
+    handler.setFormatter(json_logs.JSONLines())
+    handler.addFilter(json_logs.OncePerRequest())
 
     def told() -> list[dict[str, Any]]:
         text = stream.getvalue()
@@ -181,18 +181,18 @@ def test_a_refused_form_is_told_without_the_page_that_it_came_from(client: Any, 
         (WEBHOOK_SECRET, "[hidden]"),
         ("sk_live_abc", "[hidden]"),
         ("Cookie: sessionid=abc; csrftoken=def", "Cookie: [hidden]"),
-        ("x" * 10_000, "x" * logs.LONGEST),
-        ("[" + "a" * 1_000_000 + "@b.example", "[" + "a" * (logs.LONGEST - 1)),
+        ("x" * 10_000, "x" * json_logs.LONGEST),
+        ("[" + "a" * 1_000_000 + "@b.example", "[" + "a" * (json_logs.LONGEST - 1)),
     ],
 )
 def test_what_a_library_quotes_is_hidden(text: str, told: str) -> None:
-    assert logs.harmless(text) == told
+    assert json_logs.harmless(text) == told
 
 
 def test_no_character_can_end_a_line(lines: Lines) -> None:
     odd = "".join(map(chr, (*range(32), 0x7F, 0x85, 0x2028, 0x2029, 0xD800))) + "\"\\'}"
     logging.getLogger("quotas").warning("%s", odd)
-    formatted = logs.JSONLines().format(logging.LogRecord("a", 30, "", 0, odd, None, None))
+    formatted = json_logs.JSONLines().format(logging.LogRecord("a", 30, "", 0, odd, None, None))
     assert formatted.isprintable()
     assert formatted.isascii()
     assert lines()[0]["message"] == odd
@@ -202,7 +202,7 @@ def test_a_thread_that_dies_is_told_of(lines: Lines) -> None:
     def die() -> None:
         raise ValueError("of what")
 
-    hook, threading.excepthook = threading.excepthook, logs._tell_of_thread  # pytest has its own
+    hook, threading.excepthook = threading.excepthook, json_logs._tell_of_thread  # pytest has its own
     try:
         thread = threading.Thread(target=die)
         thread.start()

@@ -81,7 +81,7 @@ def raised() -> Iterator[tuple[str, int]]:
         yield refusal.code, problems.STATUS.get(refusal.code, 429)
     for code in get_args(session_tokens.Code):
         yield code, 401
-    for path in [*ROOT.glob("quotas/*.py"), ROOT / "quotasite/health.py"]:
+    for path in [*ROOT.glob("quotas/*.py"), ROOT / "quotasite/observing/probes.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(ast.Name("Problem"), [ast.Constant(status), ast.Constant(code), *_]):

@@ -40,7 +40,7 @@ STATUS = {
 
 
 class ProblemResponse(JsonResponse):
-    """A problem on its way; `code` and `cost` are for the log (quotasite/middleware.py)."""
+    """A problem on its way; `code` and `cost` are for the log (quotasite/observing/middleware.py)."""
 
     def __init__(self, problem: "Problem") -> None:
         super().__init__(

@@ -23,7 +23,9 @@ from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
 from quotas.store.errors import read_surely
 
 DEFAULT_PAGE, MOST_ON_A_PAGE = 50, 200  # entries
-RAISED = "quotasite.raised"  # in the environment: what came of the act already (quotasite/serving/fast_path.py)
+RAISED = (
+    "quotasite.raised"  # in the environment: what came of the act already (quotasite/serving/fast_path.py)
+)
 quotas = ChallengeQuota.objects
 
 

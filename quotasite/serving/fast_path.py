@@ -19,7 +19,7 @@ from quotas.api import idempotency, messages, views
 from quotas.api.strict_json import json_object
 from quotas.rules.values import MAX_UNITS
 from quotas.store.loop import Pool
-from quotasite.request_log import Kind, asker, id_for, tell
+from quotasite.observing.request_log import Kind, asker, id_for, tell
 
 CONSUME = "/api/v1/quota/consume"
 READ = {"/api/quota": messages.simple_quota, "/api/v1/quota": messages.full_quota}

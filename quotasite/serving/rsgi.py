@@ -28,7 +28,7 @@ from quotas.api.middleware import LATE
 from quotas.api.views import RAISED
 from quotas.store.loop import Pool
 from quotas.store.thread import vendor
-from quotasite.request_log import BEGAN
+from quotasite.observing.request_log import BEGAN
 from quotasite.serving.fast_path import Answer, Asked, Detour, FastLane
 
 BODY_SECONDS = 10

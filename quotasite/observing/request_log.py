@@ -16,7 +16,7 @@ from uuid_utils import uuid4
 from quotas import metrics
 from quotas.access.callers import User
 from quotas.access.service_keys import Service
-from quotasite.logs import Members, to_json
+from quotasite.observing.json_logs import Members, to_json
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 

@@ -7,9 +7,9 @@ from csp.middleware import CSPMiddleware
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from quotasite.health import JSON_PATHS
-from quotasite.logs import request_id
-from quotasite.request_log import BEGAN, Asker, Kind, asker, id_for, tell
+from quotasite.observing.json_logs import request_id
+from quotasite.observing.probes import JSON_PATHS
+from quotasite.observing.request_log import BEGAN, Asker, Kind, asker, id_for, tell
 
 METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
 

@@ -13,4 +13,8 @@ class ConsoleConfig(admin.AdminConfig):
     """Django's admin, with a site of ours."""
 
     default = False  # of this module: it is Django's package that it configures
-    default_site = "quotasite.admin_site.Site"
+    default_site = "quotasite.staff.site.Site"
+
+    def ready(self) -> None:
+        super().ready()
+        from quotasite.staff import accounts  # noqa: F401 - takes the place of Django's own pages

@@ -291,8 +291,8 @@ AXES_RESET_ON_SUCCESS = True
 AXES_DISABLE_ACCESS_LOG = True  # a table that would only grow; last_login tells who was in
 AXES_ENABLE_ADMIN = False  # operators lift a lock by manage.py axes_reset_username
 AXES_VERBOSE = False
-AXES_CLIENT_IP_CALLABLE = "quotasite.lockout.client_address"
-AXES_CLIENT_STR_CALLABLE = "quotasite.lockout.client_in_log"
+AXES_CLIENT_IP_CALLABLE = "quotasite.staff.lockout.client_address"
+AXES_CLIENT_STR_CALLABLE = "quotasite.staff.lockout.client_in_log"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LANGUAGE_CODE = "en"
 USE_I18N = False
@@ -352,7 +352,7 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 SILENCED_SYSTEM_CHECKS = [
-    "axes.W002",  # its middleware: quotasite/admin_site.py does that for the one login, not for each spend
+    "axes.W002",  # its middleware: quotasite/staff/site.py does that for the one login, not for each spend
     "security.W005",  # HSTS for subdomains: they are the owner's to decide, not this service's
     "security.W021",  # HSTS preload: the same
 ]

@@ -19,8 +19,8 @@ from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from quotasite.admin_site import ONE_PASSWORD
-from quotasite.lockout import client_address
+from quotasite.staff.lockout import client_address
+from quotasite.staff.site import ONE_PASSWORD
 from tests.conftest import Api
 from tests.site import ROOT, served, url_of_the_test_database
 from tests.staff import Browser, text

@@ -18,7 +18,7 @@ from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.reports import totals
 from quotas.reports.totals import Day
 from quotas.rules import outcomes, values
-from quotasite import admin_site
+from quotasite.staff import site
 from tests.site import url_of_the_test_database
 from tests.staff import LIST, sign_in, text
 
@@ -76,7 +76,7 @@ def test_more_exhausted_users_than_are_counted_are_said_to_be_more(
 ) -> None:
     for number in range(2):
         make_quota(f"user_{number}", remaining=0)
-    monkeypatch.setattr(admin_site, "MOST_EXHAUSTED", 1)
+    monkeypatch.setattr(site, "MOST_EXHAUSTED", 1)
     assert tile(text(staff.get(INDEX)), "Exhausted now") == "more than 1"
 
 
@@ -153,7 +153,7 @@ def test_a_chart_of_nothing_can_be_drawn(days: list[Day]) -> None:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a statement of a page take half a second at most."""
-    monkeypatch.setattr(admin_site, "STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr(site, "STATEMENT_SECONDS", 0.5)
 
 
 def ask_slowly(*_: object, **__: object) -> HttpResponse:
@@ -178,7 +178,7 @@ def test_a_page_that_takes_too_long_is_broken_off_and_says_so(
 def test_without_its_figures_the_first_page_is_still_there(
     staff: Client, slow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admin_site, "exhausted", ask_slowly)
+    monkeypatch.setattr(site, "exhausted", ask_slowly)
     answer = staff.get(INDEX)
     assert answer.status_code == 200
     page = text(answer)

@@ -23,7 +23,7 @@ from quotas.reports import totals
 from quotas.reports.exhausted import MOST_EXHAUSTED, exhausted
 from quotas.reports.totals import Refusals, Totals
 from quotas.store.errors import read_surely, took_too_long
-from quotasite.lockout import is_locked_out, seconds_locked
+from quotasite.staff.lockout import is_locked_out, seconds_locked
 
 STATEMENT_SECONDS = 5  # of one statement of a page
 WHO_SEES_FIGURES = ("quotas.view_challengequota", "quotas.view_ledgerentry")

@@ -70,7 +70,7 @@ def clerk(users: int) -> Iterator[str]:
 def play() -> None:
     """A user's periods, all but the last of them long ago."""
     from quotas.models import ChallengeQuota
-    from quotasite.demo import shift
+    from quotasite.demo.tour import shift
 
     for period in range(PERIODS):
         for spend in range(SPENDS):

@@ -15,7 +15,7 @@ from django.conf import settings
 django.setup()
 
 from quotas.access import session_tokens  # noqa: E402
-from quotasite.pretend_clerk import ISSUER, ORIGIN, PretendClerk  # noqa: E402
+from quotasite.demo.pretend_clerk import ISSUER, ORIGIN, PretendClerk  # noqa: E402
 
 ROUNDS, CALLS = 30, 300
 

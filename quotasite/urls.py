@@ -3,13 +3,13 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from quotasite import demo_page
+from quotasite.demo import page
 from quotasite.observing import probes
 
 urlpatterns = [
-    path("", demo_page.front, name="page"),
-    path("demo", demo_page.page, name="page"),
-    path("demo/token", demo_page.token, name="demo_token"),
+    path("", page.front, name="page"),
+    path("demo", page.page, name="page"),
+    path("demo/token", page.token, name="demo_token"),
     path("api/", include("quotas.api.urls")),
     path("webhooks/", include("webhooks.urls")),
     path("admin/", admin.site.urls),

@@ -20,7 +20,7 @@ from pytest_django import Settings
 from quotas.models import ChallengeQuota, Plan
 from quotas.rules.values import Actor, Snapshot
 from quotas.store import commit, plan_cache
-from quotasite.demo import shift
+from quotasite.demo.tour import shift
 from tests import keys
 from tests.lanes import LaneHandler, outside
 

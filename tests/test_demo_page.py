@@ -13,7 +13,7 @@ from django.db import connection
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.values import Actor
-from quotasite.demo import shift
+from quotasite.demo.tour import shift
 from tests import browser, keys
 from tests.ledger import assert_sound
 from tests.postgres import free_port

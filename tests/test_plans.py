@@ -16,7 +16,7 @@ from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change, KeyReused, UnknownPlan
 from quotas.rules.values import MAX_UNITS, OnChange, State
-from quotasite.demo import shift
+from quotasite.demo.tour import shift
 from tests.conftest import STAFF, USER
 from tests.ledger import assert_sound
 from tests.test_policy import DAY, FREE, NOON, TICK, UNLIMITED, at, changed, state_with

@@ -19,7 +19,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from quotasite.demo import shift
+from quotasite.demo.tour import shift
 from tests import keys, pgbouncer
 from tests.clerk_api import ClerkAPI, make_users
 from tests.conftest import WEBHOOK_SECRET, delivery

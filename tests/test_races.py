@@ -15,7 +15,7 @@ from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import Actor
 from quotas.store import commit
-from quotasite.demo import shift
+from quotasite.demo.tour import shift
 from tests.ledger import assert_sound, spent
 from tests.site import ask, served, url_of_the_test_database
 

@@ -15,7 +15,7 @@ from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import AlreadyRefunded, ConsumptionNotFound, KeyReused, RefundTooLarge
 from quotas.rules.values import Entry, OnChange
 from quotas.store.manager import Receipt
-from quotasite.demo import shift
+from quotasite.demo.tour import shift
 from tests import test_round_trips
 from tests.conftest import STAFF, USER
 from tests.ledger import assert_sound

@@ -8,7 +8,7 @@ import pytest
 from django.db import connection
 
 from quotas.models import ChallengeQuota
-from quotasite.demo import shift
+from quotasite.demo.tour import shift
 from tests.conftest import USER, Api
 from tests.wire import Wire
 

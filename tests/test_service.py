@@ -14,7 +14,7 @@ from django.test import Client
 
 from quotas.access import service_keys
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, ServiceKey
-from quotasite.demo import shift as move_back
+from quotasite.demo.tour import shift as move_back
 from tests.conftest import STAFF, USER
 from tests.ledger import assert_sound
 from tests.test_round_trips import counted, wire  # noqa: F401 - a fixture

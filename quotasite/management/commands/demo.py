@@ -12,8 +12,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connection
 
-from quotasite import demo
-from quotasite.pretend_clerk import PretendClerk
+from quotasite.demo import tour
+from quotasite.demo.pretend_clerk import PretendClerk
 
 ADDRESS = re.compile(r"(?:(127\.0\.0\.1|localhost):)?([0-9]{1,5})")
 TOKEN_LIFE = 3_600  # seconds
@@ -36,23 +36,23 @@ class Command(BaseCommand):
         with tempfile.TemporaryDirectory(prefix="quotasite-demo-") as folder:
             try:
                 self.show(Path(folder), match[1] or "127.0.0.1", int(match[2]), once=once)
-            except demo.DemoFailed as error:
+            except tour.DemoFailed as error:
                 raise CommandError(f"The tour went wrong: {error}.") from error
             except KeyboardInterrupt:
                 self.stdout.write("\nGone, with its database.")
 
     def show(self, folder: Path, host: str, port: int, *, once: bool) -> None:
         started, clerk = time.monotonic(), PretendClerk()
-        with demo.served(clerk, folder, host, port) as address:
+        with tour.served(clerk, folder, host, port) as address:
             self.stdout.write(f"Quotasite at {address}, on a throw-away SQLite database.")
-            demo.Tour(clerk, address, self.stdout.write).run()
+            tour.Tour(clerk, address, self.stdout.write).run()
             seconds = time.monotonic() - started
             self.stdout.write(self.style.SUCCESS(f"\nAll as it should be, in {seconds:.1f} s."))
             if once:
                 return
-            demo.seed_history()
-            name, password = demo.make_staff()
-            token = clerk.token(demo.LATE_USER, TOKEN_LIFE)
+            tour.seed_history()
+            name, password = tour.make_staff()
+            token = clerk.token(tour.LATE_USER, TOKEN_LIFE)
             self.stdout.write(
                 f"\nPage    {address}/demo"
                 f"\nAdmin   {address}/admin/   name {name}, password {password}"
@@ -61,5 +61,5 @@ class Command(BaseCommand):
                 f"\nProbes  {address}/healthz  {address}/readyz"
                 "\n\nCtrl-C ends it and removes its database."
             )
-            with demo.with_page(clerk):
+            with tour.with_page(clerk):
                 threading.Event().wait()

@@ -17,7 +17,7 @@ from django.views.decorators.http import require_GET, require_POST
 from quotas.api.problems import Problem
 from quotas.models import ChallengeQuota
 from quotas.rules.values import USER_ID
-from quotasite.pretend_clerk import ORIGIN, session_token
+from quotasite.demo.pretend_clerk import ORIGIN, session_token
 
 KNOWN_USERS = 3  # that the development sign-in offers
 View = Callable[[HttpRequest], HttpResponse]

@@ -29,7 +29,7 @@ from django.test.utils import override_settings
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules import outcomes, values, verbs
-from quotasite.pretend_clerk import ISSUER, ORIGIN, USERS, PretendClerk
+from quotasite.demo.pretend_clerk import ISSUER, ORIGIN, USERS, PretendClerk
 
 NEW_USER, LATE_USER = "user_demo_new", "user_demo_late"
 HISTORY_USERS, HISTORY_DAYS = 300, 30

@@ -1,165 +1,29 @@
-"""The settings, and the only reader of the environment.
+"""The settings, from the environment. Each variable stands once in `.env.example` with its meaning."""
 
-Each variable stands once in `.env.example` with its meaning. A value that cannot be used stops the
-start with the variable's name and the form wanted; the value itself is never printed, because it
-may hold a password.
-"""
-
-import base64
-import binascii
-import os
-import re
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
-import dj_database_url
 from corsheaders.defaults import default_headers
 from csp.constants import NONE, SELF
-from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
+from quotas.rules.values import MAX_UNITS
+from quotasite.environment import (
+    ENV,
+    env_bool,
+    env_choice,
+    env_count,
+    env_database,
+    env_int,
+    env_list,
+    env_origins,
+    env_publishable_key,
+    env_url,
+    looks_pooled,
+)
 from quotasite.observing import json_logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-ENV = os.environ
-MAX_UNITS = 2_147_483_647
-
-
-def env_bool(name: str, *, default: bool = False) -> bool:
-    value = ENV.get(name, "").strip().lower()
-    if not value:
-        return default
-    if value in ("0", "false", "no", "off"):
-        return False
-    if value in ("1", "true", "yes", "on"):
-        return True
-    raise ImproperlyConfigured(f"{name} must be 1 or 0 (true, yes, on; false, no, off).")
-
-
-def env_int(name: str, default: int, low: int, high: int) -> int:
-    value = ENV.get(name, "").strip() or str(default)
-    if not re.fullmatch(r"[0-9]{1,10}", value) or not low <= int(value) <= high:
-        raise ImproperlyConfigured(f"{name} must be a whole number from {low} to {high}.")
-    return int(value)
-
-
-def env_count(name: str) -> int:
-    """Return a digit as it is; a plain yes counts as one."""
-    value = ENV.get(name, "").strip()
-    return int(value) if re.fullmatch(r"[0-9]", value) else int(env_bool(name))
-
-
-def env_list(name: str) -> list[str]:
-    return [item.strip() for item in ENV.get(name, "").split(",") if item.strip()]
-
-
-def env_url(name: str, default: str) -> str:
-    value = (ENV.get(name, "").strip() or default).rstrip("/")
-    if value and not is_web_address(value):
-        raise ImproperlyConfigured(f"{name} must be an address such as https://clerk.example.com.")
-    return value
-
-
-def env_origins(name: str) -> list[str]:
-    """Web origins: a scheme, a host, perhaps a port, and nothing behind them."""
-    origins = [item.rstrip("/") for item in env_list(name)]
-    for position, origin in enumerate(origins, start=1):
-        if not is_web_address(origin) or urlsplit(origin).path:
-            raise ImproperlyConfigured(
-                f"{name}: item {position} must be an origin such as https://app.example.com."
-            )
-    return origins
-
-
-def env_choice(name: str, *choices: str) -> str:
-    """Return one of the choices, the first if the variable is not set."""
-    value = ENV.get(name, "").strip().lower() or choices[0]
-    if value not in choices:
-        raise ImproperlyConfigured(f"{name} must be one of: {', '.join(choices)}.")
-    return value
-
-
-def is_web_address(value: str) -> bool:
-    try:
-        parts = urlsplit(value)
-        parts.port  # noqa: B018 - raises on a port that is no number
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
-
-
-def env_publishable_key() -> str:
-    """Return the Frontend API that CLERK_PUBLISHABLE_KEY names (`pk_test_` + base64 of `host$`), or ''."""
-    key = ENV.get("CLERK_PUBLISHABLE_KEY", "").strip()
-    if not key:
-        return ""
-    match = re.fullmatch(r"pk_(?:test|live)_([A-Za-z0-9+/_-]+)=*", key)
-    try:
-        encoded = match[1] if match else ""
-        host = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode("ascii")
-    except (binascii.Error, UnicodeDecodeError):
-        host = ""
-    if not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?\$", host):
-        raise ImproperlyConfigured(
-            "CLERK_PUBLISHABLE_KEY must be the key that Clerk's dashboard shows: pk_test_… or pk_live_…."
-        )
-    return f"https://{host[:-1]}"
-
-
-def looks_pooled(url: str) -> bool:
-    """Tell whether an address is known to lead to a pooler that gives each transaction another session.
-
-    Those are Neon's pooled hosts, Supabase's transaction mode, PgBouncer's own port, and whatever is
-    marked `?pgbouncer=true`, as the poolers' vendors write it for other clients.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port, query = parts.hostname or "", parts.port, parse_qs(parts.query)
-    except ValueError:  # env_database tells what is wrong
-        return False
-    is_neons = host.endswith(".neon.tech") and "-pooler." in host
-    is_supabases = host.endswith((".supabase.com", ".supabase.co")) and port == 6543
-    return is_neons or is_supabases or port == 6432 or query.get("pgbouncer") == ["true"]
-
-
-def env_database() -> dict[str, object]:
-    """Return the default database from DATABASE_URL, with what each engine needs to be safe."""
-    url = ENV.get("DATABASE_URL", "").strip() or f"sqlite:///{BASE_DIR / 'quotasite.sqlite3'}"
-    try:
-        config: dict[str, object] = {**dj_database_url.parse(url)}
-    except ValueError:  # its text may hold the URL
-        config = {}
-    engine = config.get("ENGINE")
-    if engine == "django.db.backends.postgresql" and config.get("NAME"):
-        config["CONN_MAX_AGE"] = None  # kept open; the store replaces a dead one (quotas/store.py)
-        config["DISABLE_SERVER_SIDE_CURSORS"] = DATABASE_IS_POOLED
-        config["OPTIONS"] = {
-            # Uses of a statement before the server is asked to keep it; behind a pooler never.
-            "prepare_threshold": 5 if env_bool("DATABASE_PREPARE", default=not DATABASE_IS_POOLED) else None,
-            "connect_timeout": 3,  # seconds, so that a silent host is answered with a 503
-            "tcp_user_timeout": 5_000,  # milliseconds
-            "keepalives_idle": 30,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "target_session_attrs": "primary",  # a standby is refused while connecting, not read from
-            **config.get("OPTIONS", {}),  # type: ignore[dict-item] # what the URL's query says wins
-        }
-        config["OPTIONS"].pop("pgbouncer", None)  # type: ignore[attr-defined] # said to us, not to psycopg
-    elif engine == "django.db.backends.sqlite3" and config.get("NAME"):
-        config["OPTIONS"] = {
-            "transaction_mode": "IMMEDIATE",  # a change holds the write lock from its first read
-            "timeout": 20,  # seconds
-            "init_command": "PRAGMA journal_mode=WAL",
-        }
-    else:
-        raise ImproperlyConfigured(
-            "DATABASE_URL must have the form postgres://USER:PASSWORD@HOST:PORT/NAME "
-            "(special characters in the password percent-encoded), or sqlite:///PATH for a first look. "
-            "What was given is not shown, because it may hold a password."
-        )
-    return config
-
 
 DEBUG = env_bool("DEBUG")
 SECRET_KEY_IS_SET = bool(ENV.get("SECRET_KEY", "").strip())
@@ -171,7 +35,9 @@ CSRF_TRUSTED_ORIGINS = env_origins("CSRF_TRUSTED_ORIGINS")
 DATABASE_LOOKS_POOLED = looks_pooled(ENV.get("DATABASE_URL", "").strip())
 DATABASE_POOLED = env_choice("DATABASE_POOLED", "auto", "on", "off", "1", "0")
 DATABASE_IS_POOLED = DATABASE_LOOKS_POOLED if DATABASE_POOLED == "auto" else DATABASE_POOLED in ("on", "1")
-DATABASES = {"default": env_database()}
+DATABASES = {
+    "default": env_database(f"sqlite:///{BASE_DIR / 'quotasite.sqlite3'}", is_pooled=DATABASE_IS_POOLED)
+}
 # The variable by which a host tells that its disk is emptied at each deploy, or None.
 EPHEMERAL_HOST = next(
     (

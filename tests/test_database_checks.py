@@ -6,7 +6,7 @@ import pytest
 from django.core.checks import run_checks
 
 from quotas.operations import database_checks
-from quotasite.settings import looks_pooled
+from quotasite.environment import looks_pooled
 from tests import pgbouncer
 from tests.forked import manage
 from tests.postgres import Server

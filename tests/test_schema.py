@@ -75,18 +75,21 @@ def test_every_route_is_described():
     assert {*routes(urls.urlpatterns)} == {*DESCRIPTION["paths"]} | UNDESCRIBED
 
 
+REFUSED_WITH_401 = ("unauthorized", "TokenRefused", "KeyRefused")
+
+
 def raised() -> Iterator[tuple[str, int]]:
     """Every code with its status, as the source has them."""
     for refusal in outcomes.Refusal.__subclasses__():
         yield refusal.code, problems.STATUS.get(refusal.code, 429)
     for code in get_args(session_tokens.Code):
         yield code, 401
-    for path in [*ROOT.glob("quotas/*.py"), ROOT / "quotasite/observing/probes.py"]:
+    for path in [*ROOT.glob("quotas/**/*.py"), ROOT / "quotasite/observing/probes.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(ast.Name("Problem"), [ast.Constant(status), ast.Constant(code), *_]):
                     yield code, status
-                case ast.Call(ast.Name("unauthorized"), [ast.Constant(code), *_]):
+                case ast.Call(ast.Name(name), [ast.Constant(code), *_]) if name in REFUSED_WITH_401:
                     yield code, 401
                 case ast.Call(ast.Name("unavailable"), [ast.Constant(code), *_]):
                     yield code, 503

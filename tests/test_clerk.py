@@ -14,18 +14,9 @@ import time_machine
 from pytest_django import Settings
 
 from tests.clerk_api import ClerkAPI, make_user, make_users
-from webhooks.clerk import (
-    ClerkError,
-    ClerkUser,
-    DeliveryRefused,
-    NotConfigured,
-    OddUser,
-    count_users,
-    read_user,
-    secret_fault,
-    verify,
-    walk_users,
-)
+from webhooks.clerk.backend_api import ClerkError, count_users, walk_users
+from webhooks.clerk.deliveries import DeliveryRefused, secret_fault, verify
+from webhooks.clerk.payloads import ClerkUser, NotConfigured, OddUser, read_user
 
 pytestmark = pytest.mark.once
 

@@ -15,7 +15,7 @@ from pytest_django import Settings
 from quotas.models import ChallengeQuota
 from tests.conftest import sign
 from tests.javascript import CLERK, HERE, SVIX, ask, install, run
-from webhooks.clerk import DeliveryRefused, verify
+from webhooks.clerk.deliveries import DeliveryRefused, verify
 from webhooks.models import WebhookEvent
 
 RECORDED = json.loads((HERE / "js_delivery.json").read_text("utf-8"))

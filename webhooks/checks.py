@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 
-from webhooks.clerk import secret_fault
+from webhooks.clerk.deliveries import secret_fault
 
 
 @register(Tags.security, deploy=True)

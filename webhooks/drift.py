@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from quotas.models import ChallengeQuota, PlanAssignment
-from webhooks.clerk import ClerkUser, OddUser, find_users, read_user, walk_users
+from webhooks.clerk.backend_api import find_users, walk_users
+from webhooks.clerk.payloads import ClerkUser, OddUser, read_user
 
 CHUNK = 500  # of our rows, and of those who are looked at again
 KINDS = {

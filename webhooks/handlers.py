@@ -12,7 +12,8 @@ from django.conf import settings
 from quotas.models import ChallengeQuota, Plan, PlanAssignment
 from quotas.rules.outcomes import Deleted
 from quotas.rules.values import Actor, PlanSource
-from webhooks.clerk import Delivery, OddUser, read_item, read_user
+from webhooks.clerk.deliveries import Delivery
+from webhooks.clerk.payloads import OddUser, read_item, read_user
 from webhooks.models import WebhookEvent
 
 log = logging.getLogger(__name__)

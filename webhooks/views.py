@@ -9,7 +9,7 @@ from django.views.decorators.csrf import csrf_exempt
 from quotas.api.problems import Problem, from_exception, unavailable
 from quotas.metrics import DELIVERIES
 from quotas.store.errors import read_surely
-from webhooks import clerk
+from webhooks.clerk import deliveries, payloads
 from webhooks.handlers import HANDLERS, handle
 from webhooks.models import WebhookEvent
 
@@ -23,12 +23,12 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
         detail = "Deliveries come by POST."
         return Problem(405, "method_not_allowed", detail, headers={"Allow": "POST"}).response()
     try:
-        delivery = clerk.verify(request.body, request.headers)
-    except clerk.DeliveryRefused as error:
+        delivery = deliveries.verify(request.body, request.headers)
+    except deliveries.DeliveryRefused as error:
         log.warning("A delivery was refused: %s", error.detail)
         _count("unverified", "refused")
         return Problem(400, "delivery_refused", error.detail).response()
-    except clerk.NotConfigured as error:
+    except payloads.NotConfigured as error:
         log.error("A delivery came and cannot be verified: %s", error)
         _count("unverified", "failed")
         return unavailable("webhook_not_configured", str(error), retry_after=300).response()
@@ -46,7 +46,7 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"status": "ignored" if is_ignored else "success"})
 
 
-def _receive(delivery: clerk.Delivery) -> str:
+def _receive(delivery: deliveries.Delivery) -> str:
     """Return what became of the delivery, now or when it came before."""
     if status := read_surely(lambda: _known_status(delivery)):
         return status
@@ -62,7 +62,7 @@ def _receive(delivery: clerk.Delivery) -> str:
         raise
 
 
-def _known_status(delivery: clerk.Delivery) -> str | None:
+def _known_status(delivery: deliveries.Delivery) -> str | None:
     return WebhookEvent.objects.filter(pk=delivery.id).values_list("status", flat=True).first()
 
 

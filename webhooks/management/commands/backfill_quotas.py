@@ -19,18 +19,8 @@ from quotas.rules.outcomes import Deleted
 from quotas.rules.values import Actor
 from quotas.store.errors import NoDefaultPlan
 from quotas.store.manager import Opened
-from webhooks.clerk import (
-    ClerkError,
-    ClerkUser,
-    NotConfigured,
-    OddUser,
-    count_users,
-    find_users,
-    last_id,
-    read_user,
-    signed_up_at,
-    walk_users,
-)
+from webhooks.clerk.backend_api import ClerkError, count_users, find_users, last_id, walk_users
+from webhooks.clerk.payloads import ClerkUser, NotConfigured, OddUser, read_user, signed_up_at
 from webhooks.drift import known_words, plan_news
 
 ACTOR = Actor(kind="command", id="backfill_quotas")

@@ -9,7 +9,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import InterfaceError, OperationalError
 from tqdm import tqdm
 
-from webhooks.clerk import ClerkError, NotConfigured, count_users
+from webhooks.clerk.backend_api import ClerkError, count_users
+from webhooks.clerk.payloads import NotConfigured
 from webhooks.drift import KINDS, Comparison, Drift
 from webhooks.management.commands.backfill_quotas import tell_and_wait
 

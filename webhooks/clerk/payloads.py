@@ -1,0 +1,126 @@
+"""What Clerk sends about users and what is billed, read leniently.
+
+Only the members that are used are looked at, so that one odd user, or a member that Clerk adds,
+never costs more than itself.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from django.conf import settings
+
+from quotas.rules.values import USER_ID
+
+DELIVERY_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+EMAIL_LIMIT = 320  # characters
+SLUG = re.compile("[!-~]{1,128}")
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+SANE = (datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
+
+
+class NotConfigured(Exception):
+    """A setting that is needed is missing or malformed; the text names it and its form."""
+
+
+class OddUser(ValueError):
+    """A user that cannot be given a quota; the text is the reason, without the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClerkUser:
+    user_id: str
+    email: str  # the primary one, or ""
+    updated_at: datetime | None
+    plan: str | None = None  # the slug in his metadata, "" if there is none; None if none is to be read
+
+
+@dataclass(frozen=True, slots=True)
+class ClerkItem:
+    """What is billed: somebody pays for a plan."""
+
+    item_id: str
+    user_id: str  # "" if an organization pays
+    plan: str  # its slug, "" if there is none
+    updated_at: datetime | None
+
+
+def read_user(data: Mapping[str, object]) -> ClerkUser:
+    """Read a user as both the user.* events and the Backend API show it.
+
+    Raises OddUser for an id or an e-mail that cannot be stored; what else is ill-typed reads as absent.
+    """
+    user_id = data.get("id")
+    if not isinstance(user_id, str) or not user_id:
+        raise OddUser("the id is missing")
+    if not USER_ID.fullmatch(user_id):
+        raise OddUser("the id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
+    return ClerkUser(user_id, _primary_email(data), _instant(data.get("updated_at")), _plan_in_metadata(data))
+
+
+def read_item(data: Mapping[str, object]) -> ClerkItem:
+    """Read the subscription item of a subscriptionItem.* event.
+
+    Raises OddUser for an item that cannot be told from others, or that nobody pays for.
+    """
+    item_id, payer, plan = data.get("id"), data.get("payer"), data.get("plan")
+    if not isinstance(item_id, str) or not DELIVERY_ID.fullmatch(item_id):
+        raise OddUser("the item's id is missing, or not 1 to 128 letters, digits, dots, _ or -")
+    payer = payer if isinstance(payer, dict) else {}
+    user_id = payer.get("user_id") or ""  # Clerk writes "" where an organization pays
+    if not user_id and not payer.get("organization_id"):
+        raise OddUser("nobody pays for the item")
+    if user_id and not (isinstance(user_id, str) and USER_ID.fullmatch(user_id)):
+        raise OddUser("the payer's id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
+    slug = _slug(plan.get("slug")) if isinstance(plan, dict) else ""
+    return ClerkItem(item_id, str(user_id), slug, _instant(data.get("updated_at")))
+
+
+def signed_up_at(data: Mapping[str, object]) -> datetime | None:
+    """Read when a user of the Backend API was made, which is also his place in the walk."""
+    return _instant(data.get("created_at"))
+
+
+def _primary_email(data: Mapping[str, object]) -> str:
+    primary_id, addresses = data.get("primary_email_address_id"), data.get("email_addresses")
+    if not isinstance(primary_id, str) or not isinstance(addresses, list):
+        return ""
+    for address in addresses:
+        if isinstance(address, dict) and address.get("id") == primary_id:
+            email = address.get("email_address")
+            return _storable(email) if isinstance(email, str) else ""
+    return ""
+
+
+def _plan_in_metadata(data: Mapping[str, object]) -> str | None:
+    key, metadata = settings.CLERK_PLAN_METADATA_KEY, data.get("public_metadata")
+    if not key:
+        return None
+    return _slug(metadata.get(key)) if isinstance(metadata, dict) else ""
+
+
+def _slug(value: object) -> str:
+    """Return the slug of a plan, which need not be known here; "" for what can be none."""
+    return value if isinstance(value, str) and SLUG.fullmatch(value) else ""
+
+
+def _storable(email: str) -> str:
+    if len(email) > EMAIL_LIMIT:
+        raise OddUser(f"the e-mail is longer than {EMAIL_LIMIT} characters")
+    if re.search("[\0\ud800-\udfff]", email):
+        raise OddUser("the e-mail holds U+0000 or half of a surrogate pair")
+    return email
+
+
+def _instant(value: object, unit: timedelta = MILLISECOND) -> datetime | None:
+    """Read a whole count of `unit` since 1970; None unless it falls in this century."""
+    if not isinstance(value, int):
+        return None
+    try:
+        instant = EPOCH + value * unit
+    except OverflowError:
+        return None
+    return instant if SANE[0] <= instant < SANE[1] else None

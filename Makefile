@@ -36,11 +36,11 @@ schema: .venv/.dev
 # Needs node 20 and npm: the client's types from the schema, then its tests.
 clients: .venv/.test
 	cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund && npm run schema
-	$(BIN)/python -m pytest tests/test_clients.py --full
+	$(BIN)/python -m pytest tests/clients/test_clients.py --full
 
 # Needs chromium and chromedriver.
 screenshots: .venv/.test
-	$(BIN)/python -m tests.screenshots docs/pictures
+	$(BIN)/python -m tests.tools.screenshots docs/pictures
 
 .venv/.run: requirements.txt
 .venv/.test: requirements-test.txt

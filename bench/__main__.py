@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench import cells, extras, load, pgbench, process, serving, stock, table
 from bench.measure import Bench, Result
-from tests.postgres import Server, engine
+from tests.tools.postgres import Server, engine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

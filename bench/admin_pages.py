@@ -24,7 +24,7 @@ from uuid_utils.compat import uuid7
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Actor, Entry, Plan, Request, Snapshot, State
-from tests.postgres import Server, engine
+from tests.tools.postgres import Server, engine
 
 TEMPLATES = 2_000  # users whose life the rules play; all others are copies of them
 PLANS = {  # name: allowance, days a period, users out of 100

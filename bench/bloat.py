@@ -22,8 +22,8 @@ import psycopg
 from django.db import connection
 
 from bench.crowd import multiply, run, use
-from tests.overheard import ENTRIES, QUOTAS, USER, overheard
-from tests.postgres import Server, engine
+from tests.tools.overheard import ENTRIES, QUOTAS, USER, overheard
+from tests.tools.postgres import Server, engine
 
 PGBENCH = shutil.which("pgbench")
 USERS, CONNECTIONS = 2_000, 16

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from django.db import connection, transaction
 
-from tests.overheard import ENTRIES, QUOTAS, copying
-from tests.postgres import Server
+from tests.tools.overheard import ENTRIES, QUOTAS, copying
+from tests.tools.postgres import Server
 
 HURRIED = {
     "autovacuum": "off",

@@ -14,7 +14,7 @@ from ctypes import c_double
 from types import TracebackType
 from typing import Any, Self
 
-from tests.postgres import free_port
+from tests.tools.postgres import free_port
 
 MOST = 200  # connections; select() can watch 1,024 sockets
 CHUNK = 1 << 16  # bytes

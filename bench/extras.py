@@ -11,7 +11,7 @@ from bench import load, process, serving, stock
 from bench.cells import ask
 from bench.delay import Proxy
 from bench.measure import Bench, Result
-from tests import keys
+from tests.tools import keys
 
 JOBS = ("get", "keyed")
 MANY = 100  # connections to one worker: 40 threads and the 15 connections of a pool are too few then

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import psycopg
 
 from bench.patroni import LOOP_WAIT, RETRY_TIMEOUT, TTL, Cluster, missing_programs
-from tests import keys
-from tests.site import ROOT, served
+from tests.tools import keys
+from tests.tools.site import ROOT, served
 
 CLIENTS = 8
 PAUSE = 0.03  # seconds between two spends of a client

@@ -27,8 +27,8 @@ from psycopg.types.json import JsonbDumper
 from psycopg.types.numeric import Int8Dumper
 
 from bench.crowd import Hurry, copy, multiply, run, sizes, use
-from tests.overheard import ENTRIES, QUOTAS, USER, Sent, blocks, explained, numbered, overheard
-from tests.postgres import Server, engine
+from tests.tools.overheard import ENTRIES, QUOTAS, USER, Sent, blocks, explained, numbered, overheard
+from tests.tools.postgres import Server, engine
 
 SIZES, QUICK_SIZES = (1_000, 100_000, 5_000_000), (1_000, 10_000, 100_000)
 LONG, QUICK_LONG = 100_000, 10_000  # entries of one user, in the largest

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.stock import HOT, SPENDERS
-from tests import keys
+from tests.tools import keys
 
 SCRIPT = Path(__file__).with_name("load.lua")
 CONNECTIONS, THREADS = 16, 2

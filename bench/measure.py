@@ -10,7 +10,7 @@ import psycopg
 from bench import load, pgbench, process, stock
 from bench.cells import JOBS, SYSTEMS, ask
 from bench.serving import Site
-from tests.postgres import Server
+from tests.tools.postgres import Server
 
 WITH_LEDGER = ("ours", "asyncpg", "floor")
 

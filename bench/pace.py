@@ -20,9 +20,9 @@ from django.conf import settings
 from django.core.management import call_command
 
 from bench.crowd import Hurry, multiply, run
-from tests.clerk_api import ClerkAPI
-from tests.overheard import ENTRIES, QUOTAS
-from tests.postgres import Server, engine
+from tests.tools.clerk_api import ClerkAPI
+from tests.tools.overheard import ENTRIES, QUOTAS
+from tests.tools.postgres import Server, engine
 
 USERS = 100_000
 PERIODS, SPENDS = 3, 4  # of a user, and of each of his periods
@@ -61,7 +61,7 @@ def main() -> int:
 @contextmanager
 def clerk(users: int) -> Iterator[str]:
     """Clerk's stand-in with so many users; its address."""
-    command = [sys.executable, "-m", "tests.clerk_api", str(users)]
+    command = [sys.executable, "-m", "tests.tools.clerk_api", str(users)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         yield process.stdout.readline().strip()  # it ends with its input

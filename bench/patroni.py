@@ -19,7 +19,7 @@ from typing import Any, Self
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.postgres import environment, free_port, is_alive, of_debian, server_user
+from tests.tools.postgres import environment, free_port, is_alive, of_debian, server_user
 
 NODES = 3
 PROGRAMS = ("etcd", "patroni", "haproxy")

@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bench.stock import SPENDERS
 from quotas.store import sql
-from tests.postgres import of_debian
+from tests.tools.postgres import of_debian
 
 CLIENTS, THREADS = 16, 2
 USER = "'user_' || lpad((:number)::text, 5, '0')"

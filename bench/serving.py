@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.process import tree
-from tests import keys
-from tests.postgres import free_port
+from tests.tools import keys
+from tests.tools.postgres import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2

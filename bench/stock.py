@@ -8,7 +8,7 @@ from psycopg import sql
 
 from bench.peers import statements
 from bench.serving import ALLOWANCE
-from tests.postgres import Server
+from tests.tools.postgres import Server
 
 SPENDERS = [f"user_{number:05}" for number in range(2_000)]
 HOT = "user_hot"

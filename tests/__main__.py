@@ -17,7 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 NOTHING_COLLECTED = 5  # pytest's exit code
 PATIENCE = 15  # seconds that pytest gets to clean up
 MOMENT = 3  # seconds that it gets to notice a Ctrl-C of its own

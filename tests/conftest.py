@@ -21,8 +21,8 @@ from quotas.models import ChallengeQuota, Plan
 from quotas.rules.values import Actor, Snapshot
 from quotas.store import commit, plan_cache
 from quotasite.demo.tour import shift
-from tests import keys
-from tests.lanes import LaneHandler, outside
+from tests.tools import keys
+from tests.tools.fast_path import LaneHandler, outside
 
 USER = "user_1"
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"the first secret of the webhook.").decode()
@@ -85,7 +85,7 @@ def settings_for_clerk(settings: Settings) -> Settings:
 
 @pytest.fixture
 def api(settings_for_clerk: Settings, request: pytest.FixtureRequest) -> Api:
-    """The API by one of its two ways: each test of the contract runs against both (tests/lanes.py)."""
+    """The API by one of its two paths: each test of the contract runs on both (tests/tools/fast_path.py)."""
     api = Api()
     if getattr(request, "param", "") == "fast lane":
         api.client.handler = LaneHandler()

@@ -23,15 +23,15 @@ class Scenario(NamedTuple):
     allowance: int = 1_000_000
 
 
-SERVED = "tests/test_attacks_served.py"  # the tables of attacks, against the deployed site
-DELIVERIES = ("tests/test_webhook.py", "tests/test_clerk_plans.py", SERVED)
+SERVED = "tests/api/test_attacks_served.py"  # the tables of attacks, against the deployed site
+DELIVERIES = ("tests/webhooks/test_webhook.py", "tests/webhooks/test_clerk_plans.py", SERVED)
 ADMIN = (
-    "tests/test_admin_attacks.py",
-    "tests/test_lockout.py",
-    "tests/test_admin_export.py",
-    "tests/test_logs.py",
+    "tests/console/test_admin_attacks.py",
+    "tests/site/test_lockout.py",
+    "tests/console/test_csv_export.py",
+    "tests/site/test_json_logs.py",
 )
-CHECKS = ("tests/test_checks.py", "tests/test_database_checks.py")
+CHECKS = ("tests/operations/test_deploy_checks.py", "tests/operations/test_database_checks.py")
 SCENARIOS = (
     Scenario("1", "overspend", "exactly 50 of 640 granted, each time", spending.overspend, 50),
     Scenario("2", "same keys", "20 units, the rest replays", spending.same_keys, 20),
@@ -45,14 +45,24 @@ SCENARIOS = (
     Scenario("5", "became a standby", "503, nothing stored, then once", outages.became_a_standby, 20),
     Scenario("6", "SIGHUP", "0 dropped", drain.reloaded),
     Scenario("6", "SIGTERM", "0 dropped of a server taken out first", drain.ended),
-    Scenario("7", "model", "0 divergences in 10,000 steps", suites.suite("--full", "tests/test_model.py")),
-    Scenario("7", "seeded faults", "all noticed", suites.suite("--full", "tests/test_mutants.py")),
+    Scenario(
+        "7", "model", "0 divergences in 10,000 steps", suites.suite("--full", "tests/rules/test_model.py")
+    ),
+    Scenario("7", "seeded faults", "all noticed", suites.suite("--full", "tests/tools/test_mutants.py")),
     Scenario("8", "orders of deliveries", "one final state", suites.suite(*DELIVERIES, "-k", "order")),
     Scenario(
-        "9", "forged deliveries", "4xx, nothing stored", suites.suite(*DELIVERIES, "tests/test_clerk.py")
+        "9",
+        "forged deliveries",
+        "4xx, nothing stored",
+        suites.suite(*DELIVERIES, "tests/webhooks/test_clerk.py"),
     ),
-    Scenario("10", "forged tokens", "401, nothing asked", suites.suite("tests/test_tokens.py", SERVED)),
-    Scenario("11", "fuzzed schema", "0 failures", suites.suite("--full", "tests/test_schemathesis.py")),
+    Scenario(
+        "10",
+        "forged tokens",
+        "401, nothing asked",
+        suites.suite("tests/access/test_session_tokens.py", SERVED),
+    ),
+    Scenario("11", "fuzzed schema", "0 failures", suites.suite("--full", "tests/api/test_schemathesis.py")),
     Scenario("13", "attacks on the admin", "0 findings", suites.suite(*ADMIN)),
     Scenario("14", "check --deploy", "clean, and each bad one refused", suites.suite(*CHECKS)),
     Scenario("15", "stalled clients", "honest ones answered beside 50", stalled.straight),

@@ -10,7 +10,7 @@ from itertools import pairwise
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
-from tests import keys
+from tests.tools import keys
 
 QUOTA, CONSUME = "/api/v1/quota", "/api/v1/quota/consume"
 LOST = (OSError, HTTPException)  # no answer came

@@ -12,7 +12,7 @@ from threading import Lock, Thread
 from bench.chaos.client import LOST, Client, Load, wait_until
 from bench.chaos.ground import Database, Finding, Site, kill_postgres, served
 from bench.chaos.proxy import Proxy
-from tests.wire import Wire
+from tests.tools.wire import Wire
 
 USERS = [f"user_{number}" for number in range(4)]  # for 8 clients: each row has two at a time
 SHARE = 0.05  # of the answers, which are cut

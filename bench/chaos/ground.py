@@ -13,8 +13,8 @@ from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 
-from tests.postgres import Server
-from tests.site import ROOT, running
+from tests.tools.postgres import Server
+from tests.tools.site import ROOT, running
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"a secret of the chaos, made up...").decode()
 TEMPLATE = "quotasite"  # the database that Server makes; it is migrated, and copied

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from bench.chaos.client import CONSUME, LOST, Client, token, wait_until
 from bench.chaos.ground import Database, Finding, served
-from tests.postgres import free_port
-from tests.site import ROOT
+from tests.tools.postgres import free_port
+from tests.tools.site import ROOT
 
 HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 KINDS = {

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from bench.chaos.ground import Database, Finding
-from tests.site import ROOT
+from tests.tools.site import ROOT
 
 
 def suite(*arguments: str) -> Callable[[Database], Finding]:

@@ -1,0 +1,308 @@
+"""What a stranger gets: a clear 4xx, and nothing stored."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from quotas.models import ChallengeQuota, LedgerEntry
+from tests.tools import keys
+
+pytestmark = pytest.mark.django_db
+KIB = 1024
+CONSUME = "/api/v1/quota/consume"
+
+
+def assert_problem(answer, status, code):
+    """One plain problem of RFC 9457, and no trace of the request in the database."""
+    assert answer.status_code == status, answer.content
+    assert answer["Content-Type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem.keys() >= {"type", "title", "status", "detail", "code"}
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert problem["detail"].endswith(".")
+    assert len(problem["detail"]) < 250
+    assert (LedgerEntry.objects.count(), ChallengeQuota.objects.count()) == (0, 0)
+
+
+def nested(depth, opening="[", closing="]"):
+    return f'{{"metadata": {{"a": {opening * depth}{closing * depth}}}}}'
+
+
+BODIES = {
+    "an unknown member": ('{"ammount": 1}', 400, "invalid_request"),
+    "an unknown member beside a known one": ('{"cost": 1, "user_id": "user_2"}', 400, "invalid_request"),
+    "an unknown member that is long": (f'{{"{"x" * 5000}": 1}}', 400, "invalid_request"),
+    "a float": ('{"cost": 1.0}', 400, "invalid_request"),
+    "an exponent": ('{"cost": 1e0}', 400, "invalid_request"),
+    "a string": ('{"cost": "1"}', 400, "invalid_request"),
+    "true": ('{"cost": true}', 400, "invalid_request"),
+    "null": ('{"cost": null}', 400, "invalid_request"),
+    "an array for a cost": ('{"cost": [1]}', 400, "invalid_request"),
+    "an object for a cost": ('{"cost": {}}', 400, "invalid_request"),
+    "minus one": ('{"cost": -1}', 400, "invalid_request"),
+    "zero": ('{"cost": 0}', 400, "invalid_request"),
+    "minus zero": ('{"cost": -0}', 400, "invalid_request"),
+    "2**31": ('{"cost": 2147483648}', 400, "invalid_request"),
+    "2**63": ('{"cost": 9223372036854775808}', 400, "invalid_request"),
+    "10**400": (f'{{"cost": 1{"0" * 400}}}', 400, "invalid_request"),
+    "10**5000": (f'{{"cost": 1{"0" * 5000}}}', 400, "malformed_json"),
+    "an empty action": ('{"action": ""}', 400, "invalid_request"),
+    "a long action": (f'{{"action": "{"a" * 65}"}}', 400, "invalid_request"),
+    "a number for an action": ('{"action": 1}', 400, "invalid_request"),
+    "null for an action": ('{"action": null}', 400, "invalid_request"),
+    "an array for metadata": ('{"metadata": []}', 400, "invalid_request"),
+    "a string for metadata": ('{"metadata": "{}"}', 400, "invalid_request"),
+    "null for metadata": ('{"metadata": null}', 400, "invalid_request"),
+    "2 KiB and a byte of metadata": (f'{{"metadata":{{"a":"{"x" * 2041}"}}}}', 400, "invalid_request"),
+    "2 KiB of two-byte letters": (f'{{"metadata":{{"a":"{"é" * 1021}"}}}}', 400, "invalid_request"),
+    "no body": ("", 400, "body_missing"),
+    "a blank": (" ", 400, "malformed_json"),
+    "half an object": ('{"cost": 1', 400, "malformed_json"),
+    "two objects": ('{"cost": 1}{"cost": 1}', 400, "malformed_json"),
+    "single quotes": ("{'cost': 1}", 400, "malformed_json"),
+    "a form as JSON": ("cost=1", 400, "malformed_json"),
+    "an array": ("[]", 400, "malformed_json"),
+    "a string alone": ('"cost"', 400, "malformed_json"),
+    "a number alone": ("1", 400, "malformed_json"),
+    "null alone": ("null", 400, "malformed_json"),
+    "not UTF-8": (b'{"metadata": {"a": "\xff"}}', 400, "malformed_json"),
+    "UTF-16": ('{"cost": 1}'.encode("utf-16"), 400, "malformed_json"),
+    "a byte order mark": (b'\xef\xbb\xbf{"cost": 1}', 400, "malformed_json"),
+    "a lone surrogate": ('{"metadata": {"a": "\\ud83d"}}', 400, "malformed_json"),
+    "a lone surrogate in a name": ('{"metadata": {"a": {"\\udc00": 1}}}', 400, "malformed_json"),
+    "U+0000": ('{"metadata": {"a": "\\u0000"}}', 400, "malformed_json"),
+    "U+0000 in a nested name": ('{"metadata": {"a": [{"b\\u0000": 1}]}}', 400, "malformed_json"),
+    "U+0000 in an action": ('{"action": "\\u0000"}', 400, "malformed_json"),
+    "U+0000 as it is": (b'{"metadata": {"a": "\x00"}}', 400, "malformed_json"),
+    "NaN": ('{"metadata": {"a": NaN}}', 400, "malformed_json"),
+    "Infinity": ('{"metadata": {"a": [Infinity]}}', 400, "malformed_json"),
+    "-Infinity": ('{"cost": -Infinity}', 400, "malformed_json"),
+    "1e999": ('{"metadata": {"a": 1e999}}', 400, "malformed_json"),
+    "a member twice": ('{"cost": 1, "cost": 2}', 400, "malformed_json"),
+    "a member twice further in": ('{"metadata": {"a": [{"b": 1, "b": 1}]}}', 400, "malformed_json"),
+    "a member twice by escape": ('{"cost": 1, "\\u0063ost": 1}', 400, "malformed_json"),
+    "60 KB of brackets": ("[" * 60_000, 400, "malformed_json"),
+    "30 KB of objects": ('{"a":' * 6_000, 400, "malformed_json"),
+    "30 KB of brackets and their ends": ("[" * 15_000 + "]" * 15_000, 400, "malformed_json"),
+    "64 KiB and a byte": (f'{{"action": "{"a" * (64 * KIB - 13)}"}}', 413, "body_too_large"),
+    "2 MB": ("x" * 2_000_000, 413, "body_too_large"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_bad_body_is_refused(api, name):
+    raw, status, code = BODIES[name]
+    assert_problem(api.consume(raw=raw), status, code)
+
+
+@pytest.mark.parametrize("name", ["a float", "NaN", "a lone surrogate", "2 KiB and a byte of metadata"])
+def test_a_bad_body_is_refused_with_a_key_too(api, name):
+    raw, status, code = BODIES[name]
+    assert_problem(api.consume(raw=raw, key="k-1"), status, code)
+
+
+def test_no_depth_of_nesting_is_read_at_first_and_then_too_much(api):
+    """The limit is the parser's: metadata that it lets through is not too deep for what comes after."""
+    statuses = {api.consume(raw=nested(depth)).status_code for depth in range(800, 1_000)}
+    assert statuses <= {201, 400, 429}
+
+
+def test_the_largest_bodies_that_are_allowed_are_taken(api):
+    assert api.consume(raw=f'{{"metadata":{{"a":"{"x" * 2040}"}}}}').status_code == 201
+    assert api.consume(raw='{"cost": 1}'.ljust(64 * KIB)).status_code == 201
+    assert api.consume(raw=nested(8)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "text/plain",
+        "text/json",
+        "application/json+x",
+        "application/problem+json",
+        "application/xml",
+        "*/*",
+        "",
+    ],
+)
+def test_what_is_not_sent_as_json_is_refused(api, content_type):
+    assert_problem(api.consume(Content_Type=content_type), 415, "unsupported_media_type")
+
+
+def test_a_form_spends_nothing(api):
+    answer = api.consume(raw="cost=5", Content_Type="application/x-www-form-urlencoded")
+    assert_problem(answer, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
+def test_json_by_its_other_spellings_is_taken(api, content_type):
+    assert api.consume(Content_Type=content_type).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("length", "status", "code"),
+    [
+        ("65537", 413, "body_too_large"),
+        ("999999999999999999", 413, "body_too_large"),
+        ("9" * 19, 400, "malformed_length"),
+        ("-1", 400, "malformed_length"),
+        ("+2", 400, "malformed_length"),
+        ("1_0", 400, "malformed_length"),
+        ("²", 400, "malformed_length"),
+        ("ten", 400, "malformed_length"),
+        ("0", 400, "body_missing"),
+        ("1", 400, "malformed_json"),
+    ],
+)
+def test_a_content_length_that_lies_is_refused(api, length, status, code):
+    assert_problem(api.consume({"cost": 1}, Content_Length=length), status, code)
+
+
+@pytest.mark.parametrize("coding", ["chunked", "gzip, chunked", "identity"])
+@pytest.mark.parametrize("length", [{}, {"Content_Length": "0"}])
+def test_a_body_in_chunks_is_refused(api, coding, length):
+    answer = api.consume({"cost": 2}, Transfer_Encoding=coding, **length)
+    assert_problem(answer, 411, "length_required")
+
+
+@pytest.mark.parametrize(
+    "sub",
+    [
+        "",
+        "user_\x00",
+        "user_1\n",
+        "user_1 ",
+        "user_é",
+        "user_" + "a" * 124,
+        "user_'; DROP TABLE plans; --",
+        "user_<script>",
+        "user_/../admin",
+        1,
+        None,
+        True,
+        ["user_1"],
+        {"user_1": 1},
+    ],
+)
+def test_an_absurd_user_id_in_a_genuine_token_is_refused(api, sub):
+    for answer in (api.signed_in_as(sub).quota(), api.signed_in_as(sub).consume()):
+        assert_problem(answer, 401, "token_malformed")
+
+
+def test_the_longest_user_id_is_taken(api):
+    longest = "user_" + "a" * 123
+    assert api.signed_in_as(longest).quota().json()["user_id"] == longest
+
+
+GARBLED = {
+    "a scheme alone": lambda: "Bearer",
+    "a scheme and a blank": lambda: "Bearer ",
+    "a password": lambda: "Basic dXNlcjpwYXNz",
+    "a token by another scheme": lambda: f"Token {keys.mint()}",
+    "a token alone": lambda: keys.mint(),
+    "two tokens": lambda: f"Bearer {keys.mint()} {keys.mint()}",
+    "two headers": lambda: f"Bearer {keys.mint()},Bearer {keys.mint()}",
+    "a token in quotes": lambda: f'Bearer "{keys.mint()}"',
+    "a word": lambda: "Bearer abc",
+    "three letters": lambda: "Bearer a.b.c",
+    "two dots": lambda: "Bearer ..",
+    "U+0000": lambda: "Bearer \x00.\x00.\x00",
+    "not ASCII": lambda: "Bearer é.é.é",
+    "10 KB": lambda: "Bearer " + "a" * 10_000,
+    "three times 9 KB": lambda: "Bearer " + ".".join(["a" * 9_000] * 3),
+    "3,000 brackets": lambda: f"Bearer {keys.b64(b'[' * 3_000)}.e30.AAAA",
+    "no algorithm": lambda: "Bearer eyJhbGciOiJub25lIn0.e30.AAAA",
+}
+
+
+@pytest.mark.parametrize("name", GARBLED)
+def test_a_garbled_authorization_is_refused(api, name):
+    header = GARBLED[name]()
+    for answer in (api.get("/api/quota", Authorization=header), api.consume(Authorization=header)):
+        assert_problem(answer, 401, "token_malformed")
+
+
+def test_who_is_not_signed_in_is_told_so_before_the_body_is_read(api):
+    assert_problem(api.consume(raw=b"{", Authorization=""), 401, "token_missing")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "testserver.evil.example", "a b", "testserver:x", "[::1"])
+@pytest.mark.parametrize("path", ["/api/quota", "/api/v1/quota", "/api/nothing"])
+def test_another_host_is_refused(api, host, path):
+    assert_problem(api.get(path, Host=host), 400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/",
+        "/api/nothing",
+        "/api/quota/",
+        "/api/v1",
+        "/api/v1/",
+        "/api/v1/quota/",
+        "/api/v1/quota/consume/",
+        "/api//quota",
+        "/api/v1/quota%00",
+        "/api/v1/quota%0a",
+        "/api/%ff",
+        "/api/../quota",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_unknown_address_is_a_404_and_never_a_redirect(api, method, path):
+    assert_problem(api.send(method, path, b"{}"), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "allowed"),
+    [
+        ("/api/quota", "POST", "GET"),
+        ("/api/quota", "PUT", "GET"),
+        ("/api/quota", "DELETE", "GET"),
+        ("/api/v1/quota", "PATCH", "GET"),
+        ("/api/v1/quota", "TRACE", "GET"),
+        ("/api/v1/quota", "SPEND", "GET"),
+        (CONSUME, "GET", "POST"),
+        (CONSUME, "PUT", "POST"),
+        (CONSUME, "DELETE", "POST"),
+    ],
+)
+def test_another_method_is_told_which_ones_there_are(api, path, method, allowed):
+    answer = api.send(method, path, b"{}")
+    assert_problem(answer, 405, "method_not_allowed")
+    assert allowed in answer["Allow"].split(", ")
+    assert method not in answer["Allow"].split(", ")
+
+
+texts = st.text(st.characters())  # U+0000 and halves of surrogate pairs among them
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=20,
+)
+orders = st.fixed_dictionaries(
+    {}, optional={"cost": values, "action": values, "metadata": st.dictionaries(texts, values) | values}
+)
+given_any_order = given(
+    raw=st.binary()
+    | (values | orders | st.dictionaries(texts, values)).map(lambda body: json.dumps(body).encode()),
+    key=st.none() | st.text(st.characters(max_codepoint=255)),
+)
+
+
+@given_any_order
+@example(raw=b'{"metadata":{"a":1e-400}}', key='"k')
+@hypothesis_settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_nothing_that_can_be_sent_is_a_fault_of_the_server(api, raw, key):
+    answer = api.consume(raw=raw, key=key)
+    assert answer.status_code < 500
+    assert answer["Content-Type"] in ("application/json", "application/problem+json")
+    assert answer.json()

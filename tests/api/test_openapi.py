@@ -1,0 +1,254 @@
+"""The OpenAPI description says what the API does: every route, every code, every answer."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from django.contrib.staticfiles import finders
+from django.core.management import call_command
+from django.test import Client
+from drf_spectacular.generators import SchemaGenerator
+from jsonschema import Draft202012Validator
+
+from quotas.access import session_tokens
+from quotas.api import messages, openapi, openapi_examples, openapi_schemas, problems, urls
+from quotas.models import Plan, ServiceKey
+from quotas.rules import outcomes
+from tests import ROOT
+from tests.conftest import USER
+from tests.site.test_page_policy import STRICT
+
+COMMITTED = ROOT / "docs/openapi.yaml"
+UNDESCRIBED = {"/api/docs", "/api/"}  # the page for people, and what is at no other address
+DESCRIPTION = json.loads(json.dumps(SchemaGenerator().get_schema(public=True)))
+COMPONENTS = DESCRIPTION["components"]
+once = pytest.mark.once
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in DESCRIPTION["paths"].items():
+        for method, operation in methods.items():
+            yield path, method.upper(), operation
+
+
+def faults(instance: object, shape: dict[str, Any]) -> list[str]:
+    found = Draft202012Validator({**shape, "components": COMPONENTS}).iter_errors(instance)
+    return [f"{error.json_path}: {error.message}" for error in found]
+
+
+def named(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def routes(patterns: list[Any], above: str = "/api/") -> Iterator[str]:
+    for pattern in patterns:
+        path = above + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(pattern.pattern))
+        yield from routes(pattern.url_patterns, path) if hasattr(pattern, "url_patterns") else [path]
+
+
+@once
+def test_the_committed_description_is_the_code_s(tmp_path):
+    """Else: `python manage.py spectacular --file docs/openapi.yaml`."""
+    written = tmp_path / "openapi.yaml"
+    call_command("spectacular", validate=True, fail_on_warn=True, file=written)
+    assert written.read_text() == COMMITTED.read_text()
+
+
+@once
+@pytest.mark.parametrize("name", openapi_schemas.SCHEMAS)
+def test_every_shape_is_a_json_schema(name):
+    Draft202012Validator.check_schema(COMPONENTS["schemas"][name])
+
+
+@once
+def test_every_reference_leads_somewhere():
+    for kind, name in re.findall(r'"#/components/(\w+)/([^"]+)"', json.dumps(DESCRIPTION)):
+        assert name in COMPONENTS[kind]
+
+
+@once
+def test_every_route_is_described():
+    assert {*routes(urls.urlpatterns)} == {*DESCRIPTION["paths"]} | UNDESCRIBED
+
+
+REFUSED_WITH_401 = ("unauthorized", "TokenRefused", "KeyRefused")
+
+
+def raised() -> Iterator[tuple[str, int]]:
+    """Every code with its status, as the source has them."""
+    for refusal in outcomes.Refusal.__subclasses__():
+        yield refusal.code, problems.STATUS.get(refusal.code, 429)
+    for code in get_args(session_tokens.Code):
+        yield code, 401
+    for path in [*ROOT.glob("quotas/**/*.py"), ROOT / "quotasite/observing/probes.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(ast.Name("Problem"), [ast.Constant(status), ast.Constant(code), *_]):
+                    yield code, status
+                case ast.Call(ast.Name(name), [ast.Constant(code), *_]) if name in REFUSED_WITH_401:
+                    yield code, 401
+                case ast.Call(ast.Name("unavailable"), [ast.Constant(code), *_]):
+                    yield code, 503
+
+
+@once
+def test_every_code_that_is_raised_is_described_with_its_status():
+    described = {code: status for code, (status, _) in openapi_examples.PROBLEMS.items()}
+    assert dict(raised()) == described | {"not_migrated": 503}  # this one is of /readyz
+
+
+@once
+def test_every_code_but_that_of_another_method_is_told_of_by_an_operation():
+    answers = [answer for *_, operation in operations() for answer in operation["responses"].values()]
+    answers = [COMPONENTS["responses"].get(answer.get("$ref", "")[-3:], answer) for answer in answers]
+    codes = {code for answer in answers for code in next(iter(answer["content"].values()))["examples"]}
+    assert {*openapi_examples.PROBLEMS} - codes == {"method_not_allowed"}
+
+
+@once
+@pytest.mark.parametrize("name", openapi_examples.EXAMPLES)
+def test_every_example_has_its_shape(name):
+    assert not faults(openapi_examples.EXAMPLES[name], named(name))
+
+
+@once
+@pytest.mark.parametrize("code", openapi_examples.PROBLEMS)
+def test_every_example_of_a_problem_has_its_shape(code):
+    status, _ = openapi_examples.PROBLEMS[code]
+    answer = COMPONENTS["responses"][str(status)]["content"]["application/problem+json"]
+    assert not faults(COMPONENTS["examples"][code]["value"], answer["schema"])
+
+
+@once
+@pytest.mark.parametrize(
+    "name", [name for name in openapi.PARAMETERS if "example" in openapi.PARAMETERS[name]]
+)
+def test_every_example_of_a_parameter_has_its_shape(name):
+    assert not faults(openapi.PARAMETERS[name]["example"], openapi.PARAMETERS[name]["schema"])
+
+
+@once
+@pytest.mark.parametrize("verb", ["Consume", "Refund", "Adjust", "Reset", "ChangePlan"])
+def test_a_body_is_described_with_the_members_that_are_read(verb):
+    fields = getattr(messages, f"{verb}Serializer")().fields
+    shape = openapi_schemas.SCHEMAS[f"{verb}Request"]
+    assert {*shape["properties"]} == {*fields}
+    assert {*shape.get("required", [])} == {name for name in fields if fields[name].required}
+
+
+BODIES = {
+    "consumeOwn": {"cost": 2, "action": "generate", "metadata": {"model": "small"}},
+    "consume": {"cost": 2},
+    "refund": {"amount": 1, "reason": "llm_timeout"},
+    "adjust": {"delta": -1, "reason": "a test"},
+    "reset": {"reason": "a test"},
+    "changePlan": {"plan": "pro", "on_change": "prorate"},
+}
+
+
+@pytest.fixture
+def ask(api, make_quota):
+    """Send an operation's request for real, as who may; there is something in each history."""
+    Plan.objects.filter(is_default=True).update(actions={"generate": 2})
+    Plan(name="pro", allowance=None, reset_policy="monthly").save()
+    make_quota(remaining=12)
+    spent = api.consume({"metadata": {"model": "small"}}).json()["id"]
+    _, key = ServiceKey.make("a test", ServiceKey.SCOPES)
+
+    def send(path, method, operation, **headers):
+        if "serviceKey" in operation["security"][0]:
+            headers = {"Authorization": f"Bearer {key}", "Idempotency_Key": "k-1"} | headers
+        path = path.format(user_id=USER, consumption_id=spent)
+        body = json.dumps(BODIES[operation["operationId"]]) if operation["operationId"] in BODIES else b""
+        return api.send(method, path, body, **headers)
+
+    return send
+
+
+def exact(shape: Any) -> Any:
+    """The same with no member of an answer allowed that is not described."""
+    if isinstance(shape, dict):
+        closed = {"additionalProperties": False} if "properties" in shape and "required" in shape else {}
+        return {**{name: exact(value) for name, value in shape.items()}, **closed}
+    return [exact(item) for item in shape] if isinstance(shape, list) else shape
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("path", "method", "operation"),
+    [pytest.param(*found, id=found[2]["operationId"]) for found in operations() if found[2]["security"]],
+)
+def test_an_actual_answer_is_as_described_to_the_last_member(ask, path, method, operation):
+    answer = ask(path, method, operation)
+    described = operation["responses"][str(answer.status_code)]
+    assert answer.status_code in (200, 201)
+    shape = described["content"][answer["Content-Type"]]["schema"]
+    exactly = Draft202012Validator({**shape, "components": exact(COMPONENTS)})
+    assert not [error.message for error in exactly.iter_errors(answer.json())]
+    assert {"RateLimit", "RateLimit-Policy"} & {*answer.headers} <= {*described["headers"]}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("path", "method", "operation"),
+    [pytest.param(*found, id=found[2]["operationId"]) for found in operations() if found[2]["security"]],
+)
+@pytest.mark.parametrize("token", ["", "Bearer no.such.token", "Bearer qs_none"])
+def test_an_actual_refusal_is_as_described(ask, path, method, operation, token):
+    answer = ask(path, method, operation, Authorization=token)
+    described = COMPONENTS["responses"]["401"]
+    shape = described["content"][answer["Content-Type"]]["schema"]
+    assert operation["responses"][str(answer.status_code)] == {"$ref": "#/components/responses/401"}
+    assert not faults(answer.json(), shape)
+    assert {*described["headers"]} <= {*answer.headers}
+
+
+@pytest.mark.django_db
+def test_an_exhausted_quota_is_as_described(ask, api, make_quota):
+    make_quota("user_2", remaining=0)
+    answer = api.signed_in_as("user_2").consume()
+    described = COMPONENTS["responses"]["429"]
+    assert not faults(answer.json(), described["content"][answer["Content-Type"]]["schema"])
+    assert {*described["headers"]} <= {*answer.headers}
+
+
+# The two addresses for whoever asks
+
+
+@pytest.fixture
+def visitor(settings_for_clerk):
+    return Client(raise_request_exception=False)
+
+
+@once
+def test_the_description_is_given_to_anybody(visitor):
+    answer = visitor.get("/api/schema")
+    assert (answer.status_code, answer["Content-Type"]) == (200, "application/json")
+    assert answer.json() == DESCRIPTION
+
+
+@once
+def test_the_page_keeps_a_strict_policy(visitor):
+    page = visitor.get("/api/docs")
+    assert set(page["Content-Security-Policy"].split("; ")) == STRICT | {"img-src 'self' data:"}
+    assert not re.search(r"<style|\bstyle=|<script(?![^>]*\bsrc=)|\bon\w+=", page.content.decode())
+
+
+@once
+def test_the_page_s_files_are_local(visitor):
+    page = visitor.get("/api/docs").content.decode()
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(files) == 6
+    for file in files:
+        found = file.startswith("/static/") and finders.find(file.removeprefix("/static/"))
+        assert found or visitor.get(file)["Content-Type"] == "application/javascript"
+
+
+@once
+@pytest.mark.parametrize("path", ["/api/schema", "/api/docs"])
+def test_what_is_open_is_only_read(visitor, path):
+    answer = visitor.post(path, "{}", content_type="application/json")
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")

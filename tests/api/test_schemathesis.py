@@ -1,0 +1,105 @@
+"""The API as schemathesis attacks it: from its description alone, with a real token and a real key."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections, transaction
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from schemathesis.config import SchemathesisConfig
+from schemathesis.hooks import HookContext
+from schemathesis.specs.openapi.schemas import OpenApiSchema
+
+from quotas.api.messages import Metadata
+from quotas.models import ServiceKey
+from quotasite.wsgi import application
+from tests import ROOT
+from tests.conftest import USER, Settings
+from tests.tools import keys
+
+KEY = "qs_5c4e3a7e_" + "k" * 43
+IN_AN_HOUR = int(time.time()) + 3_600
+# What a well-formed request may meet: it is done, or turned down by the rules. Never a 400.
+RULED = ["2xx", "404", "409", "410", "422", "429"]
+
+
+def described(examples: int, *, deterministic: bool) -> OpenApiSchema:
+    """The API as described, with credentials for each operation and so many requests to each."""
+    token = keys.mint(sub=USER, exp=IN_AN_HOUR)
+    config = SchemathesisConfig.from_dict(
+        {
+            "auth": {"openapi": {"sessionToken": {"bearer": token}, "serviceKey": {"bearer": KEY}}},
+            "checks": {"positive_data_acceptance": {"expected-statuses": RULED}},
+            "generation": {
+                "max-examples": examples,
+                "deterministic": deterministic,
+                "allow-x00": False,  # in metadata it is a 400
+            },
+        }
+    )
+    schema = schemathesis.openapi.from_path(ROOT / "docs/openapi.yaml", config=config)
+    schema.app = application
+    schema.hook("map_body")(within_what_no_schema_can_say)
+    return schema
+
+
+def within_what_no_schema_can_say(context: HookContext, body: Any) -> Any:
+    """To JSON Schema 1.0 is an integer, and an object has no length in bytes."""
+    if not isinstance(body, dict):
+        return body
+    whole = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in body.items()
+    }
+    if isinstance(body.get("metadata"), dict) and len(json.dumps(body["metadata"])) > Metadata.most:
+        whole["metadata"] = {}
+    return whole
+
+
+quick = described(5, deterministic=True)
+thorough = described(60, deterministic=False)
+
+
+@pytest.fixture(autouse=True)
+def served(db: None, settings_for_clerk: Settings) -> Iterator[None]:
+    """Let the application answer inside the test's own transaction, to the key's holder too."""
+    settings_for_clerk.ALLOWED_HOSTS = ["localhost"]
+    scopes = list(ServiceKey.SCOPES)
+    ServiceKey(name="a test", prefix=KEY[3:11], digest=ServiceKey.digest_of(KEY), scopes=scopes).save()
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)
+    yield
+    for signal in (request_started, request_finished):
+        signal.connect(close_old_connections)
+
+
+@quick.parametrize()
+def test_every_operation_keeps_its_description(case):
+    case.call_and_validate()
+
+
+@pytest.mark.full
+@thorough.parametrize()
+def test_every_operation_keeps_its_description_at_length(case):
+    case.call_and_validate()
+
+
+class Order(thorough.as_state_machine()):
+    """Operations one after another, led on by the links from a consumption; each order begins anew."""
+
+    def setup(self):
+        self.beginning = transaction.savepoint()
+
+    def teardown(self):
+        transaction.savepoint_rollback(self.beginning)
+
+
+@pytest.mark.full
+def test_operations_in_any_order_keep_their_description():
+    effort = {"max_examples": 40, "stateful_step_count": 10}
+    Order.run(settings=hypothesis_settings(**effort, deadline=None, suppress_health_check=list(HealthCheck)))

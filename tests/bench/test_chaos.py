@@ -1,0 +1,72 @@
+"""`make chaos` must be able to fail: on what a scenario finds, on its own faults, and on the audit."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.chaos.__main__ import SCENARIOS, Scenario, is_asked_for, play
+from bench.chaos.client import Client
+from bench.chaos.ground import Database, Finding, Ground, served
+from bench.chaos.stalled import beside, is_well, nginx
+from tests.tools.site import ROOT
+
+pytestmark = [pytest.mark.postgres, pytest.mark.once]
+
+
+@pytest.mark.parametrize(("word", "names"), [("2", ["same keys"]), ("SIG", ["SIGHUP", "SIGTERM"]), ("0", [])])
+def test_a_scenario_is_asked_for_by_its_figure_or_by_a_word_of_its_name(word: str, names: list[str]) -> None:
+    assert [one.name for one in SCENARIOS if is_asked_for(one, [word])] == names
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Ground]:
+    with Ground() as ground:
+        yield ground
+
+
+def opened(database: Database) -> Finding:
+    with served(database.url, workers=1) as site:
+        return Finding("opened", Client(site.port, keep=False).get("user_1").status == 200)
+
+
+def tampered(database: Database) -> Finding:
+    opened(database)
+    database.rows("UPDATE challenge_quotas SET quota_remaining = quota_remaining + 1")
+    return Finding("all well, it thinks", True)
+
+
+def broken(database: Database) -> Finding:
+    raise TimeoutError("it did not happen")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("run", "holds"), [(opened, True), (tampered, False), (broken, False)])
+def test_a_scenario_holds_only_if_it_says_so_and_the_audit_does(
+    ground: Ground, run: object, holds: bool
+) -> None:
+    row = play(Scenario("0", "a test", "", run), ground.database("a_test"))  # type: ignore[arg-type]
+    assert row.finding.holds is holds
+
+
+@pytest.mark.full
+def test_400_stalled_clients_hurt_nobody_behind_nginx(ground: Ground) -> None:
+    with served(ground.database("a_test", allowance=1_000_000).url) as site, nginx(site.port) as port:
+        assert is_well(beside(port, 400, "webhook"))
+
+
+@pytest.mark.full
+def test_the_program_exits_with_0_and_writes_its_table(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "bench.chaos",
+        "--only",
+        "keys",
+        "--markdown",
+        str(tmp_path / "table.md"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert (done.returncode, "| holds |" in (tmp_path / "table.md").read_text()) == (0, True), done.stdout

@@ -1,0 +1,361 @@
+"""What an attacker tries on the console, with and without a login; 0 of it may work.
+
+Elsewhere: guessing passwords (test_lockout), framing and headers (test_page_policy), formulas in files
+(test_admin_export), hostile users, e-mails and reasons (test_admin), what Support may not do
+(test_admin_support), acts without a token or a permission (test_admin_acts), hosts (test_bad_input).
+"""
+
+import re
+from collections.abc import Callable
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import Group, Permission, User
+from django.http import HttpResponse
+from django.test import Client
+from pytest_django import Settings
+
+from quotas.models import ChallengeQuota, LedgerEntry, Plan, ServiceKey
+from tests.tools.staff import ACTING, LIST, PAGE, SCRIPT, Browser, sign_in, text
+
+pytestmark = pytest.mark.django_db
+Make = Callable[..., ChallengeQuota]
+
+LOGIN = "/admin/login/"
+SITE = "https://testserver"
+HERE = {"Origin": SITE}
+CREDENTIALS = {"username": "alice", "password": "a right password"}
+
+
+@pytest.fixture
+def alice(settings: Settings) -> User:
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # a quick one
+    return User.objects.create_superuser(**CREDENTIALS)
+
+
+@pytest.fixture
+def root() -> Client:
+    return sign_in(is_superuser=True)
+
+
+def log_in(client: Client, next_page: str = "/admin/") -> HttpResponse:
+    return client.post(LOGIN, {**CREDENTIALS, "next": next_page})
+
+
+# Requests that another site makes a browser send
+
+
+def forms() -> list[tuple[str, dict[str, object]]]:
+    """Every kind of form that changes something, as a superuser would fill it in."""
+    act = {
+        "action": "reset_now",
+        "_selected_action": "user_1",
+        "reason": "x",
+        "token": uuid4(),
+        "confirmed": "1",
+    }
+    return [
+        (LIST, act),
+        ("/admin/quotas/servicekey/add/", {"name": "mine", "scopes": "admin"}),
+        ("/admin/quotas/plan/add/", {"name": "gold", "allowance": "99"}),
+        ("/admin/auth/user/add/", {"username": "mallory", "password1": "x", "password2": "x"}),
+        ("/admin/password_change/", {"new_password1": "x", "new_password2": "x"}),
+        ("/admin/logout/", {}),
+        (LOGIN, CREDENTIALS),
+    ]
+
+
+FORGED: dict[str, tuple[str, dict[str, str]]] = {
+    "no token": ("", HERE),
+    "a wrong token": ("x" * 64, HERE),
+    "another site": ("right", {"Origin": "https://evil.example"}),
+    "a site that begins alike": ("right", {"Origin": f"{SITE}.evil.example"}),
+    "this site by plain HTTP": ("right", {"Origin": "http://testserver"}),
+    "another port": ("right", {"Origin": f"{SITE}:8443"}),
+    "a sandboxed frame": ("right", {"Origin": "null"}),
+    "a page of another site": ("right", {"Referer": "https://evil.example/admin/"}),
+    "no page": ("right", {}),
+}
+
+
+@pytest.mark.parametrize("why", FORGED)
+def test_a_form_of_another_site_is_refused(alice: User, make_quota: Make, why: str) -> None:
+    make_quota(remaining=1)
+    victim = Browser(enforce_csrf_checks=True)
+    victim.force_login(alice)
+    token, headers = FORGED[why]
+    token = _token(victim) if token == "right" else token
+    for path, form in forms():
+        refused = victim.post(path, {**form, "csrfmiddlewaretoken": token}, headers=headers)
+        assert refused.status_code == 403, path
+    assert ChallengeQuota.objects.get().quota_remaining == 1
+    assert not ServiceKey.objects.exists()
+    assert victim.get("/admin/").status_code == 200  # still signed in
+
+
+def test_the_same_form_of_our_own_is_taken(alice: User, make_quota: Make) -> None:
+    make_quota(remaining=1)
+    staff = Browser(enforce_csrf_checks=True)
+    staff.force_login(alice)
+    path, form = forms()[0]
+    sent = {**form, "csrfmiddlewaretoken": _token(staff)}
+    assert staff.post(path, sent, headers=HERE).status_code == 302
+    assert ChallengeQuota.objects.get().quota_remaining == 20
+
+
+def _token(client: Client) -> str:
+    found = re.search(
+        r'name="csrfmiddlewaretoken" value="(\w+)"', text(client.get("/admin/password_change/"))
+    )
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
+@pytest.mark.parametrize("path", [LIST, PAGE, "/admin/quotas/plan/free/change/", LOGIN])
+def test_no_other_method_changes_anything(root: Client, make_quota: Make, method: str, path: str) -> None:
+    make_quota(remaining=1)
+    before = [list(model.objects.values()) for model in (ChallengeQuota, LedgerEntry, Plan)]
+    form = "action=reset_now&_selected_action=user_1&reason=x&confirmed=1&allowance=99"
+    kind = "application/x-www-form-urlencoded"
+    answer = root.generic(method, path, f"{form}&token={uuid4()}", content_type=kind)
+    assert answer.status_code < 500
+    assert [list(model.objects.values()) for model in (ChallengeQuota, LedgerEntry, Plan)] == before
+
+
+@pytest.mark.parametrize("query", ["action=reset_now&_selected_action=user_1&confirmed=1", "_method=DELETE"])
+def test_no_link_changes_anything(root: Client, make_quota: Make, query: str) -> None:
+    make_quota(remaining=1)
+    root.get(f"{LIST}?{query}&reason=x&token={uuid4()}")
+    assert ChallengeQuota.objects.get().quota_remaining == 1
+    assert root.get("/admin/logout/").status_code == 405
+    assert root.get("/admin/").status_code == 200
+
+
+# Where a login leads
+
+ELSEWHERE = [
+    "//evil.example",
+    "///evil.example",
+    "/\\evil.example",
+    "\\\\evil.example",
+    "https://evil.example/admin/",
+    "https:evil.example",
+    "http:///evil.example",
+    "//testserver@evil.example",
+    "//testserver.evil.example",
+    "http://testserver/admin/",  # by plain HTTP
+    "javascript:alert(1)",
+    "data:text/html,x",
+    "\x08//evil.example",
+    " //evil.example",
+    "\t//evil.example",
+    "https://[evil",
+]
+
+
+@pytest.mark.parametrize("target", ELSEWHERE)
+def test_a_login_leads_to_no_other_site(alice: User, target: str) -> None:
+    client = Browser()
+    assert log_in(client, target)["Location"] == "/admin/"
+    again = client.get(LOGIN, {"next": target})
+    assert again["Location"] == "/admin/"  # who is signed in already
+    out = client.post("/admin/logout/", {"next": target})
+    assert out.get("Location", "/admin/logout/") in ("/admin/logout/", "/admin/")
+
+
+def test_a_login_leads_to_the_page_that_was_asked_for(alice: User) -> None:
+    assert log_in(Browser(), PAGE)["Location"] == PAGE
+
+
+@pytest.mark.parametrize(
+    "path", ["//evil.example/admin/", "/admin//evil.example", "/admin/%2F%2Fevil.example"]
+)
+def test_no_address_leads_to_another_site(root: Client, path: str) -> None:
+    for client in (Browser(), root):
+        answer = client.get(path)
+        assert not re.match(r"(https?:)?[/\\]{2}(?!testserver/)", answer.get("Location", ""))
+
+
+def test_no_line_break_gets_into_a_header(alice: User) -> None:
+    answer = log_in(Browser(), "/admin/\r\nSet-Cookie: a=b")
+    assert "\n" not in str(answer.headers.get("Location"))
+    asked = Browser().get("/admin/%0d%0aSet-Cookie:%20a=b")
+    assert "\n" not in asked.get("Location", "")
+    assert "a" not in {**answer.cookies, **asked.cookies}
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-Host", "X-Host", "Forwarded"])
+def test_another_host_is_believed_in_no_other_header(root: Client, header: str) -> None:
+    told = {header: "host=evil.example" if header == "Forwarded" else "evil.example"}
+    assert Client().get(LOGIN, headers=told)["Location"] == f"{SITE}{LOGIN}"
+    for path in ("/admin/", LIST):
+        answer = root.get(path, headers=told)
+        assert "evil.example" not in text(answer) + str(answer.headers)
+
+
+# Sessions
+
+
+def test_the_cookies_of_a_session_are_for_this_site_by_https_alone(alice: User) -> None:
+    client = Browser()
+    client.get(LOGIN)
+    log_in(client)
+    session, csrf = client.cookies["sessionid"], client.cookies["csrftoken"]
+    for cookie in (session, csrf):
+        assert (cookie["secure"], cookie["samesite"], cookie["domain"], cookie["path"]) == (
+            True,
+            "Lax",
+            "",
+            "/",
+        )
+    assert session["httponly"] is True
+
+
+def test_a_session_that_was_planted_is_not_the_one_that_is_signed_in(alice: User) -> None:
+    attacker = Browser()
+    attacker.get(LOGIN)
+    session = attacker.session  # one that the site knows, with something in it
+    session["planted"] = "x"
+    session.save()
+    planted = session.session_key
+    assert planted
+    victim = Browser()
+    victim.cookies["sessionid"] = planted
+    log_in(victim)
+    assert victim.cookies["sessionid"].value not in ("", planted)
+    attacker.cookies["sessionid"] = planted
+    assert attacker.get("/admin/").status_code == 302
+
+
+def test_a_session_ends_with_the_logout_the_password_and_the_rights(alice: User) -> None:
+    def signed_in() -> tuple[Client, Client]:
+        client, thief = Browser(), Browser()
+        client.force_login(alice)
+        thief.cookies["sessionid"] = client.cookies["sessionid"].value
+        assert thief.get("/admin/").status_code == 200
+        return client, thief
+
+    client, thief = signed_in()
+    client.post("/admin/logout/")
+    assert thief.get("/admin/").status_code == 302
+    _, thief = signed_in()
+    alice.set_password("another one")
+    alice.save()
+    assert thief.get("/admin/").status_code == 302
+    for right in ("is_staff", "is_active"):
+        _, thief = signed_in()
+        User.objects.update(**{right: False})
+        assert thief.get("/admin/").status_code == 302
+        User.objects.update(**{right: True})
+
+
+def test_who_is_not_staff_or_not_active_is_not_let_in(alice: User) -> None:
+    for right in ("is_staff", "is_active"):
+        User.objects.update(**{right: False})
+        client = Browser()
+        assert log_in(client).status_code == 200
+        assert "sessionid" not in client.cookies
+        User.objects.update(**{right: True})
+
+
+# What others wrote
+
+
+def test_hostile_names_are_shown_as_text(root: Client, make_quota: Make) -> None:
+    make_quota()
+    shown = [root.post("/admin/quotas/servicekey/add/", {"name": SCRIPT, "scopes": "read"})]
+    key = ServiceKey.objects.get()
+    Plan(name=SCRIPT, allowance=1).save()
+    asked = {"action": "revoke", "_selected_action": str(key.pk)}
+    shown += [
+        root.get("/admin/quotas/servicekey/"),
+        root.get(f"/admin/quotas/servicekey/{key.pk}/change/"),
+        root.post("/admin/quotas/servicekey/", asked, follow=True),
+        root.get(f"/admin/quotas/servicekey/{key.pk}/history/"),
+        root.get("/admin/quotas/plan/"),
+        root.get(LIST),  # which lists the plans
+        root.post(LIST, {"action": "change_plan", "_selected_action": "user_1"}),
+    ]
+    for page in shown:
+        assert SCRIPT not in text(page)
+        assert "&lt;script&gt;" in text(page)
+
+
+@pytest.mark.parametrize(
+    "query", ["q=%3Cscript%3E", "state=%3Cscript%3E", "nonsense=%3Cscript%3E", "spend=%3Cscript%3E"]
+)
+def test_what_is_asked_for_is_shown_as_text(root: Client, make_quota: Make, query: str) -> None:
+    make_quota()
+    for path in (LIST, PAGE, "/admin/quotas/ledgerentry/", "/admin/webhooks/webhookevent/", LOGIN):
+        assert "<script>" not in text(root.get(f"{path}?{query}", follow=True))
+
+
+# What may be asked by who may only look
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "plan__quotas__email__startswith=a",
+        "entries__reason__startswith=a",
+        "digest__startswith=a",
+        "user__password__startswith=a",
+    ],
+)
+def test_no_filter_reaches_beyond_the_list(make_quota: Make, query: str) -> None:
+    make_quota()
+    looks = sign_in(*(name for name in ACTING if name.startswith("view_")))
+    answer = looks.get(f"{LIST}?{query}")
+    assert answer.status_code in (302, 400)
+    assert answer.get("Location", "?e=1").endswith("?e=1")
+
+
+@pytest.mark.parametrize(
+    "path", ["quotas/servicekey/?digest__startswith=", "auth/user/?password__startswith="]
+)
+def test_no_list_tells_a_hidden_column_letter_by_letter(root: Client, path: str) -> None:
+    assert root.get(f"/admin/{path}a").status_code == 400
+
+
+# What staff could give themselves
+
+
+def test_who_may_edit_accounts_gives_nobody_a_right(alice: User) -> None:
+    rights = [f"{verb}_{what}" for verb in ("view", "add", "change", "delete") for what in ("user", "group")]
+    mallory = User.objects.create_user("mallory", is_staff=True)
+    mallory.user_permissions.set(Permission.objects.filter(codename__in=rights))
+    mallory.groups.set(Group.objects.filter(name="Support"))
+    support = Group.objects.get(name="Support")
+    client = Browser()
+    client.force_login(mallory)
+    everything = [permission.pk for permission in Permission.objects.all()]
+    account = {"username": "mallory", "is_active": "on", "is_staff": "on", "is_superuser": "on"}
+    dates = {"date_joined_0": "2026-01-01", "date_joined_1": "00:00:00"}
+    password = {"password1": "a new password", "password2": "a new password", "usable_password": "true"}
+
+    def all_there_is() -> list[object]:
+        held = [list(user.get_all_permissions()) for user in User.objects.order_by("pk")]
+        return [held, *(list(model.objects.order_by("pk").values()) for model in (User, Group))]
+
+    before = all_there_is()
+    for path, form in [
+        (f"auth/user/{mallory.pk}/change/", {**account, **dates, "user_permissions": everything}),
+        (f"auth/user/{alice.pk}/password/", password),
+        (f"auth/user/{alice.pk}/delete/", {"post": "yes"}),
+        ("auth/user/add/", {"username": "another", **password}),
+        (f"auth/group/{support.pk}/change/", {"name": "Support", "permissions": everything}),
+        ("auth/group/add/", {"name": "another", "permissions": everything}),
+    ]:
+        assert client.post(f"/admin/{path}", form).status_code == 403, path
+    client.post(
+        "/admin/auth/user/", {"action": "delete_selected", "_selected_action": alice.pk, "post": "yes"}
+    )
+    assert all_there_is() == before
+    assert client.get("/admin/auth/user/").status_code == 200  # looking is allowed
+
+
+def test_a_superuser_edits_accounts(root: Client) -> None:
+    password = {"password1": "a new password", "password2": "a new password", "usable_password": "true"}
+    assert root.post("/admin/auth/user/add/", {"username": "bob", **password}).status_code == 302
+    assert User.objects.filter(username="bob").exists()

@@ -1,0 +1,255 @@
+"""distribute_tables: what a Citus cluster would be told, and that each user's rows can be found on one shard.
+
+There is no Citus on these machines. A stand-in takes its calls: two functions of its names that write
+down what they are asked, in a real PostgreSQL. What Citus would make of that is not tested here.
+"""
+
+import io
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.http import HttpResponse
+
+from quotas.models import ChallengeQuota
+from quotas.operations import citus
+from quotas.operations.citus import CannotDistribute, distribution, read_schema
+from quotas.reports import audit
+from quotas.reports.prune import DELETE
+from quotas.store import sql
+from tests.conftest import USER
+from tests.tools.forked import manage
+
+pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
+quotas = ChallengeQuota.objects
+
+STAND_IN = """
+    CREATE TABLE pg_dist_partition (logicalrelid regclass PRIMARY KEY, partmethod "char");
+    CREATE FUNCTION create_reference_table(name regclass) RETURNS void LANGUAGE sql AS
+        $$ INSERT INTO pg_dist_partition VALUES (name, 'n') $$;
+    CREATE FUNCTION create_distributed_table(name regclass, by text, colocate_with text) RETURNS void
+        LANGUAGE sql AS $$ INSERT INTO pg_dist_partition VALUES (name, 'h') $$;
+"""
+PLAN = "FOREIGN KEY (plan_id) REFERENCES plans(name) DEFERRABLE INITIALLY DEFERRED"
+STATEMENTS = [
+    "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'",
+    'ALTER TABLE challenge_quotas DROP CONSTRAINT "challenge_quotas_plan_id_*_fk_plans_name"',
+    'ALTER TABLE plan_versions DROP CONSTRAINT "plan_versions_plan_id_*_fk_plans_name"',
+    "SELECT create_reference_table('plans')",
+    "SELECT create_reference_table('plan_versions')",
+    'ALTER TABLE ledger_entries DROP CONSTRAINT "ledger_entries_pkey", '
+    'ADD CONSTRAINT "ledger_entries_pkey" PRIMARY KEY (id, user_id)',
+    'ALTER TABLE plan_assignments DROP CONSTRAINT "plan_assignments_pkey", '
+    'ADD CONSTRAINT "plan_assignments_pkey" PRIMARY KEY (id, user_id)',
+    'ALTER TABLE webhook_events DROP CONSTRAINT "webhook_events_pkey", '
+    'ADD CONSTRAINT "webhook_events_pkey" PRIMARY KEY (svix_id, user_id)',
+    "SELECT create_distributed_table('challenge_quotas', 'user_id', colocate_with => 'none')",
+    "SELECT create_distributed_table('ledger_entries', 'user_id', colocate_with => 'challenge_quotas')",
+    "SELECT create_distributed_table('plan_assignments', 'user_id', colocate_with => 'challenge_quotas')",
+    "SELECT create_distributed_table('webhook_events', 'user_id', colocate_with => 'challenge_quotas')",
+    f'ALTER TABLE challenge_quotas ADD CONSTRAINT "challenge_quotas_plan_id_*_fk_plans_name" {PLAN}',
+    f'ALTER TABLE plan_versions ADD CONSTRAINT "plan_versions_plan_id_*_fk_plans_name" {PLAN}',
+]
+
+
+def execute(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def command(*options: str) -> str:
+    out = io.StringIO()
+    call_command("distribute_tables", *options, stdout=out, stderr=out)
+    return re.sub(r"_id_[0-9a-f]{8}_fk", "_id_*_fk", out.getvalue())
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let calls to Citus be written down, and take an extension that every PostgreSQL has for it."""
+    execute(STAND_IN)
+    has_extension = citus.has_extension
+    monkeypatch.setattr(citus, "has_extension", lambda: has_extension("plpgsql"))
+
+
+def test_the_dry_run_writes_the_statements_in_their_order() -> None:
+    lines = command("--dry-run").splitlines()
+    assert lines == [
+        "This PostgreSQL has no extension citus: where it is, this would be done.",
+        *(f"{it};" for it in ["BEGIN", *STATEMENTS, "COMMIT"]),
+    ]
+
+
+def test_the_dry_run_changes_nothing() -> None:
+    before = read_schema()
+    command("--dry-run")
+    assert read_schema() == before
+
+
+def test_without_citus_it_says_so_and_changes_nothing() -> None:
+    before = read_schema()
+    with pytest.raises(CommandError, match="no extension citus, so nothing was changed") as caught:
+        command()
+    assert caught.value.returncode == 1
+    assert read_schema() == before
+
+
+@pytest.mark.once
+def test_on_sqlite_it_says_that_it_is_not_for_that() -> None:
+    done = manage("distribute_tables", "--dry-run", DATABASE_URL="sqlite://:memory:")
+    assert done.returncode == 1
+    assert "Citus is an extension of PostgreSQL" in done.stderr
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_it_carries_out_what_the_dry_run_shows() -> None:
+    shown = command("--dry-run").splitlines()[1:-1]
+    assert command().splitlines() == [*shown, "All is distributed."]
+    assert read_schema().places == dict.fromkeys(citus.BY_USER, "h") | dict.fromkeys(citus.EVERYWHERE, "n")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_second_run_does_nothing() -> None:
+    command()
+    assert command() == "All was distributed already.\n"
+    assert command("--dry-run") == ""
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_afterwards_every_key_of_a_users_rows_has_the_user_in_it_and_the_references_are_back() -> None:
+    references = read_schema().references
+    command()
+    schema = read_schema()
+    assert all("user_id" in key.columns for key in schema.keys if key.table in citus.BY_USER)
+    assert schema.references == references
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_it_is_done_whole_or_not_at_all() -> None:
+    execute("DROP FUNCTION create_distributed_table")
+    before = read_schema()
+    with pytest.raises(CommandError, match="nothing was changed: function create_distributed_table"):
+        command()
+    assert read_schema() == before
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_with_the_wider_keys_spends_are_still_made_once_and_deliveries_taken_once(
+    make_quota: Callable[..., ChallengeQuota], deliver: Callable[..., HttpResponse]
+) -> None:
+    command()
+    make_quota(remaining=5)
+    assert [quotas.consume(USER, key="one").is_replay for _ in range(2)] == [False, True]
+    user = {"id": "user_2", "email_addresses": [], "updated_at": 1_700_000_000_000}
+    assert [deliver("user.created", user, svix_id="msg_1").status_code for _ in range(2)] == [200, 200]
+    assert list(audit.faults()) == []
+
+
+def test_every_table_with_a_users_id_has_its_place() -> None:
+    of_users = {
+        model._meta.db_table
+        for model in apps.get_models()
+        for field in model._meta.local_concrete_fields
+        if field.column == "user_id" and "varchar" in (field.db_type(connection) or "")
+    }
+    assert of_users == set(citus.BY_USER)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("CREATE TABLE pools (user_id varchar(128))", "pools has a user_id"),
+        ("CREATE TABLE pools (user_id text)", "pools has a user_id"),
+        (
+            "CREATE UNIQUE INDEX one ON ledger_entries (idempotency_key)",
+            "one is unique in all of ledger_entries",
+        ),
+        ("CREATE UNIQUE INDEX one ON challenge_quotas (lower(user_id))", "one is unique in all"),
+        ("CREATE UNIQUE INDEX one ON challenge_quotas (email) INCLUDE (user_id)", "one is unique in all"),
+        ("ALTER TABLE plan_assignments ALTER user_id TYPE text", "must be of one type"),
+        ("ALTER TABLE webhook_events RENAME TO inbox", "no table webhook_events"),
+        (
+            "ALTER TABLE challenge_quotas ADD COLUMN staff integer, "
+            "ADD CONSTRAINT tie FOREIGN KEY (staff) REFERENCES auth_user",
+            "tie: Citus has no foreign keys from challenge_quotas to auth_user",
+        ),
+        (
+            "ALTER TABLE ledger_entries ADD CONSTRAINT tie FOREIGN KEY (refund_of) REFERENCES ledger_entries",
+            "tie: Citus has no foreign keys from ledger_entries to ledger_entries",
+        ),
+        (
+            "ALTER TABLE plans ADD COLUMN owner varchar(128), "
+            "ADD CONSTRAINT tie FOREIGN KEY (owner) REFERENCES challenge_quotas",
+            "tie: Citus has no foreign keys from plans to challenge_quotas",
+        ),
+        (
+            "CREATE TABLE prices (plan varchar(40), CONSTRAINT tie FOREIGN KEY (plan) REFERENCES plans)",
+            "tie: Citus has no foreign keys from prices to plans",
+        ),
+    ],
+)
+def test_what_citus_would_refuse_is_refused_before_anything_is_changed(change: str, said: str) -> None:
+    execute(change)
+    with pytest.raises(CommandError, match=f"{re.escape(said)}.*Nothing was changed"):
+        command("--dry-run")
+
+
+def test_a_reference_from_user_to_user_is_kept() -> None:
+    execute("ALTER TABLE ledger_entries ADD CONSTRAINT tie FOREIGN KEY (user_id) REFERENCES challenge_quotas")
+    assert sum('"tie"' in it for it in distribution(read_schema())) == 2
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_table_that_is_distributed_in_another_way_is_refused() -> None:
+    execute("SELECT create_reference_table('ledger_entries')")
+    with pytest.raises(CannotDistribute, match="ledger_entries is distributed in another way"):
+        distribution(read_schema())
+
+
+# Citus sends a statement to one shard if PostgreSQL's planner finds `user_id = …` for every table of users'
+# rows by itself, and no condition that can never hold. Both can be seen in any PostgreSQL's plan.
+CHANGE = [None] * (len(sql.MOVING) + 1) + [USER, 1] + [USER if it == "user_id" else None for it in sql.ENTRY]
+ONE_USERS = {
+    "lock": (lambda: sql.LOCK, [USER]),
+    "profile": (lambda: sql.NOTE_PROFILE, ["", None, USER, "2026-01-01"]),
+    "swap": (lambda: sql.swap(1), CHANGE),
+    "entry": (lambda: sql.ENTRY_EXISTS, [USER, uuid.uuid4()]),
+    "prune": (lambda: DELETE, [USER, 1]),
+    "snapshot": (lambda: sql.snapshot("postgresql", keyed=False), [USER]),
+    "keyed": (lambda: sql.snapshot("postgresql"), [USER, "a key"]),
+    "refund": (lambda: sql.snapshot("postgresql", "consumption"), [USER, "a key", uuid.uuid4()]),
+    "plan": (lambda: sql.snapshot("postgresql", "target"), [USER, "a key", "free"]),
+    "clerk": (lambda: sql.snapshot("postgresql", "clerk", keyed=False), [USER]),
+}
+
+
+def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parts of a plan that read a table of users' rows."""
+    if node.get("Relation Name") in citus.BY_USER and node["Node Type"] != "ModifyTable":
+        yield node
+    for child in node.get("Plans", []):
+        yield from scans(child)
+
+
+@pytest.mark.parametrize(("statement", "values"), ONE_USERS.values(), ids=ONE_USERS)
+def test_the_planner_sees_whose_rows_each_statement_is_about(
+    statement: Callable[[], str], values: list[Any]
+) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (FORMAT JSON) {statement()}", values)
+        [found] = cursor.fetchone()[0]
+    assert '": "false"' not in json.dumps(found), "it has a condition that can never hold"
+    nodes = list(scans(found["Plan"]))
+    assert nodes
+    for node in nodes:
+        conditions = " ".join(str(node.get(name)) for name in ("Index Cond", "Filter", "Recheck Cond"))
+        assert f"((user_id)::text = '{USER}'::text)" in conditions, node
+
+
+def test_each_form_of_the_snapshot_is_looked_at() -> None:
+    assert set(sql.ALSO) == {"", "consumption", "target", "clerk"}

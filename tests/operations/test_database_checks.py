@@ -1,0 +1,125 @@
+"""The way to the database: which addresses are a pooler's, what is contradictory, what only it can tell."""
+
+from datetime import timedelta
+
+import pytest
+from django.core.checks import run_checks
+
+from quotas.operations import database_checks
+from quotasite.environment import looks_pooled
+from tests.operations.test_deploy_checks import GOOD
+from tests.site.test_settings import read_setting
+from tests.tools import pgbouncer
+from tests.tools.forked import manage
+from tests.tools.postgres import Server
+
+pytestmark = pytest.mark.once
+NEON = "postgres://u:p@ep-a-1-pooler.us-east-2.aws.neon.tech/d?sslmode=require&channel_binding=require"
+SUPABASE = "postgres://postgres.abc:p@aws-0-eu-west-1.pooler.supabase.com"
+
+
+@pytest.mark.parametrize(
+    ("url", "is_pooled"),
+    [
+        (NEON, True),
+        (NEON.replace("-pooler", ""), False),
+        (f"{SUPABASE}:6543/postgres", True),
+        (f"{SUPABASE}:5432/postgres", False),  # session mode
+        ("postgres://postgres:p@db.abc.supabase.co:6543/postgres", True),  # the dedicated pooler
+        ("postgres://postgres:p@db.abc.supabase.co:5432/postgres", False),
+        ("postgres://u:p@db.example.com:6543/d", False),
+        ("postgres://u:p@db.example.com:6432/d", True),
+        ("postgres://u:p@db.example.com/d?pgbouncer=true", True),
+        ("postgres://u:p@db.example.com/d?pgbouncer=false", False),
+        ("postgres://u:p@db.example.com/pgbouncer", False),
+        ("postgres://u:p@my-pooler.example.com/d", False),
+        ("postgres://u:p@[db/d", False),
+        ("sqlite:////x-pooler.neon.tech", False),
+        ("", False),
+    ],
+)
+def test_a_poolers_address_is_known_by_what_its_vendor_documents(url: str, is_pooled: bool) -> None:
+    assert looks_pooled(url) is is_pooled
+
+
+@pytest.mark.parametrize(
+    ("said", "url", "is_pooled"),
+    [("", NEON, "True"), ("off", NEON, "False"), ("1", GOOD["DATABASE_URL"], "True")],
+)
+def test_what_is_said_outranks_what_the_address_tells(said: str, url: str, is_pooled: str) -> None:
+    told = "DATABASE_IS_POOLED, settings.DATABASES['default']['DISABLE_SERVER_SIDE_CURSORS']"
+    assert read_setting(told, DATABASE_POOLED=said, DATABASE_URL=url) == f"{is_pooled} {is_pooled}"
+
+
+def test_the_mark_of_a_pooler_is_not_sent_to_the_database() -> None:
+    url = "postgres://u:p@db.example.com/d?pgbouncer=true&sslmode=require"
+    options = read_setting("DATABASES['default']['OPTIONS']", DATABASE_URL=url)
+    assert "sslmode" in options
+    assert "pgbouncer" not in options
+
+
+@pytest.mark.parametrize(
+    ("check_id", "environment", "hint"),
+    [
+        ("quotas.W002", {"DATABASE_URL": NEON, "DATABASE_POOLED": "off"}, "Leave DATABASE_POOLED out"),
+        ("quotas.W003", {"DATABASE_URL": f"{NEON}&prepare_threshold=5"}, "Leave DATABASE_PREPARE out"),
+        ("quotas.W004", {"DATABASE_URL": f"{NEON}&options=-c%20work_mem%3D1MB"}, "ALTER ROLE"),
+    ],
+)
+def test_a_contradiction_is_told_with_its_fix(check_id: str, environment: dict[str, str], hint: str) -> None:
+    done = manage("check", "--deploy", "--fail-level", "WARNING", **{**GOOD, **environment})
+    assert done.returncode == 1
+    assert f"({check_id})" in done.stderr
+    assert hint in done.stderr
+
+
+def test_a_poolers_address_alone_is_clean() -> None:
+    done = manage("check", "--deploy", "--fail-level", "WARNING", **{**GOOD, "DATABASE_URL": NEON})
+    assert done.returncode == 0, done.stderr
+
+
+# What only the database can tell
+
+
+def ids() -> list[str]:
+    return [str(it.id) for it in run_checks(databases=["default"]) if str(it.id).startswith("quotas.")]
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db
+def test_a_direct_database_with_our_time_is_clean() -> None:
+    assert ids() == []
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(3, ["quotas.W005"]), (-3, ["quotas.W005"]), (1, []), (-1, [])]
+)
+def test_a_clock_that_is_more_than_two_seconds_off_is_told(
+    monkeypatch: pytest.MonkeyPatch, seconds: int, told: list[str]
+) -> None:
+    ask = database_checks._ask
+
+    def ask_another_clock(database: object, question: str) -> object:
+        answer = ask(database, question)
+        return answer + timedelta(seconds=seconds) if "clock" in question else answer
+
+    monkeypatch.setattr(database_checks, "_ask", ask_another_clock)
+    assert ids() == told
+
+
+@pytest.mark.postgres
+@pytest.mark.skipif(not pgbouncer.find(), reason="not installed here: pgbouncer")
+def test_migrate_stops_before_a_pooler_that_nobody_told_of() -> None:
+    with Server(fsync=False, in_memory=True) as server, pgbouncer.Pooler(server) as pooler:
+        bare = pooler.url.partition("?")[0]
+        refused = manage("migrate", DATABASE_URL=bare)
+        assert refused.returncode == 1
+        assert "(quotas.E007)" in refused.stderr
+        assert manage("migrate", "-v0", DATABASE_URL=bare, DATABASE_POOLED="on").returncode == 0
+
+
+def test_a_database_that_is_away_is_no_fault_of_the_settings() -> None:
+    done = manage("check", "--database", "default", DATABASE_URL="postgres://u@127.0.0.1:1/d")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)

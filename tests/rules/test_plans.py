@@ -1,0 +1,433 @@
+"""Giving a user another plan, and editing one: what is left, and from when on."""
+
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta
+from fractions import Fraction
+
+import pytest
+from django.db import connection, transaction
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.outcomes import Change, KeyReused, UnknownPlan
+from quotas.rules.values import MAX_UNITS, OnChange, State
+from quotasite.demo.tour import shift
+from tests.conftest import STAFF, USER
+from tests.rules.test_verbs import DAY, FREE, NOON, TICK, UNLIMITED, at, changed, state_with
+from tests.rules.test_verbs import STAFF as ASKED
+from tests.tools.ledger import assert_sound
+
+PRO = replace(FREE, name="pro", allowance=100, version=4)
+HALF_A_DAY = DAY / 2
+each_way = pytest.mark.parametrize("on_change", OnChange)
+
+
+def change_to(
+    allowance: int | None, on_change: OnChange, state: State, now: datetime = NOON, plan: values.Plan = FREE
+) -> Change:
+    target = replace(PRO, allowance=allowance)
+    return changed(verbs.change_plan(at(now, state, plan, target=target), ASKED, on_change))
+
+
+# Keep
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "allowance", "left"),
+    [
+        (20, 3, 100, 83),
+        (20, 20, 100, 100),
+        (20, 0, 20, 0),
+        (20, 3, 17, 0),
+        (20, 3, 18, 1),
+        (20, 3, 10, 0),  # more was used than the new plan gives
+        (20, 3, 0, 0),
+        (20, 30, 50, 50),  # nothing of the allowance was used; what was given on top is not carried over
+        (20, 0, MAX_UNITS, MAX_UNITS - 20),
+    ],
+)
+def test_keep_takes_what_was_used_from_the_new_allowance(
+    limit: int, remaining: int, allowance: int, left: int
+) -> None:
+    change = change_to(allowance, OnChange.KEEP, state_with(remaining, limit))
+    assert (change.state.quota_remaining, change.state.quota_limit) == (left, allowance)
+    assert change.entries[-1].delta == left - remaining
+
+
+# Prorate
+
+
+@pytest.mark.parametrize(
+    ("remaining", "allowance", "after", "left"),
+    [
+        (10, 100, 0 * DAY, 90),
+        (10, 100, HALF_A_DAY, 50),
+        (10, 100, DAY * 3 / 4, 30),
+        (10, 100, DAY - TICK, 10),
+        (3, 21, HALF_A_DAY, 3),  # floor(0.5)
+        (3, 22, HALF_A_DAY, 4),
+        (10, 19, HALF_A_DAY, 9),  # floor(-0.5)
+        (10, 18, HALF_A_DAY, 9),
+        (10, 17, HALF_A_DAY, 8),  # floor(-1.5)
+        (10, 19, DAY - TICK, 9),  # floor of hardly less than 0
+        (10, 20, HALF_A_DAY, 10),
+        (3, 0, HALF_A_DAY, 0),  # 10 less than 3
+        (0, 0, DAY - TICK, 0),
+        (30, 40, HALF_A_DAY, 40),  # what was given on top stays
+        (0, 23, DAY / 3, 2),  # exactly 2: two thirds of 3
+        (0, 23, DAY / 3 + TICK, 1),
+    ],
+)
+def test_prorate_adds_the_difference_for_the_part_that_is_to_come(
+    remaining: int, allowance: int, after: timedelta, left: int
+) -> None:
+    change = change_to(allowance, OnChange.PRORATE, state_with(remaining), NOON + after)
+    assert (change.state.quota_remaining, change.state.quota_limit) == (left, allowance)
+    assert change.entries[-1].delta == left - remaining
+
+
+def test_a_day_of_23_hours_is_prorated_by_its_23_hours() -> None:
+    berlin = replace(FREE, reset_policy="daily", timezone="Europe/Berlin")
+    midnight = datetime.fromisoformat("2026-03-28T23:00:00+00:00")
+    state = state_with(0, last_reset_date=midnight, anchor_at=midnight, updated_at=midnight)
+    change = change_to(43, OnChange.PRORATE, state, midnight + timedelta(hours=11), berlin)
+    assert change.state.quota_remaining == 12  # 23 × 12 ÷ 23
+
+
+@given(
+    old=st.integers(0, MAX_UNITS),
+    new=st.integers(0, MAX_UNITS),
+    remaining=st.integers(0, MAX_UNITS),
+    microseconds=st.integers(0, 86_400_000_000 - 1),
+)
+def test_a_prorated_balance_is_exact_and_in_range(
+    old: int, new: int, remaining: int, microseconds: int
+) -> None:
+    change = change_to(
+        new, OnChange.PRORATE, state_with(remaining, old), NOON + timedelta(microseconds=microseconds)
+    )
+    to_come = Fraction(86_400_000_000 - microseconds, 86_400_000_000)
+    exact = remaining + math.floor((new - old) * to_come)
+    assert change.state.quota_remaining == min(max(0, exact), MAX_UNITS)
+
+
+def test_the_longest_period_and_the_largest_allowance_are_prorated_exactly() -> None:
+    slow = replace(FREE, allowance=0, period=3_660 * DAY)
+    change = change_to(MAX_UNITS, OnChange.PRORATE, state_with(0, 0), NOON + 1_220 * DAY, slow)
+    assert change.state.quota_remaining == MAX_UNITS * 2 // 3
+
+
+def test_a_prorated_balance_stays_within_the_range() -> None:
+    change = change_to(MAX_UNITS, OnChange.PRORATE, state_with(MAX_UNITS - 1), NOON + HALF_A_DAY)
+    assert change.state.quota_remaining == MAX_UNITS
+
+
+# Keep and prorate go on in the same period, reset begins a new one
+
+
+@pytest.mark.parametrize("on_change", [OnChange.KEEP, OnChange.PRORATE])
+def test_the_period_goes_on(on_change: OnChange) -> None:
+    before = state_with(0, refused_at=NOON)
+    after = change_to(100, on_change, before, NOON + HALF_A_DAY).state
+    kept = ("last_reset_date", "anchor_at", "period_seq", "refused_at")
+    assert [getattr(after, name) for name in kept] == [getattr(before, name) for name in kept]
+    assert (after.plan, after.plan_version) == ("pro", 4)
+
+
+@pytest.mark.parametrize("on_change", [OnChange.KEEP, OnChange.PRORATE])
+def test_a_period_that_the_new_plan_would_have_ended_is_counted_from_now(on_change: OnChange) -> None:
+    """Or the next request would refill it: a reset for nothing, with each change to and fro."""
+    monthly, daily = replace(FREE, reset_policy="monthly"), replace(PRO, allowance=20)
+    now = NOON + 20 * DAY
+    change = changed(verbs.change_plan(at(now, state_with(0), monthly, target=daily), ASKED, on_change))
+    assert (change.state.quota_remaining, change.state.period_seq) == (0, 1)
+    assert change.quota.resets_at == now + DAY
+
+
+def test_reset_gives_the_new_allowance_and_begins_a_period() -> None:
+    now = NOON + HALF_A_DAY
+    change = change_to(100, OnChange.RESET, state_with(30, refused_at=NOON), now)
+    after = change.state
+    assert (after.quota_remaining, after.quota_limit, after.refused_at) == (100, 100, None)
+    assert (after.last_reset_date, after.anchor_at, after.period_seq) == (now, now, after.seq)
+    assert change.quota.resets_at == change.entries[-1].resets_at == now + DAY
+
+
+def test_a_month_is_counted_from_a_change_with_reset() -> None:
+    monthly = replace(PRO, reset_policy="monthly")
+    now = NOON + 14 * DAY  # the 15th
+    slow = replace(FREE, reset_policy="monthly")
+    moved = changed(verbs.change_plan(at(now, state_with(3), slow, target=monthly), ASKED, OnChange.RESET))
+    kept = changed(verbs.change_plan(at(now, state_with(3), slow, target=monthly), ASKED, OnChange.KEEP))
+    assert (moved.quota.resets_at.day, kept.quota.resets_at.day) == (15, 1)
+
+
+def test_a_reset_by_staff_leaves_a_grid_period_that_a_change_of_plan_began() -> None:
+    """The day began at midnight, this period at noon: it is refilled, and does not begin any earlier."""
+    daily = replace(FREE, reset_policy="daily")
+    change = changed(verbs.reset(at(NOON + timedelta(hours=3), state_with(3), daily), ASKED))
+    assert change.state.last_reset_date == NOON
+
+
+@each_way
+def test_from_unlimited_every_way_is_a_reset(on_change: OnChange) -> None:
+    now = NOON + HALF_A_DAY
+    after = change_to(100, on_change, state_with(0, None), now, UNLIMITED).state
+    assert (after.quota_limit, after.quota_remaining) == (100, 100)
+    assert (after.last_reset_date, after.anchor_at, after.period_seq) == (now, now, 8)
+
+
+@each_way
+def test_to_unlimited_every_way_is_a_reset(on_change: OnChange) -> None:
+    now = NOON + HALF_A_DAY
+    change = change_to(None, on_change, state_with(3), now)
+    assert (change.state.quota_limit, change.state.quota_remaining) == (None, 0)
+    assert (change.state.last_reset_date, change.state.anchor_at, change.state.period_seq) == (now, now, 8)
+    assert change.entries[-1].delta == -3
+
+
+@each_way
+def test_the_plan_he_has_changes_nothing(on_change: OnChange) -> None:
+    again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
+    again = replace(again, target_source="default")
+    change = changed(verbs.change_plan(again, ASKED, on_change))
+    assert (change.entries, change.state) == ((), again.state)
+
+
+@each_way
+def test_the_plan_he_has_by_anothers_choice_changes_only_whose_choice_it_is(on_change: OnChange) -> None:
+    again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
+    change = changed(verbs.change_plan(again, ASKED, on_change))
+    moved = {"plan_source": "staff", "seq": again.state.seq + 1, "updated_at": again.now}
+    assert again.state
+    assert change.state == replace(again.state, **moved)
+    assert (change.entries[-1].kind, change.entries[-1].delta) == ("plan_changed", 0)
+
+
+@pytest.mark.parametrize(
+    ("on_change", "left"), [(OnChange.KEEP, 100), (OnChange.PRORATE, 100), (OnChange.RESET, 100)]
+)
+def test_a_due_quota_is_reset_by_its_old_plan_first(on_change: OnChange, left: int) -> None:
+    change = change_to(100, on_change, state_with(3), NOON + 2 * DAY)
+    assert [(entry.kind, entry.plan, entry.balance_after) for entry in change.entries] == [
+        ("reset", "free", 20),
+        ("plan_changed", "pro", left),
+    ]
+
+
+@each_way
+def test_a_missing_row_is_opened_under_the_default_plan_first(on_change: OnChange) -> None:
+    change = changed(verbs.change_plan(at(NOON, None, target=PRO), ASKED, on_change))
+    assert [entry.kind for entry in change.entries] == ["opened", "plan_changed"]
+    assert change.state.quota_remaining == 100
+
+
+# On the database
+
+
+@pytest.fixture
+def pro(db: None) -> Plan:
+    plan = Plan(name="pro", allowance=100)
+    plan.save()
+    return plan
+
+
+def change(plan: str | None, on_change: OnChange = OnChange.KEEP, key: str | None = None) -> values.Quota:
+    changing = ChallengeQuota.objects.change_plan(
+        USER, plan, on_change, actor=STAFF, reason="a test", key=key
+    )
+    return changing.quota
+
+
+def kinds() -> list[str]:
+    return list(LedgerEntry.objects.filter(user_id=USER).order_by("seq").values_list("kind", flat=True))
+
+
+@pytest.mark.parametrize(
+    ("on_change", "left"), [(OnChange.KEEP, 83), (OnChange.RESET, 100), (OnChange.PRORATE, 43)]
+)
+def test_each_way_on_the_database(pro: Plan, on_change: OnChange, left: int) -> None:
+    ChallengeQuota.objects.consume(USER, 17)
+    shift(USER, timedelta(hours=11, minutes=50))  # 80 × 12⅙ ÷ 24 is a bit above 40
+    assert change("pro", on_change).quota_remaining == left
+    row = ChallengeQuota.objects.get(pk=USER)
+    assert (row.plan_id, row.quota_limit, row.quota_remaining) == ("pro", 100, left)
+    assert_sound(USER)
+
+
+def test_a_change_of_plan_is_one_entry(pro: Plan) -> None:
+    ChallengeQuota.objects.consume(USER, 17)
+    change("pro")
+    entry = LedgerEntry.objects.get(user_id=USER, kind="plan_changed")
+    assert (entry.delta, entry.balance_after, entry.plan, entry.quota_limit) == (80, 83, "pro", 100)
+    assert (entry.reason, entry.actor_kind, entry.seq) == ("a test", "staff", 3)
+    assert kinds() == ["opened", "consumed", "plan_changed"]
+
+
+def test_the_plan_that_he_has_by_default_becomes_staffs_choice_and_nothing_else_changes(pro: Plan) -> None:
+    ChallengeQuota.objects.consume(USER, 17)
+    assert change("free", OnChange.RESET).quota_remaining == 3
+    entry = LedgerEntry.objects.get(kind="plan_changed")
+    assert (entry.delta, entry.balance_after, entry.plan, entry.plan_source) == (0, 3, "free", "staff")
+    assert ChallengeQuota.objects.get(pk=USER).plan_source == "staff"
+    assert_sound(USER)
+
+
+def test_the_same_choice_again_writes_nothing(pro: Plan) -> None:
+    change("pro")
+    assert change("pro", OnChange.RESET).quota_remaining == 100
+    assert kinds() == ["opened", "plan_changed"]
+
+
+def test_a_key_changes_the_plan_once(pro: Plan) -> None:
+    ChallengeQuota.objects.consume(USER, 17)
+    done = change("pro", OnChange.RESET, key="k")
+    ChallengeQuota.objects.consume(USER, 60)
+    assert change("pro", OnChange.RESET, key="k") == done
+    assert ChallengeQuota.objects.get(pk=USER).quota_remaining == 40
+
+
+@pytest.mark.parametrize(("plan", "on_change"), [("free", OnChange.KEEP), ("pro", OnChange.RESET)])
+def test_a_key_of_another_change_is_refused(pro: Plan, plan: str, on_change: OnChange) -> None:
+    change("pro", OnChange.KEEP, key="k")
+    with pytest.raises(KeyReused):
+        change(plan, on_change, key="k")
+
+
+def test_an_unknown_plan_is_refused_and_stores_nothing(pro: Plan) -> None:
+    with pytest.raises(UnknownPlan):
+        change("gold")
+    assert not ChallengeQuota.objects.exists()
+    assert not LedgerEntry.objects.exists()
+
+
+def test_no_plan_is_the_default_one(pro: Plan) -> None:
+    change("pro")
+    assert change(None).quota_limit == 20
+    assert ChallengeQuota.objects.get(pk=USER).plan_id == "free"
+
+
+def test_a_deleted_users_plan_is_not_changed(pro: Plan) -> None:
+    ChallengeQuota.objects.delete(USER, actor=STAFF)
+    with pytest.raises(outcomes.Deleted):
+        change("pro")
+
+
+# Versions
+
+
+def versions(plan: Plan) -> list[tuple[int, int | None]]:
+    return list(plan.versions.order_by("version").values_list("version", "allowance"))
+
+
+def test_a_new_plan_has_a_first_version(pro: Plan) -> None:
+    assert versions(pro) == [(1, 100)]
+
+
+def test_a_save_without_a_change_of_rules_adds_no_version(pro: Plan) -> None:
+    pro.save()
+    Plan.objects.get(pk="pro").save()
+    Plan.objects.filter(is_default=True).update(is_default=False)
+    pro.is_default = True
+    pro.save()
+    assert versions(pro) == [(1, 100)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"),
+    [
+        ("allowance", None),
+        ("allowance", 0),
+        ("reset_policy", "monthly"),
+        ("period_seconds", 3_600),
+        ("timezone", "Europe/Berlin"),
+        ("actions", {"generate": 2}),
+    ],
+)
+def test_a_change_of_any_rule_adds_one(pro: Plan, rule: str, value: object) -> None:
+    setattr(pro, rule, value)
+    pro.save()
+    assert pro.version == Plan.objects.get(pk="pro").version == 2
+    told = PlanVersion.objects.filter(plan=pro).order_by("version")
+    assert [getattr(version, rule) == value for version in told] == [False, True]
+
+
+def test_a_change_back_is_a_version_of_its_own(pro: Plan) -> None:
+    for allowance in (50, 100):
+        pro.allowance = allowance
+        pro.save()
+    assert versions(pro) == [(1, 100), (2, 50), (3, 100)]
+
+
+def test_a_plan_that_was_read_long_ago_is_saved_as_the_newest_version(pro: Plan) -> None:
+    stale = Plan.objects.get(pk="pro")
+    pro.allowance = 50
+    pro.save()
+    stale.allowance = 70
+    stale.save()
+    assert versions(pro) == [(1, 100), (2, 50), (3, 70)]
+    assert Plan.objects.get(pk="pro").version == 3
+
+
+def test_a_save_of_some_fields_tells_the_plan_its_version_too(pro: Plan) -> None:
+    pro.allowance = 50
+    pro.save(update_fields=["allowance"])
+    assert (versions(pro), Plan.objects.get(pk="pro").version) == ([(1, 100), (2, 50)], 2)
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+def test_two_edits_at_once_are_two_versions() -> None:
+    def edit(allowance: int) -> None:
+        plan = Plan.objects.get(is_default=True)
+        plan.allowance = allowance
+        plan.save()
+
+    def edit_in_a_thread() -> None:
+        try:
+            edit(70)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        with transaction.atomic():
+            edit(50)
+            second = thread.submit(edit_in_a_thread)
+            time.sleep(0.2)  # it waits for the first edit's end
+        second.result()
+    assert versions(Plan.objects.get(is_default=True)) == [(1, 20), (2, 50), (3, 70)]
+
+
+def test_an_edited_plan_takes_effect_at_the_users_next_reset(db: None) -> None:
+    """Its allowance, and its period too: it is hourly by now, but a day was promised."""
+    ChallengeQuota.objects.consume(USER, 17)
+    plan = Plan.objects.get(is_default=True)
+    plan.allowance, plan.period_seconds = 50, 3_600
+    plan.save()
+    shift(USER, timedelta(hours=23))
+    assert ChallengeQuota.objects.current(USER).quota_remaining == 3
+    shift(USER, timedelta(hours=1))
+    renewed = ChallengeQuota.objects.current(USER)
+    assert (renewed.quota_remaining, renewed.plan.version) == (50, 2)
+    assert renewed.resets_at - renewed.last_reset_date == timedelta(hours=1)
+
+
+def test_a_user_who_comes_after_the_edit_gets_the_new_version_at_once(db: None) -> None:
+    plan = Plan.objects.get(is_default=True)
+    plan.allowance = 50
+    plan.save()
+    assert ChallengeQuota.objects.current(USER).quota_limit == 50
+    assert ChallengeQuota.objects.get(pk=USER).plan_version == 2
+
+
+def test_a_change_of_plan_takes_the_other_plans_newest_version(pro: Plan) -> None:
+    ChallengeQuota.objects.current(USER)
+    pro.allowance = 60
+    pro.save()
+    assert change("pro").quota_limit == 60
+    assert ChallengeQuota.objects.get(pk=USER).plan_version == 2

@@ -1,0 +1,124 @@
+"""The tour, run as a newcomer runs it."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from tests.site.test_settings import ROOT
+from tests.tools.forked import manage
+
+pytestmark = pytest.mark.once
+
+
+def tour(folder: Path, port: int) -> "subprocess.CompletedProcess[str]":
+    """The tour as a newcomer starts it, with the site of `folder`."""
+    return subprocess.run(
+        [sys.executable, "manage.py", "demo", "--once", str(port)],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_tour_shows_the_main_job_and_ends_well() -> None:
+    done = tour(ROOT, 8750)
+    assert done.returncode == 0, done.stderr
+    for shown in (
+        '200  {"status": "success"}',
+        "400  delivery_refused",
+        "201  20 times, down to 0",
+        "429  quota_exhausted: Quota exhausted: 0 of 20 left, 20 more at ",
+        "seen 1200, made 1200, already there 0",
+        "All as it should be",
+    ):
+        assert shown in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "rule", "broken"),
+    [
+        ("quotas/rules/periods.py", "return now >= resets_at(plan, state)", "return False"),
+        ("quotas/rules/verbs.py", "if cost <= remaining:", "if True:"),
+        ("webhooks/handlers.py", "ChallengeQuota.objects.open_missing(", "str("),
+    ],
+)
+def test_the_tour_fails_when_a_rule_is_broken(tmp_path: Path, path: str, rule: str, broken: str) -> None:
+    """A copy of the site with one rule changed must not pass."""
+    for name in ("manage.py", "quotasite", "quotas", "webhooks", "templates"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    source = (tmp_path / path).read_text()
+    assert source.count(rule) == 1
+    (tmp_path / path).write_text(source.replace(rule, broken))
+    done = tour(tmp_path, 8770)
+    assert done.returncode == 1
+    assert "The tour went wrong" in done.stderr
+
+
+def test_the_tour_listens_on_this_machine_alone() -> None:
+    for address in ("0.0.0.0:8000", "192.168.1.7:8000", "8000:", "0", "99999"):
+        done = manage("demo", address)
+        assert done.returncode == 1
+        assert "on this machine alone" in done.stderr
+
+
+def test_the_tour_leaves_every_other_database_alone(tmp_path: Path) -> None:
+    done = manage("demo", DATABASE_URL=f"sqlite:///{tmp_path}/mine.sqlite3")
+    assert done.returncode == 1
+    assert "unset DATABASE_URL" in done.stderr
+    assert not (tmp_path / "mine.sqlite3").exists()
+
+
+def ask(port: int, method: str, path: str, form: str = "", **headers: str) -> tuple[int, bytes]:
+    client = HTTPConnection("127.0.0.1", port, timeout=10)
+    kind = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
+    client.request(method, path, form, {**headers, **kind})
+    with contextlib.closing(client), client.getresponse() as answer:
+        return answer.status, answer.read()
+
+
+def test_after_the_tour_the_site_is_served_until_ctrl_c() -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-u", "manage.py", "demo", "8790"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert demo.stdout
+    try:
+        told = ""
+        while "Ctrl-C" not in told:
+            told += (line := demo.stdout.readline())
+            assert line, told
+        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/readyz", told)[0])
+        printed = set(re.findall(rf"http://127\.0\.0\.1:{port}(/\S*)", told))
+        answers = {path: ask(port, "GET", path)[0] for path in printed}
+        assert answers == {
+            "/demo": 200,
+            "/admin/": 302,
+            "/api/docs": 200,
+            "/api/v1/quota": 401,  # the line brings its token along
+            "/healthz": 200,
+            "/readyz": 200,
+        }
+        status, body = ask(port, "POST", "/demo/token", "user_id=user_demo_late")
+        assert status == 200
+        token = json.loads(body)["token"]
+        assert ask(port, "GET", "/api/quota", Authorization=f"Bearer {token}")[0] == 200
+    finally:
+        demo.send_signal(signal.SIGINT)
+        demo.wait(15)
+        demo.stdout.close()
+    assert demo.returncode == 0

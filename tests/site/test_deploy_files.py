@@ -1,0 +1,189 @@
+"""The files that hosts read: consistent with the settings, the Procfile and each other. No host was asked."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.operations.test_deploy_checks import GOOD
+from tests.site.test_settings import ROOT
+from tests.tools.forked import manage
+
+pytestmark = pytest.mark.once
+
+RENDER = yaml.safe_load((ROOT / "render.yaml").read_text())
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
+EXAMPLE = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+[WEB] = RENDER["services"]
+OF_RENDER = {"PYTHON_VERSION"}  # read by the host itself
+
+# As https://render.com/docs/blueprint-spec and the Compose specification name them.
+DATABASE_KEYS = {"name", "plan", "region", "postgresMajorVersion", "ipAllowList", "databaseName", "user"}
+SERVICE_KEYS = {
+    "type",
+    "name",
+    "runtime",
+    "plan",
+    "region",
+    "buildCommand",
+    "preDeployCommand",
+    "startCommand",
+    "healthCheckPath",
+    "envVars",
+}
+SOURCES = {"value", "fromDatabase", "generateValue", "sync"}
+CONTAINER_KEYS = {
+    "image",
+    "build",
+    "command",
+    "env_file",
+    "environment",
+    "volumes",
+    "ports",
+    "healthcheck",
+    "depends_on",
+    "restart",
+    "stop_grace_period",
+}
+
+
+def run(command: list[str], folder: Path, status: int = 0) -> tuple[int, str]:
+    """Run it where the programs that it may start only tell how they were called, and exit so."""
+    for name in ("python", "granian"):
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*"\nexit {status}\n')
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(folder), "PORT": "8765"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def in_shell(line: str) -> list[str]:
+    return ["sh", "-c", line]
+
+
+def of_compose(service: str) -> list[str]:
+    return shlex.split(COMPOSE["services"][service]["command"].replace("$$", "$"))
+
+
+def of_image() -> list[str]:
+    [command] = re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    return json.loads(command)
+
+
+@pytest.mark.parametrize("command", [in_shell(WEB["startCommand"]), of_image()], ids=["render", "image"])
+def test_the_server_is_started_as_the_procfile_says(command: list[str], tmp_path: Path) -> None:
+    status, said = run(command, tmp_path)
+    assert (status, said) == run(in_shell(PROCFILE["web"]), tmp_path)
+    assert status == 0
+    assert "quotasite.serving.rsgi" in said
+    assert "--port 8765" in said
+
+
+@pytest.mark.parametrize("command", [in_shell(WEB["startCommand"]), of_image()], ids=["render", "image"])
+def test_the_server_takes_the_place_of_the_shell_so_that_a_stop_reaches_it(
+    command: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "granian").write_text("#!/bin/sh\necho $$\n")
+    (tmp_path / "granian").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert int(process.communicate()[0]) == process.pid
+
+
+@pytest.mark.parametrize(
+    "command", [in_shell(WEB["preDeployCommand"]), of_compose("release")], ids=["render", "compose"]
+)
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_release_is_checked_and_migrated_as_the_procfile_says(
+    command: list[str], status: int, tmp_path: Path
+) -> None:
+    done = run(command, tmp_path, status)
+    assert done == run(in_shell(PROCFILE["release"]), tmp_path, status)
+    assert done[0] == status
+    assert ("migrate" in done[1]) is (status == 0)
+
+
+def test_every_variable_that_they_name_is_one_of_ours() -> None:
+    named = {variable["key"] for variable in WEB["envVars"]} - OF_RENDER
+    named |= set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "compose.yaml").read_text()))
+    named |= set(COMPOSE["x-service"]["environment"])
+    assert named <= set(EXAMPLE)
+
+
+def test_on_render_nothing_is_left_out_that_the_checks_demand() -> None:
+    given = {it["key"]: it.get("value") or GOOD.get(it["key"], "") for it in WEB["envVars"]}
+    done = manage("check", "--deploy", RENDER="true", **given)
+    assert done.returncode == 0, done.stderr
+
+
+def test_in_containers_nothing_is_left_out_that_the_checks_demand() -> None:
+    given = {name: GOOD.get(name, value) for name, value in EXAMPLE.items()}
+    url = re.sub(
+        r"\$\{POSTGRES_PASSWORD[^}]*\}", "hunter2", COMPOSE["x-service"]["environment"]["DATABASE_URL"]
+    )
+    done = manage("check", "--deploy", **{**given, "DATABASE_URL": url})
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_metrics_are_written_beside_the_code_where_the_variable_is_left_empty_as_in_the_example() -> None:
+    assert EXAMPLE["PROMETHEUS_MULTIPROC_DIR"] == ""
+    code = "from prometheus_client import values; print(values.ValueClass.__name__)"
+    done = manage("shell", "-v0", "-c", code, PROMETHEUS_MULTIPROC_DIR="")
+    assert done.stdout.strip() == "MutexValue", done.stderr
+
+
+def test_no_secret_is_written_down() -> None:
+    secret = {
+        "SECRET_KEY",
+        "DATABASE_URL",
+        "CLERK_WEBHOOK_SIGNING_SECRET",
+        "CLERK_SECRET_KEY",
+        "METRICS_TOKEN",
+    }
+    assert not [it["key"] for it in WEB["envVars"] if it["key"] in secret and "value" in it]
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {".env", ".git", ".venv", "*.sqlite3*"} <= set(ignored)
+
+
+def test_they_run_the_python_and_the_postgresql_that_we_name() -> None:
+    [least] = re.findall(r'requires-python = ">=([0-9.]+)"', (ROOT / "pyproject.toml").read_text())
+    [image] = re.findall(r"^FROM python:([0-9.]+)-slim$", DOCKERFILE, re.MULTILINE)
+    [render] = [it["value"] for it in WEB["envVars"] if it["key"] == "PYTHON_VERSION"]
+    assert re.fullmatch(rf"{re.escape(least)}\.[0-9]+", render)  # Render wants all three numbers
+    assert image == least
+    [database] = RENDER["databases"]
+    assert COMPOSE["services"]["database"]["image"] == f"postgres:{database['postgresMajorVersion']}"
+
+
+def test_the_blueprint_has_only_what_render_knows() -> None:
+    [database] = RENDER["databases"]
+    assert set(RENDER) == {"databases", "services"}
+    assert set(database) <= DATABASE_KEYS
+    assert set(WEB) <= SERVICE_KEYS
+    assert WEB["healthCheckPath"] == "/readyz"
+    for variable in WEB["envVars"]:
+        [source] = set(variable) - {"key"}
+        assert source in SOURCES
+        assert isinstance(variable.get("value", ""), str), f"{variable['key']}: a number must be quoted"
+    [url] = [it["fromDatabase"] for it in WEB["envVars"] if it["key"] == "DATABASE_URL"]
+    assert url == {"name": database["name"], "property": "connectionString"}
+
+
+def test_the_containers_have_only_what_compose_knows_and_wait_for_each_other() -> None:
+    services: dict[str, dict[str, Any]] = COMPOSE["services"]
+    assert set(COMPOSE) == {"x-service", "services", "volumes"}
+    assert all(set(service) <= CONTAINER_KEYS for service in services.values())
+    assert services["release"]["depends_on"] == {"database": {"condition": "service_healthy"}}
+    assert services["web"]["depends_on"] == {"release": {"condition": "service_completed_successfully"}}
+    [volume] = [it.partition(":")[0] for it in services["database"]["volumes"]]
+    assert volume in COMPOSE["volumes"]
+    assert "ports" not in services["database"]
+    assert all(port.startswith("127.0.0.1:") for port in services["web"]["ports"])

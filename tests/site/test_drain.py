@@ -1,0 +1,106 @@
+"""A worker that is told to end: it says so first, and nobody's request is lost."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from bench.chaos.client import wait_until
+from bench.chaos.ground import children
+from quotasite.serving.drain import listeners
+from tests.conftest import USER
+from tests.tools import keys
+from tests.tools.site import running, url_of_the_test_database
+
+pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
+Served = tuple[int, "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def site() -> Iterator[Served]:
+    """The port and the master of a site with one worker."""
+    with running(url_of_the_test_database(), workers=1, SECRET_KEY=settings.SECRET_KEY) as served:
+        yield served
+
+
+def get(client: HTTPConnection, path: str) -> HTTPResponse:
+    headers = {"Authorization": f"Bearer {keys.mint(sub=USER)}"}
+    client.request("GET", path, headers=headers)
+    response = client.getresponse()
+    response.read()
+    return response
+
+
+def is_last(response: HTTPResponse) -> bool:
+    assert response.status == 200
+    return response.headers["Connection"] == "close"
+
+
+def is_last_of_a_new_one(port: int, path: str = "/healthz") -> bool:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as client:
+        return is_last(get(client, path))
+
+
+def hears(pid: int) -> bool:
+    """Whether SIGTERM simply ends the process: no handler of Granian's or ours has it."""
+    with suppress(FileNotFoundError):
+        caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+        return not int(caught, 16) >> signal.SIGTERM - 1 & 1
+    return False
+
+
+@pytest.mark.parametrize("path", ["/api/quota", "/healthz"])
+def test_who_keeps_a_connection_is_told_before_it_is_closed(site: Served, path: str) -> None:
+    port, master = site
+    kept = HTTPConnection("127.0.0.1", port, timeout=5)
+    assert not is_last(get(kept, path))
+    master.send_signal(signal.SIGTERM)
+    while not is_last(get(kept, path)):
+        time.sleep(0.01)
+    assert kept.sock is None
+    assert is_last_of_a_new_one(port, path)  # for it is served yet
+    assert master.wait(30) == 0
+
+
+def test_a_connection_that_was_only_made_is_served(site: Served) -> None:
+    port, master = site
+    kept, made = (HTTPConnection("127.0.0.1", port, timeout=5) for _ in range(2))
+    get(kept, "/healthz")
+    made.connect()
+    master.send_signal(signal.SIGTERM)
+    while not is_last(get(kept, "/healthz")):
+        time.sleep(0.01)
+    assert is_last(get(made, "/healthz"))
+    assert master.wait(30) == 0
+
+
+def test_new_connections_go_to_the_worker_that_takes_the_place(site: Served) -> None:
+    port, master = site
+    [worker] = children(master.pid)
+    kept = HTTPConnection("127.0.0.1", port, timeout=5)
+    get(kept, "/healthz")
+    master.send_signal(signal.SIGHUP)
+    wait_until(lambda: listeners(port) == 2)
+    os.kill(worker, signal.SIGTERM)  # the master would, after 10 s
+    while not is_last(get(kept, "/healthz")):
+        time.sleep(0.01)
+    assert not any(is_last_of_a_new_one(port) for _ in range(12))
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_one_that_only_starts_hears_its_end(site: Served, is_loaded: bool) -> None:
+    _, master = site
+    [old] = children(master.pid)
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: any(hears(child) for child in children(master.pid) if child != old))
+    if is_loaded:
+        wait_until(lambda: not any(hears(child) for child in children(master.pid)))
+    master.send_signal(signal.SIGTERM)
+    assert master.wait(19) == 0  # who does not hear is killed after 20 s

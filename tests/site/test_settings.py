@@ -1,0 +1,107 @@
+"""The environment: each variable documented, each bad value named with its fix and never shown."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.tools.forked import manage
+
+pytestmark = pytest.mark.once
+SETTINGS = "".join((ROOT / f"quotasite/{name}.py").read_text() for name in ("environment", "settings"))
+PUBLISHABLE = "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k"  # clerk.example.com$
+
+
+def read_setting(name: str, **environment: str) -> str:
+    code = f"from django.conf import settings; print(settings.{name})"
+    done = manage("shell", "-v0", "-c", code, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_example_names_each_variable_that_is_read() -> None:
+    read = set(re.findall(r'(?:env_\w+|ENV\.get)\(\s*"([A-Z_]+)"', SETTINGS))
+    files = (ROOT / "Procfile").read_text() + (ROOT / "compose.yaml").read_text()
+    served = set(re.findall(r"\$\{([A-Z_]+)", files))
+    shown = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert len(shown) == len(set(shown))
+    assert set(shown) == read | served
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    sources = [path for app in ("quotasite", "quotas", "webhooks") for path in (ROOT / app).rglob("*.py")]
+    reading = [
+        path.name for path in sources if re.search(r"os\.environ(?!\.setdefault)|getenv", path.read_text())
+    ]
+    assert reading == ["environment.py"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "fix"),
+    [
+        ("DATABASE_URL", "postgres://u:hunter2@[db/x", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
+        ("DATABASE_URL", "postgres://u:hunter2@db:port/x", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
+        ("DATABASE_URL", "hunter2", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
+        ("DATABASE_URL", "mysql://u:hunter2@db/x", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
+        ("DATABASE_URL", "postgres://u:hunter2@db", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
+        ("DEBUG", "hunter2", "must be 1 or 0"),
+        ("QUOTA_DEFAULT_ALLOWANCE", "hunter2", "a whole number from 0 to 2147483647"),
+        ("QUOTA_DEFAULT_ALLOWANCE", "2147483648", "a whole number from 0 to 2147483647"),
+        ("CLERK_PUBLISHABLE_KEY", "sk_test_hunter2", "pk_test_"),
+        ("CLERK_PUBLISHABLE_KEY", "pk_test_hunter2", "pk_test_"),
+        ("CLERK_ISSUER", "hunter2", "an address such as https://"),
+        ("CORS_ALLOWED_ORIGINS", "*", "an origin such as https://"),
+        ("CORS_ALLOWED_ORIGINS", "https://a.example,https://hunter2/path", "item 2 must be an origin"),
+        ("CLERK_AUTHORIZED_PARTIES", "https://host:hunter2", "an origin such as https://"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_fix_and_not_shown(
+    variable: str, value: str, fix: str
+) -> None:
+    done = manage("check", **{variable: value})
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"manage.py: {variable}")
+    assert fix in done.stderr
+    assert "hunter2" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_publishable_key_alone_configures_tokens() -> None:
+    assert read_setting("CLERK_ISSUER", CLERK_PUBLISHABLE_KEY=PUBLISHABLE) == "https://clerk.example.com"
+    jwks = read_setting("CLERK_JWKS_URL", CLERK_PUBLISHABLE_KEY=PUBLISHABLE)
+    assert jwks == "https://clerk.example.com/.well-known/jwks.json"
+
+
+def test_an_explicit_issuer_overrides_the_publishable_key() -> None:
+    issuer = "https://clerk.other.example"
+    assert read_setting("CLERK_ISSUER", CLERK_PUBLISHABLE_KEY=PUBLISHABLE, CLERK_ISSUER=issuer) == issuer
+
+
+def test_a_pem_may_come_with_literal_line_breaks() -> None:
+    assert read_setting("CLERK_JWT_KEY", CLERK_JWT_KEY=r"-----BEGIN\nabc") == "-----BEGIN\nabc"
+
+
+def test_a_secret_key_that_is_not_set_is_another_one_at_each_start() -> None:
+    assert read_setting("SECRET_KEY") != read_setting("SECRET_KEY")
+
+
+def test_without_a_proxy_to_trust_no_forwarded_scheme_is_believed() -> None:
+    assert read_setting("SECURE_PROXY_SSL_HEADER") == "None"
+    assert "HTTP_X_FORWARDED_PROTO" in read_setting("SECURE_PROXY_SSL_HEADER", TRUSTED_PROXY="1")
+
+
+def test_the_default_allowance_seeds_the_default_plan(tmp_path: Path) -> None:
+    environment = {"DATABASE_URL": f"sqlite:///{tmp_path}/first.sqlite3", "QUOTA_DEFAULT_ALLOWANCE": "7"}
+    assert manage("migrate", "-v0", **environment).returncode == 0
+    code = "from quotas.models import Plan; print(Plan.objects.get(is_default=True).allowance)"
+    assert manage("shell", "-v0", "-c", code, **environment).stdout.strip() == "7"
+
+
+def test_a_migration_that_was_interrupted_is_run_again(tmp_path: Path) -> None:
+    environment = {"DATABASE_URL": f"sqlite:///{tmp_path}/halfway.sqlite3"}
+    assert manage("migrate", "-v0", "quotas", "0001", **environment).returncode == 0
+    assert manage("migrate", "-v0", **environment).returncode == 0
+    assert manage("migrate", "-v0", **environment).returncode == 0
+    code = "from quotas.models import Plan; print(Plan.objects.count())"
+    assert manage("shell", "-v0", "-c", code, **environment).stdout.strip() == "1"

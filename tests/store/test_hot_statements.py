@@ -1,0 +1,189 @@
+"""What a verb asks of PostgreSQL costs the same however many users there are, and however long a ledger.
+
+Each statement is explained as it is sent, among 25,000 users, for one with 5,000 entries. The crowd is
+in temporary tables like the real ones: PostgreSQL finds these first, and they leave nothing behind.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection, transaction
+
+from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.rules import outcomes, values, verbs
+from quotas.rules.outcomes import Change
+from quotas.rules.values import Actor, Request
+from quotas.store import commit, plan_cache
+from tests.tools.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying, explained, overheard, scans
+
+pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
+
+USERS, ENTRIES_OF_ONE = 25_000, 5_000
+MOST_ROWS, MOST_BLOCKS = 4, 16  # of one look-up; a scan of the least index has hundreds of blocks
+BUSY, IDLE = "user_busy", "user_idle"
+STAFF, CLERK = Actor("staff", "a test"), Actor("webhook", "a test")
+NOW = datetime(2026, 9, 1, tzinfo=UTC)
+
+quotas = ChallengeQuota.objects
+
+
+@pytest.fixture(scope="module")
+def crowd(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    with django_db_blocker.unblock():
+        connection.close()  # what this session has prepared would go on with the real tables
+        with transaction.atomic():
+            gather()
+            yield
+            transaction.set_rollback(True)
+        connection.close()
+
+
+def gather() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL temp_buffers = '100MB'")
+        for table in GROWING:
+            cursor.execute(f"CREATE TEMP TABLE {table} (LIKE {table} INCLUDING ALL) ON COMMIT DROP")
+        spend = quotas.consume(BUSY, 2, key="first").entry
+        quotas.refund(BUSY, spend.id, 1, reason="for a test", actor=STAFF)
+        quotas.assign_plan(BUSY, "metadata", "free", updated_at=NOW, actor=CLERK)
+        copy_rows(QUOTAS, "TRUE", range(USERS))
+        copy_rows(WORDS, "TRUE", range(USERS))
+        copy_rows(ENTRIES, "kind = 'consumed'", range(USERS))
+        his = f"user_id = '{BUSY}' AND kind IN ('consumed', 'refunded')"
+        later = range(-ENTRIES_OF_ONE // 2, 0)  # other numbers, for other ids
+        copy_rows(ENTRIES, his, later, user_id="user_id", seq="seq + 2 - 2 * copy")
+        newest = f"SELECT MAX(seq) FROM {ENTRIES} WHERE user_id = '{BUSY}'"
+        cursor.execute(f"UPDATE {QUOTAS} SET seq = ({newest}) WHERE user_id = '{BUSY}'")
+        cursor.execute(f"ANALYZE {', '.join(GROWING)}")
+
+
+def copy_rows(table: str, which: str, copies: range, **changed: str) -> None:
+    played = f"(SELECT * FROM {table} WHERE {which}) AS played"
+    with connection.cursor() as cursor:
+        columns = [it.name for it in connection.introspection.get_table_description(cursor, table)]
+        copied = copying(columns, played, **changed)
+        cursor.execute(f"INSERT INTO {table} ({', '.join(columns)}) {copied}", [copies[0], copies[-1]])
+
+
+def each_verb() -> dict[str, Callable[[], object]]:
+    """Each verb, and the other ways through the store."""
+    spend = LedgerEntry.objects.filter(user_id=BUSY, kind=values.Kind.CONSUMED).latest("seq").pk
+    his = {"reason": "for a test", "actor": STAFF}
+    return {
+        "read": lambda: quotas.current(BUSY),
+        "read of a missing row": lambda: quotas.current(IDLE),
+        "spend": lambda: quotas.consume(BUSY),
+        "spend with a key": lambda: quotas.consume(BUSY, key="second"),
+        "replay": lambda: quotas.consume(BUSY, 2, key="first"),
+        "read by a process that knows the plan": knowing(lambda: quotas.current(BUSY)),
+        "spend with a key, by one that knows the plan": knowing(lambda: quotas.consume(BUSY, key="lean")),
+        "replay by one that knows the plan": knowing(lambda: quotas.consume(BUSY, 2, key="first")),
+        "first refusal": lambda: refused(lambda: quotas.consume(BUSY, 20)),
+        "refund": lambda: quotas.refund(BUSY, spend, key="third", **his),
+        "adjustment": lambda: quotas.adjust(BUSY, 1, key="fourth", **his),
+        "reset": lambda: quotas.reset(BUSY, key="fifth", **his),
+        "change of plan": lambda: quotas.change_plan(BUSY, "free", key="sixth", **his),
+        "return to Clerk's plan": lambda: quotas.change_plan(BUSY, None, **his),
+        "Clerk's word on a plan": lambda: quotas.assign_plan(
+            BUSY, "billing", "pro", updated_at=NOW, actor=CLERK
+        ),
+        "Clerk's word on a profile": lambda: quotas.note_profile(BUSY, "a@example.com", NOW),
+        "batch of users": lambda: quotas.open_many([(BUSY, "", NOW), (IDLE, "", NOW)], actor=CLERK),
+        "deletion": lambda: quotas.delete(BUSY, actor=CLERK),
+        "store after a lost answer": store_twice,
+    }
+
+
+def knowing(act: Callable[[], object]) -> Callable[[], None]:
+    def lean() -> None:
+        rules = Plan.objects.get(is_default=True).rules
+        plan_cache._known_plans[rules.name, rules.version] = rules
+        act()
+        plan_cache.forget_plans()
+
+    return lean
+
+
+def refused(spend: Callable[[], object]) -> None:
+    with pytest.raises(outcomes.Exhausted):
+        spend()
+
+
+def store_twice() -> None:
+    """As when the answer to a store is lost: the guard holds the second off, and the entry is looked up."""
+    change = verbs.consume(commit.look_up(BUSY, commit.Look()), Request(STAFF))
+    assert isinstance(change, Change)
+    for _ in range(2):
+        assert commit.perform(commit._store_again(change))
+
+
+def unmade(act: Callable[[], object]) -> list[Sent]:
+    """What is sent by an act that leaves no trace."""
+    with transaction.atomic(), overheard() as sent:
+        act()
+        transaction.set_rollback(True)
+    return sent
+
+
+def faults(sent: Sent, *, generic: bool) -> list[str]:
+    """What is wrong with how PostgreSQL answers a statement."""
+    try:
+        with transaction.atomic():
+            plan = explained(connection.connection, sent, generic=generic)
+            transaction.set_rollback(True)
+    except psycopg.Error as error:
+        return [str(error)]
+    return [
+        str(scan)
+        for scan in scans(plan)
+        if scan.kind == "Seq Scan" or scan.rows > MOST_ROWS or scan.blocks > MOST_BLOCKS
+    ]
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["planned for its values", "prepared for any"])
+def test_every_statement_of_every_verb_looks_up_a_few_rows(crowd: None, generic: bool) -> None:
+    for verb, act in each_verb().items():
+        sent = unmade(act)
+        assert sent, f"{verb}: nothing was overheard"
+        for statement in sent:
+            assert faults(statement, generic=generic) == [], f"{verb}: {statement.text}"
+
+
+@pytest.mark.parametrize(
+    ("verb", "table", "columns"),
+    [
+        ("read", QUOTAS, "(user_id)"),
+        ("replay", ENTRIES, "(user_id, idempotency_key)"),
+        ("refund", ENTRIES, "(id)"),
+        ("refund", ENTRIES, "(user_id, refund_of)"),
+        ("store after a lost answer", ENTRIES, "(id)"),
+        ("return to Clerk's plan", WORDS, "(user_id, source, external_id)"),
+    ],
+)
+def test_a_lost_index_is_told(crowd: None, verb: str, table: str, columns: str) -> None:
+    sent = unmade(each_verb()[verb])
+    with transaction.atomic():
+        drop_index(table, columns)
+        assert any(faults(statement, generic=False) for statement in sent)
+        assert any(faults(statement, generic=True) for statement in sent)
+        transaction.set_rollback(True)
+
+
+def drop_index(table: str, columns: str) -> None:
+    """Drop all indexes of these columns, in this order, and the constraints that they serve."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT indexrelid::regclass, conname FROM pg_index "
+            "LEFT JOIN pg_constraint ON conindid = indexrelid WHERE indrelid = %s::regclass "
+            "AND replace(pg_get_indexdef(indexrelid), ' varchar_pattern_ops', '') LIKE %s",
+            [table, f"%USING btree {columns}%"],
+        )
+        found = cursor.fetchall()
+        assert found
+        for index, constraint in found:
+            cursor.execute(
+                f"ALTER TABLE {table} DROP CONSTRAINT {constraint}" if constraint else f"DROP INDEX {index}"
+            )

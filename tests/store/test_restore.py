@@ -1,0 +1,66 @@
+"""The drill of docs/operations.md: what was backed up comes back whole, and its ledger says so."""
+
+import pytest
+
+from tests.tools.forked import manage
+from tests.tools.postgres import Server
+
+pytestmark = pytest.mark.once
+WHOLE = "3 users, 23 entries, 0 faults"
+SPEND = (
+    "from quotas.models import ChallengeQuota as Q; [Q.objects.consume(f'user_{n % 3}') for n in range(20)]"
+)
+
+
+def run(server, program, *arguments):
+    """Run one of PostgreSQL's own programs, as whoever the server runs as."""
+    path = server.programs / program
+    if not path.exists():
+        pytest.skip(f"{program} is not among the programs at hand")
+    server._run(path, *arguments)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server(fsync=False, in_memory=True) as server:
+        assert manage("migrate", "-v0", DATABASE_URL=server.url).returncode == 0
+        assert manage("shell", "-v0", "-c", SPEND, DATABASE_URL=server.url).returncode == 0
+        yield server
+
+
+def audit(url):
+    return manage("audit_ledger", DATABASE_URL=url).stdout
+
+
+def test_a_dump_comes_back_whole(server):
+    dump, to = str(server.folder / "quotas.dump"), ("--port", str(server.port), "--username=quotasite")
+    host = "--host=127.0.0.1"
+    run(server, "pg_dump", "--format=custom", "--no-owner", "--file", dump, server.url)
+    run(server, "createdb", host, *to, "restored")
+    run(server, "pg_restore", "--exit-on-error", "--no-owner", host, *to, "--dbname=restored", dump)
+    restored = f"{server.url.rpartition('/')[0]}/restored"
+    assert audit(restored).startswith(WHOLE)
+    assert manage("migrate", "--check", DATABASE_URL=restored).returncode == 0
+
+
+def test_a_copy_of_the_whole_server_starts_and_is_whole(server):
+    copy = server.folder / "copy"
+    run(
+        server,
+        "pg_basebackup",
+        "--pgdata",
+        str(copy),
+        "--checkpoint=fast",
+        "--no-sync",
+        "--dbname",
+        server.url,
+    )
+    server.stop()
+    original, server.data = server.data, copy
+    try:
+        server.start()
+        assert audit(server.url).startswith(WHOLE)
+    finally:
+        server.stop()
+        server.data = original
+        server.start()

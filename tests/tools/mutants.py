@@ -1,0 +1,396 @@
+"""Faults to be sown into the rules, the statements and the store, each with the tests that must notice.
+
+`old` occurs exactly once in its file. Where the tests need PostgreSQL, `postgres` says so.
+"""
+
+from typing import NamedTuple
+
+from hypothesis import Phase, settings
+
+# For the runs with a fault, which load this module as a plugin: the smallest example is not looked for.
+settings.register_profile("unshrunk", phases=[Phase.generate], database=None)
+
+
+class Mutant(NamedTuple):
+    name: str
+    path: str
+    old: str
+    new: str
+    killers: tuple[str, ...]  # test ids, from tests/ on
+    postgres: bool = False
+
+
+RULES, STORE = "quotas/rules", "quotas/store"
+PERIODS = f"{RULES}/periods.py"
+VALUES = f"{RULES}/values.py"
+VERBS = f"{RULES}/verbs.py"
+COMMIT = f"{STORE}/commit.py"
+LOOP = f"{STORE}/loop.py"
+SQL = f"{STORE}/sql.py"
+
+MUTANTS = [
+    Mutant(
+        "the very end still belongs to the period",
+        PERIODS,
+        "return now >= resets_at(plan, state)",
+        "return now > resets_at(plan, state)",
+        (
+            "rules/test_verbs.py::test_a_quota_is_full_again_from_the_very_end_of_its_period[after1-20]",
+            "rules/test_periods.py::test_a_quota_is_due_exactly_from_the_end_on",
+        ),
+    ),
+    Mutant(
+        "due by the plan as it is now",
+        VERBS,
+        "if not is_due(snapshot.rules, state, snapshot.now):",
+        "if not is_due(snapshot.plan, state, snapshot.now):",
+        (
+            "rules/test_periods.py::test_a_period_ends_by_the_rules_it_began_under",
+            "rules/test_plans.py::test_an_edited_plan_takes_effect_at_the_users_next_reset",
+        ),
+    ),
+    Mutant(
+        "a skipped midnight by the offset before it",
+        PERIODS,
+        "if late.astimezone(zone).replace(tzinfo=None) == wall.replace(tzinfo=None):",
+        "if late.astimezone(zone):",
+        (
+            "rules/test_periods.py::test_a_midnight_that_is_skipped_is_the_first_instant_after_it"
+            "[America/Toronto-1919-03-30 12:00-1919-03-31 04:30]",
+        ),
+    ),
+    Mutant(
+        "a clock that is set back over midnight begins the day twice",
+        PERIODS,
+        "for number in (near + 1, near, near - 1))",
+        "for number in (near, near - 1))",
+        (
+            "rules/test_periods.py::test_a_clock_that_is_set_back_over_midnight_begins_the_day_once"
+            "[America/St_Johns-2006-10-29 02:30-2006-10-29 02:31-2006-10-30 03:30]",
+        ),
+    ),
+    Mutant(
+        "a month is not clamped",
+        PERIODS,
+        "min(_local_day(plan, anchor).day, last)",
+        "min(_local_day(plan, anchor).day, 28)",
+        (
+            "rules/test_periods.py::test_a_month_from_the_31st_ends_on_the_last_day_of_each_and_is_never_chained",
+            "rules/test_periods.py::test_a_month_is_clamped_to_the_days_it_has[2028-01-31-following0]",
+        ),
+    ),
+    Mutant(
+        "a reset by staff begins a grid period early",
+        VERBS,
+        "last_reset_date=max(state.last_reset_date, begins_at)",
+        "last_reset_date=begins_at",
+        ("rules/test_plans.py::test_a_reset_by_staff_leaves_a_grid_period_that_a_change_of_plan_began",),
+    ),
+    Mutant(
+        "a period has its first refusal for good",
+        VERBS,
+        "period_seq=state.seq + 1,\n        refused_at=None,",
+        "period_seq=state.seq + 1,",
+        ("rules/test_verbs.py::test_a_new_period_may_have_a_first_refusal_of_its_own",),
+    ),
+    Mutant(
+        "time falls",
+        VALUES,
+        "return max(self.clock, self.state.updated_at) if self.state else self.clock",
+        "return self.clock",
+        ("rules/test_verbs.py::test_time_never_falls_as_the_ledger_grows",),
+    ),
+    Mutant(
+        "the last unit cannot be spent",
+        VERBS,
+        "if cost <= remaining:",
+        "if cost < remaining:",
+        ("rules/test_verbs.py::test_what_is_there_can_be_spent[1-1-0]",),
+    ),
+    Mutant(
+        "a refusal holds its key",
+        VERBS,
+        'unkeyed = replace(request, idempotency_key=None, fingerprint="")',
+        "unkeyed = request",
+        ("rules/test_verbs.py::test_a_refusal_holds_no_key",),
+    ),
+    Mutant(
+        "a key serves any request",
+        VERBS,
+        "if entry.fingerprint != request.fingerprint:",
+        "if entry is None:",
+        (
+            "rules/test_verbs.py::test_a_key_that_served_another_request_is_refused",
+            "rules/test_refunds.py::test_a_key_of_another_refund_is_refused",
+        ),
+    ),
+    Mutant(
+        "a tombstone answers",
+        VERBS,
+        "        return Deleted()\n",
+        "        pass\n",
+        ("rules/test_verbs.py::test_a_deleted_user_is_gone_for_every_verb",),
+    ),
+    Mutant(
+        "a refund lifts the balance above the allowance",
+        VERBS,
+        "delta=min(asked, room)",
+        "delta=asked",
+        ("rules/test_refunds.py::test_a_balance_is_never_lifted_above_the_allowance",),
+    ),
+    Mutant(
+        "a refund is worth more than its spend",
+        VERBS,
+        "    if asked > rest:\n",
+        "    if asked > spend.cost:\n",
+        ("rules/test_refunds.py::test_no_part_may_be_larger_than_the_rest",),
+    ),
+    Mutant(
+        "a refund into a later period",
+        VERBS,
+        "if spend.period_seq != change.state.period_seq:",
+        "if spend.period_seq > change.state.period_seq:",
+        (
+            "rules/test_refunds.py::test_a_spend_of_a_closed_period_is_worth_nothing[a day]",
+            "rules/test_refunds.py::test_a_refund_at_the_very_end_of_the_period_comes_too_late",
+        ),
+    ),
+    Mutant(
+        "periods told apart by their dates",
+        VERBS,
+        "if spend.period_seq != change.state.period_seq:",
+        "if spend.last_reset_date != change.state.last_reset_date:",
+        (
+            "rules/test_refunds.py::test_periods_are_told_apart_by_their_number_though_their_dates_are_the_same",
+        ),
+    ),
+    Mutant(
+        "prorate rounds up",
+        VERBS,
+        "* to_come // length",
+        "* to_come // length + 1",
+        (
+            "rules/test_plans.py::test_prorate_adds_the_difference_for_the_part_that_is_to_come[10-20-after10-10]",
+            "rules/test_plans.py::test_a_prorated_balance_is_exact_and_in_range",
+        ),
+    ),
+    Mutant(
+        "a negative balance",
+        VERBS,
+        "left = min(max(0, left), MAX_UNITS)",
+        "left = min(left, MAX_UNITS)",
+        ("rules/test_plans.py::test_keep_takes_what_was_used_from_the_new_allowance[20-3-10-0]",),
+    ),
+    Mutant(
+        "keep moves the anchor",
+        VERBS,
+        '"quota_limit": target.allowance,\n',
+        '"quota_limit": target.allowance,\n        "anchor_at": now,\n',
+        (
+            "rules/test_plans.py::test_the_period_goes_on[keep]",
+            "rules/test_plans.py::test_the_period_goes_on[prorate]",
+        ),
+    ),
+    Mutant(
+        "from unlimited a change keeps the period",
+        VERBS,
+        "if on_change == OnChange.RESET or state.quota_limit is None or target.allowance is None:",
+        "if on_change == OnChange.RESET or target.allowance is None:",
+        ("rules/test_plans.py::test_from_unlimited_every_way_is_a_reset[keep]",),
+    ),
+    Mutant(
+        "a store without its guard",
+        SQL,
+        "WHERE user_id = %s AND seq = %s\n",
+        "WHERE user_id = %s AND %s > 0\n",
+        (
+            "rules/test_model.py::test_a_spend_is_decided_anew_if_the_row_was_changed_since",
+            "store/test_races.py::test_64_threads_are_granted_exactly_50[full]",
+        ),
+        postgres=True,
+    ),
+    Mutant(
+        "two requests open one row",
+        SQL,
+        "ON CONFLICT (user_id) DO NOTHING RETURNING user_id",
+        "RETURNING user_id",
+        ("rules/test_model.py::test_a_row_that_was_opened_since_is_taken_as_it_is",),
+        postgres=True,
+    ),
+    Mutant(
+        "the second to open a row overwrites it",
+        SQL,
+        "ON CONFLICT (user_id) DO NOTHING RETURNING user_id",
+        "ON CONFLICT (user_id) DO UPDATE SET quota_remaining = excluded.quota_remaining "
+        "RETURNING challenge_quotas.user_id",
+        ("rules/test_model.py::test_a_row_that_was_opened_since_is_taken_as_it_is",),
+        postgres=True,
+    ),
+    Mutant(
+        "a clock that stands still in a transaction",
+        SQL,
+        '"postgresql": "clock_timestamp()"',
+        '"postgresql": "now()"',
+        ("rules/test_periods.py::test_the_databases_clock_goes_on_within_a_transaction",),
+        postgres=True,
+    ),
+    Mutant(
+        "the running period by the newest version",
+        SQL,
+        "v.plan_id = q.plan_id AND v.version = q.plan_version",
+        "v.plan_id = q.plan_id AND v.version = p.version",
+        (
+            "rules/test_plans.py::test_an_edited_plan_takes_effect_at_the_users_next_reset",
+            "rules/test_model.py::test_300_verbs_do_what_the_model_does",
+        ),
+    ),
+    Mutant(
+        "another user's spend",
+        SQL,
+        "ON c.user_id = u.user_id AND c.id = %s",
+        "ON c.id = %s",
+        ("rules/test_refunds.py::test_another_users_spend_is_not_found",),
+    ),
+    Mutant(
+        "what the allowance cut off can be asked for again",
+        SQL,
+        "COALESCE(SUM(r.cost), 0)",
+        "COALESCE(SUM(r.delta), 0)",
+        ("rules/test_refunds.py::test_what_the_allowance_cut_off_counts_as_asked_back",),
+    ),
+    Mutant(
+        "a tombstone keeps its e-mail",
+        SQL,
+        "IS NULL THEN email ELSE '' END",
+        "IS NULL THEN email ELSE email END",
+        ("rules/test_model.py::test_a_deletion_empties_the_email",),
+    ),
+    Mutant(
+        "a lost answer is taken for a lost race",
+        COMMIT,
+        "    return found > 0\n",
+        "    return False\n",
+        (
+            "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
+            "[kept statements-whole way-no key]",
+            "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
+            "[kept statements-fast lane-no key]",
+        ),
+        postgres=True,
+    ),
+    Mutant(
+        "a store that was held off is answered as done",
+        COMMIT,
+        "        return added > 0\n",
+        "        return added >= 0\n",
+        ("rules/test_model.py::test_a_spend_is_decided_anew_if_the_row_was_changed_since",),
+        postgres=True,
+    ),
+    Mutant(
+        "no lock after lost races",
+        COMMIT,
+        "with _locked(user_id) if locked else nullcontext():",
+        "with nullcontext():",
+        ("rules/test_model.py::test_after_some_lost_races_the_row_is_held_from_the_read_on",),
+        postgres=True,
+    ),
+    Mutant(
+        "a key is not looked up",
+        COMMIT,
+        "*([look.key] if keyed else [])",
+        "*([None] if keyed else [])",
+        (
+            "rules/test_refunds.py::test_a_key_gives_back_once",
+            "rules/test_plans.py::test_a_key_changes_the_plan_once",
+        ),
+    ),
+    Mutant(
+        "a key is not looked up by a read without rules",
+        COMMIT,
+        "[user_id] if key is None else [user_id, key]",
+        "[user_id] if key is None else [user_id, None]",
+        ("store/test_loop.py::test_a_key_spends_once_however_often_it_is_sent_at_once",),
+        postgres=True,
+    ),
+    Mutant(
+        "rules are remembered under any version",
+        COMMIT,
+        "_known_plans.get((state.plan, state.plan_version)) if state else plan",
+        "plan",
+        ("store/test_loop.py::test_a_period_goes_on_by_the_version_it_began_under",),
+        postgres=True,
+    ),
+    Mutant(
+        "a connection that died in the event loop is no reason to look again",
+        LOOP,
+        "is_cut_off=self.raw.closed",
+        "is_cut_off=False",
+        (
+            "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
+            "[kept statements-fast lane-no key]",
+        ),
+        postgres=True,
+    ),
+    Mutant(
+        "a connection is lent on with somebody else's answer on its way",
+        LOOP,
+        "if session.awaited:",
+        "if False:",
+        ("store/test_loop.py::test_who_gives_up_leaves_no_answer_to_the_next",),
+        postgres=True,
+    ),
+    Mutant(
+        "Clerk overrules staff",
+        VERBS,
+        "if is_followed or state.plan_source == PlanSource.STAFF:",
+        "if is_followed:",
+        ("webhooks/test_clerk_plans.py::test_what_staff_chose_is_not_moved_by_clerk",),
+    ),
+    Mutant(
+        "a word on the plan that he has resets",
+        VERBS,
+        "        return _unchanged(snapshot, state)  # not even reset: nobody asked for it",
+        "        return _settled(snapshot, request)",
+        (
+            "webhooks/test_clerk_plans.py::test_a_word_on_the_plan_that_he_has_already_resets_no_quota_that_is_due",
+        ),
+    ),
+    Mutant(
+        "the metadata before the billing",
+        SQL,
+        "ORDER BY a.source = 'metadata', a.updated_at DESC",
+        "ORDER BY a.source = 'billing', a.updated_at DESC",
+        (
+            "webhooks/test_clerk_plans.py::test_the_highest_word_counts_in_any_order[billing metadata staff]",
+            "webhooks/test_clerk_plans.py::test_the_highest_word_counts_in_any_order[metadata billing staff]",
+        ),
+    ),
+    Mutant(
+        "the word that comes last counts",
+        SQL,
+        "WHERE plan_assignments.updated_at < excluded.updated_at\n",
+        "WHERE TRUE\n",
+        (
+            "webhooks/test_clerk_plans.py::test_a_late_word_is_not_noted_and_changes_nothing",
+            "webhooks/test_clerk_plans.py::test_items_that_all_ended_leave_the_default_plan_in_any_order"
+            "[ended A, active A, ended B, active B]",
+        ),
+    ),
+    Mutant(
+        "at one instant the beginning counts like the end",
+        SQL,
+        "plan_assignments.plan <> '' OR excluded.plan = '')",
+        "plan_assignments.plan <> '' OR TRUE)",
+        ("webhooks/test_clerk_plans.py::test_of_two_words_of_one_instant_the_end_counts[order1]",),
+    ),
+    Mutant(
+        "staff give the choice back without the row's lock",
+        COMMIT,
+        'locked = look.also == "clerk" or attempt >=',
+        "locked = attempt >=",
+        (
+            "webhooks/test_clerk_plans.py::test_a_word_that_comes_while_staff_give_the_choice_back_is_waited_for",
+        ),
+        postgres=True,
+    ),
+]

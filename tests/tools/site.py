@@ -1,0 +1,110 @@
+"""The site as it is deployed: the Procfile's `web:` line, in processes of its own."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from django.db import connection
+
+from tests import ROOT
+from tests.tools import keys
+from tests.tools.postgres import free_port
+
+# A token, a key, a webhook's secret, the password of a database.
+SECRET = re.compile(rb"eyJ[\w-]{8,}|qs_[0-9a-f]{8}_|whsec_\w|://(?!USER:PASSWORD)[^\s/\"]+@")
+
+
+@contextmanager
+def served(
+    database_url: str, *, workers: int = 3, port: int | None = None, **environment: str
+) -> Iterator[int]:
+    """Serve until the block ends; give the port on 127.0.0.1, a free one if none is asked for."""
+    with running(database_url, workers=workers, port=port, **environment) as (port, _):
+        yield port
+
+
+@contextmanager
+def running(
+    database_url: str,
+    *,
+    workers: int = 3,
+    port: int | None = None,
+    line: str = "",
+    log: Path | None = None,
+    **environment: str,
+) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
+    """The same with the master's process, which the block may end; `line` stands for the Procfile's.
+
+    What the site says is kept in `log`, if that is given, and must never hold a secret.
+    """
+    port = port or free_port()
+    line = line or web_line()
+    with TemporaryDirectory() as scratch, (log or Path(scratch) / "log").open("w+b") as said:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", "exec " + line],
+            cwd=ROOT,
+            env={
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "TMPDIR": scratch,
+                "DATABASE_URL": database_url,
+                "PORT": str(port),
+                "WEB_CONCURRENCY": str(workers),
+                "ALLOWED_HOSTS": "127.0.0.1",
+                "CLERK_JWT_KEY": keys.public_pem,
+                "CLERK_ISSUER": keys.ISSUER,
+                "CLERK_AUTHORIZED_PARTIES": keys.PARTY,
+                **environment,
+            },
+            stdout=said,
+            stderr=said,
+        )
+        try:
+            _wait_until_alive(port, process)
+            yield port, process
+        finally:
+            process.terminate()
+            process.wait(30)
+        said.seek(0)
+        assert not [line for line in said if SECRET.search(line)]
+
+
+def web_line() -> str:
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    return next(line.removeprefix("web:").strip() for line in lines if line.startswith("web:"))
+
+
+def url_of_the_test_database() -> str:
+    """Return what a process of its own needs to see the data of the running test."""
+    told = connection.settings_dict
+    return f"postgres://{told['USER']}:{told['PASSWORD']}@{told['HOST']}:{told['PORT']}/{told['NAME']}"
+
+
+def ask(client: HTTPConnection, method: str, path: str, user_id: str, body: bytes | None = None) -> int:
+    """Send one request of a signed-in user, and return its status; the connection is kept."""
+    headers = {"Authorization": f"Bearer {keys.mint(sub=user_id)}", "Content-Type": "application/json"}
+    client.request(method, path, body, headers)
+    response = client.getresponse()
+    response.read()
+    return response.status
+
+
+def _wait_until_alive(port: int, process: "subprocess.Popen[bytes]") -> None:
+    for _ in range(600):
+        client = HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            client.request("GET", "/healthz")
+            if client.getresponse().status == 200:
+                return
+        except OSError:
+            assert process.poll() is None, "the server ended at once"
+            time.sleep(0.05)
+        finally:
+            client.close()
+    raise AssertionError("the server did not come up within 30 s")

@@ -7,7 +7,7 @@ end, in Clerk and here, and only what differs in the same way then is told.
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
@@ -41,6 +41,18 @@ class Drift(NamedTuple):
     here: str | None  # "live", "closed", the e-mail or the plan; None is no row
     clerk: str | None
 
+    def __str__(self) -> str:
+        both = self.kind in ("email", "plan")
+        values = f": {_shown(self.here)} here, {_shown(self.clerk)} in Clerk" if both else ""
+        return f"{self.user_id}: {self.kind}: {KINDS[self.kind]}{values}"
+
+    @property
+    def without_email(self) -> "Drift":
+        """An e-mail is personal: show no more of it than whether there is one."""
+        if self.kind != "email":
+            return self
+        return self._replace(here=self.here and "hidden", clerk=self.clerk and "hidden")
+
 
 @dataclass(slots=True)
 class Comparison:
@@ -51,6 +63,21 @@ class Comparison:
     users: int = 0  # in Clerk
     odd: int = 0  # of them, those without an id: they can have no row
     rows: int = 0  # here, but for tombstones
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def figures(self) -> dict[str, int]:
+        seen = {"users": self.users, "odd": self.odd, "rows": self.rows}
+        return {**seen, "drifts": self.total, **self.counts}
+
+    @property
+    def summary(self) -> str:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in self.counts.items())
+        return f"{self.users} users in Clerk, {self.rows} live quotas here, {self.total} drifts ({kinds})"
 
     def drifts(self) -> Iterator[Drift]:
         """Yield what differs, kind by kind, each in the order of the ids. Raises as `walk_users` does."""
@@ -59,7 +86,9 @@ class Comparison:
             self._walk_clerk(scratch)
             self._walk_rows(scratch)
             for kind in KINDS:
-                yield from self._still_there(kind, scratch)
+                for drift in self._still_there(kind, scratch):
+                    self.counts[kind] += 1
+                    yield drift
 
     def _walk_clerk(self, scratch: sqlite3.Connection) -> None:
         for page in walk_users(on_wait=self.on_wait):
@@ -86,6 +115,10 @@ class Comparison:
         while chunk := [user_id for (user_id,) in suspects.fetchmany(CHUNK)]:
             users, _ = _read(find_users(chunk, on_wait=self.on_wait))
             yield from (drift for drift in _differences(chunk, users) if drift.kind == kind)
+
+
+def _shown(value: str | None) -> str:
+    return repr(value) if value else "none"
 
 
 def _read(page: list[dict[str, object]]) -> tuple[dict[str, ClerkUser], int]:

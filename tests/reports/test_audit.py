@@ -20,6 +20,7 @@ from quotas.reports import audit
 from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import OnChange
 from tests.conftest import STAFF, USER
+from tests.tools.waiting import wait_until
 
 pytestmark = pytest.mark.django_db
 quotas = ChallengeQuota.objects
@@ -365,4 +366,4 @@ def test_what_is_counted_is_what_is_audited(make_quota: Callable[..., ChallengeQ
             counted = audit.census()
             assert list(audit.faults()) == []
             assert audit.census() == counted
-        assert audit.census().entries > counted.entries
+        wait_until(lambda: audit.census().entries > counted.entries)

@@ -56,7 +56,7 @@ def order(asked: list[object]) -> int:
 def started() -> "subprocess.Popen[str]":
     """The process that forks; it ends with ours."""
     forker = subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, "-m", "tests.tools.forked"],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"]},
         stdin=subprocess.PIPE,

@@ -18,6 +18,7 @@ from tests import ROOT
 from tests.__main__ import is_passed
 from tests.tools.forked import manage
 from tests.tools.postgres import WHEEL, Server, is_of
+from tests.tools.waiting import wait_until
 from tests.tools.wire import Wire
 
 pytestmark = pytest.mark.once
@@ -53,13 +54,6 @@ def notes(server: Server, text: str) -> int:
         row = connection.execute("SELECT count(*) FROM note WHERE text = %s", [text]).fetchone()
         assert row is not None
         return int(str(row[0]))
-
-
-def wait_until(is_so: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("end", [Server.stop, Server.kill], ids=["stop", "kill"])

@@ -28,7 +28,7 @@ from tests.tools.site import url_of_the_test_database
 
 pytestmark = pytest.mark.django_db
 NONE_ELSE = "already there 0, tombstoned 0, odd 0\n"
-COMMAND = "webhooks.management.commands.backfill_quotas"
+BACKFILL = "webhooks.backfill"
 
 
 class Run(NamedTuple):
@@ -54,7 +54,7 @@ def quotas() -> set[str]:
 @pytest.fixture
 def clerk(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClerkAPI]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(f"{COMMAND}.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(f"{BACKFILL}.time.sleep", lambda seconds: None)
     with ClerkAPI() as api:
         settings.CLERK_API_URL, settings.CLERK_SECRET_KEY = api.url, api.key
         yield api
@@ -238,7 +238,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(clerk: ClerkAPI, monkeypatch: pytest.
 def test_without_a_terminal_the_place_is_told_every_10000_users(
     clerk: ClerkAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{COMMAND}.MARK", 600)
+    monkeypatch.setattr(f"{BACKFILL}.USERS_PER_REPORT", 600)
     clerk.users = make_users(1_300)
     assert backfill().err.splitlines() == [
         "1000 users so far; if this run ends early, go on with --after user_001000",
@@ -323,7 +323,7 @@ def test_a_refusal_that_is_not_about_the_cursor_ends_the_run(clerk: ClerkAPI) ->
 
 
 def test_many_odd_users_are_told_up_to_a_bound(clerk: ClerkAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{COMMAND}.ODD_LINES", 2)
+    monkeypatch.setattr(f"{BACKFILL}.MAX_UNUSABLE_LISTED", 2)
     clerk.users = [make_user(number, id=f"user {number}") for number in range(1, 6)]
     lines = backfill().err.splitlines()
     assert [line[:17] for line in lines] == ["odd user 'user 1'", "odd user 'user 2'", "and 3 more odd us"]

@@ -61,7 +61,7 @@ def is_closed(user_id: str) -> None:
 @pytest.fixture
 def clerk(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClerkAPI]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(f"{COMMAND}.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("webhooks.backfill.time.sleep", lambda seconds: None)
     with ClerkAPI(make_users(3)) as api:
         settings.CLERK_API_URL, settings.CLERK_SECRET_KEY = api.url, api.key
         yield api

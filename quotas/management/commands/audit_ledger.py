@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import InterfaceError, OperationalError
 
+from quotas.management.failures import explain_database_errors
 from quotas.reports import audit
 
 
@@ -25,14 +25,11 @@ class Command(BaseCommand):
     def handle(self, *, user: str | None, as_json: bool, **options: Any) -> None:
         begun = time.monotonic()
         count = 0
-        try:
-            with audit.snapshot():
-                users, entries = audit.census(user)
-                for fault in audit.faults(user):
-                    count += 1
-                    self.tell(str(fault), fault._asdict(), as_json=as_json)
-        except (OperationalError, InterfaceError) as error:
-            raise CommandError(f"The database (DATABASE_URL) cannot be used: {error}".strip()) from error
+        with explain_database_errors(), audit.snapshot():
+            users, entries = audit.census(user)
+            for fault in audit.faults(user):
+                count += 1
+                self.tell(str(fault), fault._asdict(), as_json=as_json)
         seconds = time.monotonic() - begun
         summary = f"{users} users, {entries} entries, {count} faults, in {seconds:.1f} s"
         told = {"users": users, "entries": entries, "faults": count, "seconds": round(seconds, 3)}

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import InterfaceError, OperationalError
 
+from quotas.management.failures import explain_database_errors
 from quotas.models import ServiceKey
 
 
@@ -23,9 +23,7 @@ class Command(BaseCommand):
         if days is not None and not 1 <= days <= 3_660:
             raise CommandError("--days must be from 1 to 3660.")
         expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
-        try:
+        with explain_database_errors():
             key, text = ServiceKey.make(name, set(scopes), expires_at)
-        except (OperationalError, InterfaceError) as error:
-            raise CommandError(f"The database (DATABASE_URL) cannot be used: {error}".strip()) from error
         self.stderr.write(f"{key}: {', '.join(key.scopes)}. Keep it now, it is not shown again:")
         self.stdout.write(text)

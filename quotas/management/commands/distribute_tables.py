@@ -3,8 +3,9 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
+from django.db import DatabaseError, connection, transaction
 
+from quotas.management.failures import explain_database_errors
 from quotas.operations import citus
 
 
@@ -23,21 +24,23 @@ class Command(BaseCommand):
         if connection.vendor != "postgresql":
             raise CommandError("Citus is an extension of PostgreSQL, and DATABASE_URL names a SQLite file.")
         try:
-            statements = citus.distribution(citus.read_schema())
-            has_citus = citus.has_extension()
-            if dry_run:
-                self.show(statements, has_citus=has_citus)
-            elif not has_citus:
-                raise CommandError(
-                    "This PostgreSQL has no extension citus, so nothing was changed. On the coordinator of a "
-                    "cluster, CREATE EXTENSION citus makes it; --dry-run shows what would be done then."
-                )
-            else:
-                self.carry_out(statements)
+            with explain_database_errors():
+                self.distribute(dry_run=dry_run)
         except citus.CannotDistribute as error:
             raise CommandError(f"{error} Nothing was changed.") from error
-        except (OperationalError, InterfaceError) as error:
-            raise CommandError(f"The database (DATABASE_URL) cannot be used: {error}".strip()) from error
+
+    def distribute(self, *, dry_run: bool) -> None:
+        statements = citus.distribution(citus.read_schema())
+        has_citus = citus.has_extension()
+        if dry_run:
+            self.show(statements, has_citus=has_citus)
+        elif not has_citus:
+            raise CommandError(
+                "This PostgreSQL has no extension citus, so nothing was changed. On the coordinator of a "
+                "cluster, CREATE EXTENSION citus makes it; --dry-run shows what would be done then."
+            )
+        else:
+            self.carry_out(statements)
 
     def show(self, statements: list[str], *, has_citus: bool) -> None:
         if not has_citus:

@@ -1,23 +1,17 @@
 """Remove the history that nobody needs any more."""
 
-from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import InterfaceError, OperationalError
 from tqdm import tqdm
 
+from quotas.management.arguments import positive
+from quotas.management.failures import explain_database_errors, explain_interrupt
 from quotas.models import ChallengeQuota
 from quotas.reports.prune import Step, TooYoung, prune
 
 BATCH = 5_000  # entries a transaction
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError("give a whole number from 1")
-    return int(text)
 
 
 class Command(BaseCommand):
@@ -36,15 +30,14 @@ class Command(BaseCommand):
     def handle(self, *, older_than: int, dry_run: bool, batch: int, **options: Any) -> None:
         self.users = self.entries = 0
         try:
-            self.follow(prune(older_than, batch=batch, dry_run=dry_run))
+            with explain_interrupt(lambda: self.stays(dry_run=dry_run)), explain_database_errors():
+                self.follow(prune(older_than, batch=batch, dry_run=dry_run))
         except TooYoung as error:
             raise CommandError(str(error)) from error
-        except KeyboardInterrupt:
-            stays = f"Interrupted: {self.summary(dry_run=dry_run)}. Run it again for the rest."
-            raise CommandError(stays, returncode=130) from None
-        except (OperationalError, InterfaceError) as error:
-            raise CommandError(f"The database (DATABASE_URL) cannot be used: {error}".strip()) from error
         self.stdout.write(self.summary(dry_run=dry_run))
+
+    def stays(self, *, dry_run: bool) -> str:
+        return f": {self.summary(dry_run=dry_run)}. Run it again for the rest."
 
     def follow(self, steps: Iterator[Step]) -> None:
         with tqdm(unit=" users", disable=None) as bar:  # None: shown on a terminal only

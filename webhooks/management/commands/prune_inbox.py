@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import InterfaceError, OperationalError
 
-from quotas.management.commands.prune_ledger import positive
+from quotas.management.arguments import positive
+from quotas.management.failures import explain_database_errors
 from webhooks.models import WebhookEvent
 
 LEAST_AGE = 7  # days; Clerk sends an event again for little more than one
@@ -29,16 +29,16 @@ class Command(BaseCommand):
         removed = 0
         try:
             cut = datetime.now(UTC) - timedelta(days=older_than)
-            old = WebhookEvent.objects.filter(handled_at__lt=cut)
-            if dry_run:
-                removed = old.count()
-            while not dry_run and (
-                batch := list(old.order_by("handled_at").values_list("pk", flat=True)[:BATCH])
-            ):
-                removed += WebhookEvent.objects.filter(pk__in=batch).delete()[0]
         except OverflowError:
             raise CommandError("There is no time that long ago.") from None
-        except (OperationalError, InterfaceError) as error:
-            raise CommandError(f"The database (DATABASE_URL) cannot be used: {error}".strip()) from error
+        old = WebhookEvent.objects.filter(handled_at__lt=cut)
+        try:
+            with explain_database_errors():
+                if dry_run:
+                    removed = old.count()
+                while not dry_run and (
+                    batch := list(old.order_by("handled_at").values_list("pk", flat=True)[:BATCH])
+                ):
+                    removed += WebhookEvent.objects.filter(pk__in=batch).delete()[0]
         finally:
             self.stdout.write(f"{'would remove' if dry_run else 'removed'} {removed} deliveries")

@@ -1,21 +1,19 @@
 """Tell where Clerk's users and the quotas have drifted apart: deliveries that never came, rows of nobody."""
 
 import json
-import signal
 import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import InterfaceError, OperationalError
 from tqdm import tqdm
 
+from quotas.management.failures import explain_database_errors, explain_interrupt
+from webhooks.backfill import report_and_wait
 from webhooks.clerk.backend_api import ClerkError, count_users
 from webhooks.clerk.payloads import NotConfigured
-from webhooks.drift import KINDS, Comparison, Drift
-from webhooks.management.commands.backfill_quotas import tell_and_wait
+from webhooks.drift import Comparison
 
-LINES = 100  # of a kind; the others are counted, and told with --json
-UNFINISHED = 2  # exit code
+LINES, UNFINISHED = 100, 2  # shown of a kind without --json; the exit code
 
 
 class Command(BaseCommand):
@@ -26,77 +24,37 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--json",
-            action="store_true",
-            dest="as_json",
-            help="write every drift as a JSON object on a line of its own, and the summary as the last",
-        )
+        parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object a line")
         parser.add_argument("--show-emails", action="store_true", help="tell the e-mails that differ")
 
     def handle(self, *, as_json: bool, show_emails: bool, **options: Any) -> None:
         begun = time.monotonic()
-        counts = dict.fromkeys(KINDS, 0)
-        terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         try:
-            with tqdm(unit=" users", disable=None, leave=False) as bar:  # None: shown on a terminal only
-                if not bar.disable:
-                    bar.total = count_users(on_wait=tell_and_wait)
-                comparison = Comparison(on_page=bar.update, on_wait=tell_and_wait)
-                for drift in comparison.drifts():
-                    counts[drift.kind] += 1
-                    if as_json or counts[drift.kind] <= LINES:
-                        bar.clear()
-                        self.tell(drift if show_emails else _discreet(drift), as_json=as_json)
-        except KeyboardInterrupt:
-            raise CommandError("Interrupted: the report is not whole.", returncode=UNFINISHED) from None
+            found = self.compare(as_json=as_json, show_emails=show_emails)
         except (ClerkError, NotConfigured) as error:
             raise CommandError(str(error), returncode=UNFINISHED) from error
-        except (OperationalError, InterfaceError) as error:
-            fault = f"The database (DATABASE_URL) cannot be used: {error}".strip()
-            raise CommandError(fault, returncode=UNFINISHED) from error
-        finally:
-            signal.signal(signal.SIGTERM, terminated)
-        self.sum_up(comparison, counts, time.monotonic() - begun, as_json=as_json)
-
-    def tell(self, drift: Drift, *, as_json: bool) -> None:
+        seconds = time.monotonic() - begun
         if as_json:
-            self.stdout.write(json.dumps(drift._asdict()))
-            return
-        both = drift.kind in ("email", "plan")
-        values = f": {_shown(drift.here)} here, {_shown(drift.clerk)} in Clerk" if both else ""
-        self.stdout.write(f"{drift.user_id}: {drift.kind}: {KINDS[drift.kind]}{values}")
-
-    def sum_up(
-        self, comparison: Comparison, counts: dict[str, int], seconds: float, *, as_json: bool
-    ) -> None:
-        """Tell the figures, and exit with 1 if anything has drifted."""
-        drifts = sum(counts.values())
-        kinds = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-        summary = (
-            f"{comparison.users} users in Clerk, {comparison.rows} live quotas here, {drifts} drifts "
-            f"({kinds}), in {seconds:.1f} s"
-        )
-        if as_json:
-            figures = {"users": comparison.users, "odd": comparison.odd, "rows": comparison.rows}
-            rest = {"drifts": drifts, **counts, "seconds": round(seconds, 3)}
-            self.stdout.write(json.dumps(figures | rest))
-        else:
-            for kind, count in counts.items():
-                if count > LINES:
-                    self.stdout.write(f"and {count - LINES} more: {kind}")
-        if drifts:
+            self.stdout.write(json.dumps({**found.figures, "seconds": round(seconds, 3)}))
+        for kind in () if as_json else found.counts:
+            if (more := found.counts[kind] - LINES) > 0:
+                self.stdout.write(f"and {more} more: {kind}")
+        summary = f"{found.summary}, in {seconds:.1f} s"
+        if found.total:
             raise CommandError(summary)
         if not as_json:
             self.stdout.write(summary)
 
-
-def _discreet(drift: Drift) -> Drift:
-    """An e-mail is personal: tell no more of it than whether there is one."""
-    if drift.kind != "email":
-        return drift
-    return drift._replace(here=drift.here and "hidden", clerk=drift.clerk and "hidden")
-
-
-def _shown(value: str | None) -> str:
-    return repr(value) if value else "none"
+    @explain_interrupt(lambda: ": the report is not whole.", returncode=UNFINISHED)
+    @explain_database_errors(returncode=UNFINISHED)
+    def compare(self, *, as_json: bool, show_emails: bool) -> Comparison:
+        with tqdm(unit=" users", disable=None, leave=False) as bar:  # None: shown on a terminal only
+            if not bar.disable:
+                bar.total = count_users(on_wait=report_and_wait)
+            comparison = Comparison(on_page=bar.update, on_wait=report_and_wait)
+            for drift in comparison.drifts():
+                if as_json or comparison.counts[drift.kind] <= LINES:
+                    bar.clear()
+                    shown = drift if show_emails else drift.without_email
+                    self.stdout.write(json.dumps(shown._asdict()) if as_json else str(shown))
+        return comparison

@@ -1,0 +1,31 @@
+"""How a command ends when the database is lost, or when it is stopped: one wording for all commands."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from django.core.management.base import CommandError
+from django.db import InterfaceError, OperationalError
+
+
+@contextmanager
+def explain_database_errors(*, then: Callable[[], str] = str, returncode: int = 1) -> Iterator[None]:
+    """Turn a lost database into a CommandError that names the variable; `then` says what to do next."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        advice = f"\nThen {rest}" if (rest := then()) else ""
+        fault = f"The database (DATABASE_URL) cannot be used: {str(error).strip()}{advice}"
+        raise CommandError(fault, returncode=returncode) from error
+
+
+@contextmanager
+def explain_interrupt(explanation: Callable[[], str], *, returncode: int = 130) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into a CommandError that says what is done and what is left."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise CommandError(f"Interrupted{explanation()}", returncode=returncode) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,199 @@
+"""The quotas of users who signed up before the webhook existed, or whose deliveries failed."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from django.db import reset_queries
+from tqdm import tqdm
+
+from quotas.models import ChallengeQuota, PlanAssignment
+from quotas.rules.outcomes import Deleted
+from quotas.rules.values import Actor
+from quotas.store.manager import Opened
+from webhooks.clerk.backend_api import count_users, find_users, last_id, walk_users
+from webhooks.clerk.payloads import ClerkUser, OddUser, read_user, signed_up_at
+from webhooks.drift import known_words, plan_news
+
+ACTOR = Actor(kind="command", id="backfill_quotas")
+USERS_PER_BATCH = 500  # in a transaction
+USERS_PER_REPORT = 10_000  # between the progress lines of a run without a terminal
+MAX_UNUSABLE_LISTED = 1_000  # at the end; the others are counted
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+class CannotBegin(Exception):
+    """There is no user to continue after, or no file of ids; the text names the option and the fix."""
+
+
+class Batch(NamedTuple):
+    """Users who are stored together: each once, ordered by id so that two runs cannot deadlock."""
+
+    users: list[ClerkUser]
+    size: int  # of the page that they came in, with unusable and repeated users
+    last: str = ""  # the id after which the next page begins
+
+
+@dataclass(slots=True)
+class Backfill:
+    """One run, and what became of the users so far. `report` takes each line for the operator."""
+
+    dry_run: bool
+    report: Callable[[str], object]
+    made: int = 0
+    present: int = 0
+    tombstoned: int = 0
+    unusable: int = 0
+    unusable_lines: list[str] = field(default_factory=list)
+    plans: int = 0  # named by Clerk's metadata, and new here
+    bad_lines: int = 0  # of a file of ids
+    last: str = ""  # every user up to this id is done
+
+    def from_clerk(self, after: str, since: datetime | None) -> None:
+        """Give a quota to every user of Clerk's. Raises as `walk_users` does, and CannotBegin."""
+        if after:
+            after, since = self._starting_point(after, since)
+        self.last = after
+
+        def total() -> int:  # Clerk counts the user after whom the run begins, too
+            return count_users(since=since, on_wait=report_and_wait) - bool(after)
+
+        self._store(self._batches_of_clerk(after, since), total)
+
+    def from_ids(self, name: str) -> None:
+        """Give a quota to each id in the file (`-` is standard input). Raises CannotBegin."""
+        users = self._read_ids(_lines_of(name))
+        self._store(_in_batches(users), lambda: len(users))
+
+    def report_unusable(self) -> None:
+        for line in self.unusable_lines:
+            self.report(line)
+        if self.unusable > MAX_UNUSABLE_LISTED:
+            self.report(f"and {self.unusable - MAX_UNUSABLE_LISTED} more odd users")
+
+    @property
+    def summary(self) -> str:
+        seen = self.made + self.present + self.tombstoned + self.unusable
+        made = "would make" if self.dry_run else "made"
+        plans = f", plans {self.plans}" if self.plans else ""
+        return (
+            f"seen {seen}, {made} {self.made}, already there {self.present}, "
+            f"tombstoned {self.tombstoned}, odd {self.unusable}{plans}"
+        )
+
+    @property
+    def rest(self) -> str:
+        """What to do after a run that ended early."""
+        return f"go on with --after {self.last}" if self.last else "run it again for the rest"
+
+    def _starting_point(self, after: str, since: datetime | None) -> tuple[str, datetime | None]:
+        """Return the user to begin after, and when they signed up: they may be deleted during the run."""
+        if found := find_users([after], on_wait=report_and_wait):
+            instants = [at for at in (signed_up_at(found[0]), since) if at]
+            return after, max(instants, default=None)
+        if since is None:
+            raise CannotBegin(
+                f"--after {after}: Clerk has no such user, or no longer. Give --since instead, with a day "
+                "on which he had not signed up yet, or neither: who has a quota keeps it as it is."
+            )
+        self.report(f"--after {after}: Clerk has no such user, or no longer: beginning with --since.")
+        return "", since
+
+    def _batches_of_clerk(self, after: str, since: datetime | None) -> Iterator[Batch]:
+        for page in walk_users(after=after, since=since, on_wait=report_and_wait):
+            users = []
+            for data in page:
+                try:
+                    users.append(read_user(data))
+                except OddUser as error:
+                    self._add_unusable(f"odd user {data.get('id')!r:.60}: {error}")
+            yield Batch(_merged(users), len(page), last_id(page))
+
+    def _read_ids(self, lines: Iterable[str]) -> list[ClerkUser]:
+        """Return the users of the lines; report and count each line that holds no user id."""
+        users = []
+        for number, line in enumerate(lines, start=1):
+            user_id = line.strip()
+            if not user_id or user_id.startswith("#"):
+                continue
+            try:
+                users.append(read_user({"id": user_id}))
+            except OddUser as error:
+                self.bad_lines += 1
+                self.report(f"line {number}: {user_id!r:.60}: {error}")
+        return _merged(users)
+
+    def _store(self, batches: Iterable[Batch], total: Callable[[], int]) -> None:
+        """Store one batch after another: its rows in one transaction, then each plan in one."""
+        with tqdm(unit=" users", disable=None) as bar:  # None: shown on a terminal only
+            if not bar.disable:
+                bar.total = total()
+            done = 0
+            for batch in batches:
+                self._add_opened(self._open_rows(batch.users))
+                self.plans += self._note_plans(batch.users)
+                self.last = batch.last or self.last
+                reset_queries()  # with DEBUG Django keeps the text of every statement
+                done += batch.size
+                bar.update(batch.size)
+                if bar.disable and done // USERS_PER_REPORT > (done - batch.size) // USERS_PER_REPORT:
+                    self.report(f"{done} users so far; if this run ends early, {self.rest}")
+
+    def _open_rows(self, users: list[ClerkUser]) -> Opened:
+        if self.dry_run:
+            return ChallengeQuota.objects.census(user.user_id for user in users)
+        rows = ((user.user_id, user.email, user.updated_at) for user in users)
+        return ChallengeQuota.objects.open_many(rows, actor=ACTOR)
+
+    def _note_plans(self, users: list[ClerkUser]) -> int:
+        """Note each plan that their metadata name and that is new here; return how many there were."""
+        known = known_words(users)
+        newer = ((user.user_id, plan_news(user, known.get(user.user_id))) for user in users)
+        return sum(self.dry_run or _note_plan(user_id, *plan) for user_id, plan in newer if plan)
+
+    def _add_opened(self, opened: Opened) -> None:
+        self.made += opened.made
+        self.present += opened.present
+        self.tombstoned += opened.tombstoned
+
+    def _add_unusable(self, line: str) -> None:
+        self.unusable += 1
+        if self.unusable <= MAX_UNUSABLE_LISTED:
+            self.unusable_lines.append(line)
+
+
+def report_and_wait(seconds: float) -> None:
+    tqdm.write(f"Clerk is busy or away: asking again in {seconds:.0f} s.", file=sys.stderr)
+    time.sleep(seconds)
+
+
+def _lines_of(name: str) -> list[str]:
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise CannotBegin(f"--ids {name}: {error.strerror}.") from error
+    return content.decode("utf-8-sig", errors="backslashreplace").split("\n")
+
+
+def _merged(users: Iterable[ClerkUser]) -> list[ClerkUser]:
+    """The latest version of each user, ordered by id."""
+    in_time = sorted(users, key=lambda user: user.updated_at or LONG_AGO)
+    return sorted({user.user_id: user for user in in_time}.values(), key=lambda user: user.user_id)
+
+
+def _in_batches(users: list[ClerkUser]) -> Iterator[Batch]:
+    for start in range(0, len(users), USERS_PER_BATCH):
+        batch = users[start : start + USERS_PER_BATCH]
+        yield Batch(batch, len(batch))
+
+
+def _note_plan(user_id: str, plan: str, updated_at: datetime) -> bool:
+    source = PlanAssignment.Source.METADATA
+    try:
+        return ChallengeQuota.objects.assign_plan(user_id, source, plan, updated_at=updated_at, actor=ACTOR)
+    except Deleted:
+        return False

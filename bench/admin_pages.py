@@ -128,7 +128,7 @@ def play() -> None:
         plan = Plans.objects.filter(name=name).first() or Plans(name=name)
         plan.allowance, plan.period_seconds = allowance, days * 86_400
         plan.save()
-    plans = [plan.rules for plan in Plans.objects.all()]
+    plans = [plan.value for plan in Plans.objects.all()]
     shares = [PLANS[plan.name][2] for plan in plans]
     chance = random.Random(20)
     lives = [
@@ -229,7 +229,7 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "ledger", ledger
     yield "ledger, page 200", f"{ledger}?p=200"
     yield "ledger, search for a user", f"{ledger}?q={busy.pk}"
-    for kind in values.Kind:
+    for kind in values.EntryKind:
         yield f"ledger, {kind}", f"{ledger}?kind__exact={kind}"
     yield "plans", "/admin/quotas/plan/"
     yield "a plan", "/admin/quotas/plan/free/change/"

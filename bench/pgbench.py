@@ -21,16 +21,16 @@ PICK = f"\\set number random(0, {len(SPENDERS) - 1})\n"
 # entry have the same ones.
 FOUND = (
     "clock",
-    *(f"plan_{name}" for name in sql.PLAN[:2]),
-    *(f"state_{name}" for name in sql.STATE),
-    *(f"entry_{name}" for name in sql.ENTRY),
+    *(f"plan_{name}" for name in sql.PLAN_COLUMNS[:2]),
+    *(f"state_{name}" for name in sql.STATE_COLUMNS),
+    *(f"entry_{name}" for name in sql.ENTRY_COLUMNS),
 )
 # An id in the order of time, as the application makes it.
 ENTRY_ID = (
     "(lpad(to_hex((extract(epoch FROM :clock::timestamptz) * 1000000)::bigint), 16, '0')"
     " || lpad(to_hex(:client_id::bigint * 100000000 + :count::bigint), 16, '0'))::uuid"
 )
-STATE = {name: f":state_{name}" for name in sql.STATE} | {
+STATE = {name: f":state_{name}" for name in sql.STATE_COLUMNS} | {
     "quota_remaining": ":state_quota_remaining::bigint - 1",
     "refused_at": "NULL",
     "seq": ":state_seq::bigint + 1",
@@ -75,15 +75,15 @@ def program() -> str | None:
 
 def read() -> str:
     """The script of a GET: the snapshot."""
-    return PICK + filled(sql.snapshot("postgresql", keyed=False, lean=True), [USER]) + ";\n"
+    return PICK + filled(sql.snapshot_query("postgresql", keyed=False, lean=True), [USER]) + ";\n"
 
 
 def spend() -> str:
     """The script of a consume with a key: the snapshot, and the store that it leads to."""
-    guarded = [*(STATE[name] for name in sql.MOVING), "NULL", ":state_user_id", ":state_seq"]
-    swap = filled(sql.swap(1), [*guarded, *(f"({ENTRY[name]})" for name in sql.ENTRY)])
+    guarded = [*(STATE[name] for name in sql.MUTABLE_COLUMNS), "NULL", ":state_user_id", ":state_seq"]
+    swap = filled(sql.compare_and_swap(1), [*guarded, *(f"({ENTRY[name]})" for name in sql.ENTRY_COLUMNS)])
     key = ENTRY["idempotency_key"]
-    snapshot = filled(sql.snapshot("postgresql", lean=True), [USER, key])
+    snapshot = filled(sql.snapshot_query("postgresql", lean=True), [USER, key])
     return (
         f"{PICK}\\set count :count + 1\n"
         f"SELECT * FROM ({snapshot}) AS found ({', '.join(FOUND)}) \\gset\n{swap};\n"

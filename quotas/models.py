@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
 from quotas.rules import periods, values, verbs
-from quotas.rules.values import MAX_UNITS, Quota, Snapshot
+from quotas.rules.values import MAX_UNITS, EntryKind, Quota, Snapshot
 from quotas.store.manager import QuotaManager
 
 UNITS = (MinValueValidator(0), MaxValueValidator(MAX_UNITS))
@@ -138,7 +138,7 @@ class Plan(PlanRules):
                 )
 
     @property
-    def rules(self) -> values.Plan:
+    def value(self) -> values.Plan:
         return self.named(self.name)
 
 
@@ -157,7 +157,7 @@ class PlanVersion(PlanRules):
         return f"{self.plan_id} {self.version}"
 
     @property
-    def rules(self) -> values.Plan:
+    def value(self) -> values.Plan:
         return self.named(self.plan_id)
 
 
@@ -235,12 +235,14 @@ class ChallengeQuota(models.Model):
 
     def snapshot(self, now: datetime) -> Snapshot:
         """What the store would read of this row at `now`, to decide by without storing."""
-        plan = self.plan.rules
-        rules = plan
+        plan = self.plan.value
+        in_force = plan
         if self.plan_version != plan.version:
             # Of all, not by a query of its own: a list of quotas has them prefetched.
-            rules = next(it.rules for it in self.plan.versions.all() if it.version == self.plan_version)
-        return Snapshot(self.user_id, now, plan, rules, self.state, None, None, values.NO_IDS)
+            in_force = next(
+                version.value for version in self.plan.versions.all() if version.version == self.plan_version
+            )
+        return Snapshot(self.user_id, now, plan, in_force, self.state, None, None, values.NO_IDS)
 
     def effective(self, now: datetime) -> Quota:
         """The quota as a request at `now` would find it, a reset that is due included."""
@@ -250,7 +252,7 @@ class ChallengeQuota(models.Model):
 class LedgerEntry(models.Model):
     """One act on a quota, and the state that it left. Entries are only ever added."""
 
-    KINDS: ClassVar = [(kind.value, kind.value) for kind in values.Kind]
+    KINDS: ClassVar = [(kind.value, kind.value) for kind in EntryKind]
 
     id = models.UUIDField(primary_key=True)
     # No constraint: it would cost each spend a look-up, and a quota's row never goes away.
@@ -302,10 +304,10 @@ class LedgerEntry(models.Model):
                 condition=Q(balance_after=0, quota_limit__isnull=False),
             ),
             models.Index(
-                fields=["created_at", "user"], name="ledger_refusals", condition=Q(kind=values.Kind.REFUSED)
+                fields=["created_at", "user"], name="ledger_refusals", condition=Q(kind=EntryKind.REFUSED)
             ),
             # Spends are found without, being many, and are spared it.
-            models.Index(fields=["kind", "id"], name="ledger_kinds", condition=~Q(kind=values.Kind.CONSUMED)),
+            models.Index(fields=["kind", "id"], name="ledger_kinds", condition=~Q(kind=EntryKind.CONSUMED)),
         ]
         constraints = [
             models.UniqueConstraint(fields=["user", "seq"], name="ledger_seq_once"),
@@ -315,7 +317,7 @@ class LedgerEntry(models.Model):
                 name="ledger_key_once",
             ),
             models.CheckConstraint(
-                condition=Q(kind__in=[kind.value for kind in values.Kind]), name="ledger_kind_known"
+                condition=Q(kind__in=[kind.value for kind in EntryKind]), name="ledger_kind_known"
             ),
             models.CheckConstraint(
                 condition=Q(balance_after__range=(0, MAX_UNITS)), name="ledger_balance_in_range"

@@ -32,7 +32,7 @@ STAFF = Actor("staff", "a test")
 @pytest.fixture(autouse=True)
 def _plans_are_forgotten() -> None:
     """Each test begins with plans of its own, whose versions have been counted before."""
-    plan_cache.forget_plans()
+    plan_cache.clear()
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,15 @@ def step_in(monkeypatch: pytest.MonkeyPatch) -> StepIn:
     """Let another request do something right after the next read."""
 
     def arrange(act: Callable[[], object]) -> None:
-        read, acts = commit._read, [act]
+        read, acts = commit._read_snapshot, [act]
 
-        def read_and_let_act(user_id: str, look: commit.Look) -> commit.Steps[Snapshot]:
+        def read_and_let_act(user_id: str, look: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
             snapshot = yield from read(user_id, look)
             while acts:
                 outside(acts.pop())
             return snapshot
 
-        monkeypatch.setattr(commit, "_read", read_and_let_act)
+        monkeypatch.setattr(commit, "_read_snapshot", read_and_let_act)
 
     return arrange
 

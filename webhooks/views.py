@@ -8,7 +8,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from quotas.api.problems import Problem, from_exception, unavailable
 from quotas.metrics import DELIVERIES
-from quotas.store.errors import read_surely
+from quotas.store.errors import read_with_reconnect
 from webhooks.clerk import deliveries, payloads
 from webhooks.handlers import HANDLERS, handle
 from webhooks.models import WebhookEvent
@@ -48,7 +48,7 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
 
 def _receive(delivery: deliveries.Delivery) -> str:
     """Return what became of the delivery, now or when it came before."""
-    if status := read_surely(lambda: _known_status(delivery)):
+    if status := read_with_reconnect(lambda: _known_status(delivery)):
         return status
     try:
         with transaction.atomic():

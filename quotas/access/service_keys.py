@@ -11,7 +11,7 @@ from django.db.models import Q
 
 from quotas.models import ServiceKey
 from quotas.rules.values import Actor
-from quotas.store.errors import read_surely
+from quotas.store.errors import read_with_reconnect
 
 SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 MEMORY = 10  # seconds for which a process remembers a key, so that a revoked one works no longer
@@ -62,7 +62,7 @@ def _service(text: str) -> Service:
 
 def _look_up(text: str, digest: str) -> Service:
     match = SERVICE_KEY.fullmatch(text)
-    key = match and read_surely(lambda: ServiceKey.objects.filter(prefix=match[1]).first())
+    key = match and read_with_reconnect(lambda: ServiceKey.objects.filter(prefix=match[1]).first())
     if not key or not hmac.compare_digest(key.digest, digest):
         raise KeyRefused("key_unknown", "This service key is not known: see Service keys in the admin.")
     if key.revoked_at:

@@ -193,7 +193,7 @@ def shown_plan(plan: Plan) -> dict[str, Any]:
         "is_default": plan.is_default,
         "unlimited": plan.allowance is None,
         "allowance": plan.allowance,
-        **_period(plan.rules),
+        **_period(plan.value),
         "actions": plan.actions,
     }
 

@@ -5,7 +5,7 @@ from typing import Any
 from quotas.api import messages
 from quotas.api.openapi_examples import PROBLEMS
 from quotas.rules.periods import RESET_POLICIES
-from quotas.rules.values import MAX_UNITS, USER_ID, Kind, OnChange, PlanSource
+from quotas.rules.values import MAX_UNITS, USER_ID, EntryKind, OnChange, PlanSource
 
 JSON = dict[str, Any]
 
@@ -62,7 +62,7 @@ WRITTEN = {"id": UUID, "user_id": USER, "seq": SEQ, "created_at": INSTANT, "quot
 OWN_ENTRY = {
     "id": UUID,
     "seq": SEQ,
-    "kind": {"type": "string", "enum": [kind.value for kind in Kind]},
+    "kind": {"type": "string", "enum": [kind.value for kind in EntryKind]},
     "delta": integer(-MAX_UNITS, description="Units given; negative: taken."),
     "balance_after": integer(),
     "action": nullable(STRING),

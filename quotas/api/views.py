@@ -20,7 +20,7 @@ from quotas.api.problems import Problem
 from quotas.models import ChallengeQuota, Plan
 from quotas.reports import history
 from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
-from quotas.store.errors import read_surely
+from quotas.store.errors import read_with_reconnect
 
 DEFAULT_PAGE, MOST_ON_A_PAGE = 50, 200  # entries
 RAISED = (
@@ -136,7 +136,7 @@ class Refund(ServiceView):
     def post(self, request: Request, user_id: str, consumption_id: UUID) -> Response:
         key, order = required_key(request), checked(messages.RefundSerializer, request)
         receipt = quotas.refund(user_id, consumption_id, **order, key=key, actor=self.principal.actor)
-        return answer(messages.refund(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
+        return answer(messages.refund(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
 
 
 class Adjust(ServiceView):
@@ -147,7 +147,7 @@ class Adjust(ServiceView):
     def post(self, request: Request, user_id: str) -> Response:
         key, order = required_key(request), checked(messages.AdjustSerializer, request)
         receipt = quotas.adjust(user_id, **order, key=key, actor=self.principal.actor)
-        return answer(messages.adjustment(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
+        return answer(messages.adjustment(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
 
 
 class Reset(ServiceView):
@@ -159,7 +159,7 @@ class Reset(ServiceView):
         key, order = required_key(request), checked(messages.ResetSerializer, request)
         receipt = quotas.reset(user_id, **order, key=key, actor=self.principal.actor)
         quota = messages.full_quota(receipt.quota)
-        return answer(quota, receipt.standing, is_replay=receipt.is_replay)
+        return answer(quota, receipt.quota_now, is_replay=receipt.is_replay)
 
 
 class ChangePlan(ServiceView):
@@ -173,7 +173,7 @@ class ChangePlan(ServiceView):
         order["on_change"] = OnChange(order["on_change"])
         changed = quotas.change_plan(user_id, **order, key=key, actor=self.principal.actor)
         quota = messages.full_quota(changed.quota)
-        return answer(quota, changed.standing, is_replay=changed.is_replay)
+        return answer(quota, changed.quota_now, is_replay=changed.is_replay)
 
 
 class Explain(ServiceView):
@@ -184,7 +184,7 @@ class Explain(ServiceView):
     def get(self, request: Request, user_id: str) -> Response:
         at, cost = instant(request, "at"), number(request, "cost", 1, MAX_UNITS)
         try:
-            explained = read_surely(lambda: history.explain(user_id, at, cost))
+            explained = read_with_reconnect(lambda: history.explain(user_id, at, cost))
         except history.NotOpenedYet:
             raise Problem(404, "not_opened_yet", "This user had no quota at that time.") from None
         except history.HistoryPruned as error:
@@ -198,7 +198,7 @@ class Plans(QuotaView):
     """`GET /api/v1/plans`: the plans that may be shown, to whoever is signed in."""
 
     def get(self, request: Request) -> Response:
-        shown = read_surely(lambda: list(Plan.objects.filter(is_public=True)))
+        shown = read_with_reconnect(lambda: list(Plan.objects.filter(is_public=True)))
         return Response({"plans": [messages.shown_plan(plan) for plan in shown]})
 
 
@@ -215,14 +215,14 @@ class NothingHere(APIView):
 def consume(view: UserView | ServiceView, request: Request, key: str | None) -> Response:
     order = checked(messages.ConsumeSerializer, request)
     receipt = quotas.consume(view.user_id, **order, key=key, actor=view.principal.actor)
-    return answer(messages.consumption(receipt), receipt.standing, 201, is_replay=receipt.is_replay)
+    return answer(messages.consumption(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
 
 
 def ledger_page(user_id: str, request: Request, shown: Any) -> Response:
     """One page of a ledger; `next_cursor` is null on the last one."""
     limit = number(request, "limit", DEFAULT_PAGE, MOST_ON_A_PAGE)
     before = number(request, "cursor", 0, 2**62) if "cursor" in request.query_params else None
-    entries = read_surely(lambda: history.page(user_id, before=before, limit=limit + 1))
+    entries = read_with_reconnect(lambda: history.page(user_id, before=before, limit=limit + 1))
     more = entries[limit - 1].seq if len(entries) > limit else None
     return Response(
         {"entries": [shown(entry) for entry in entries[:limit]], "next_cursor": more and str(more)}

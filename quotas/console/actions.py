@@ -118,7 +118,7 @@ class ChangePlanForm(ResetForm):
     @cached_property
     def target(self) -> values.Plan:
         """The plan of that name; read once, however many users are shown."""
-        return Plan.objects.get(pk=self.plan_name).rules
+        return Plan.objects.get(pk=self.plan_name).value
 
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
         if self.plan_name is None:

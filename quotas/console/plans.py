@@ -48,7 +48,7 @@ def touched(plan: values.Plan) -> Touched:
     """Judge by the rules what `plan` would be, instead of the plan of its name, to those who have it."""
     quotas = effective_quotas().filter(plan=plan.name, deleted_at=None)
     judged = [quota.snapshot(read_clock(quota)) for quota in quotas.order_by()[:MOST_JUDGED]]
-    saved = [replace(snapshot, plan=plan) for snapshot in judged]
+    saved = [replace(snapshot, current_plan=plan) for snapshot in judged]
     moves = [replace(snapshot, target=replace(plan, name="")) for snapshot in judged]  # to his own is no move
     counted = [verbs.change_plan(move, Request(Actor("", "")), OnChange.KEEP) for move in moves]
     return Touched(
@@ -113,7 +113,7 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             return first
         versions = PlanVersion.objects.filter(plan=object_id).order_by("-version")
         context = {
-            "versions": [(version, length(version.rules)) for version in versions] if object_id else [],
+            "versions": [(version, length(version.value)) for version in versions] if object_id else [],
             "show_save_and_add_another": False,
             "show_save_and_continue": False,
         }
@@ -141,7 +141,7 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "plan": plan,
             "form": form,
             "edited": edited,
-            "touched": touched(plan.rules),
+            "touched": touched(plan.value),
         }
         return TemplateResponse(request, "admin/quotas/plan_confirm.html", context)
 
@@ -151,7 +151,7 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display
     def period(self, plan: Plan) -> str:
-        return length(plan.rules)
+        return length(plan.value)
 
     @admin.display(description="users")
     def users(self, plan: Plan) -> SafeString:

@@ -15,7 +15,7 @@ from quotas.models import ChallengeQuota, Plan, PlanVersion
 from quotas.rules import verbs
 from quotas.rules.values import NO_IDS, Snapshot, State
 from quotas.store.commit import clock
-from quotas.store.sql import STATE
+from quotas.store.sql import STATE_COLUMNS
 
 MOST_EXHAUSTED = 500  # that the console shows, and counts
 CHUNK = 1_000  # entries, and users, that are judged at once
@@ -56,8 +56,8 @@ def _exhausted_of(states: list[State], now: datetime) -> Iterator[str]:
     if not states:
         return
     # Read after the states, so that every version that one goes by is there.
-    plans = {plan.name: plan.rules for plan in Plan.objects.all()}
-    versions = {(past.plan_id, past.version): past.rules for past in PlanVersion.objects.all()}
+    plans = {plan.name: plan.value for plan in Plan.objects.all()}
+    versions = {(past.plan_id, past.version): past.value for past in PlanVersion.objects.all()}
     for state in states:
         plan, rules = plans[state.plan], versions[state.plan, state.plan_version]
         snapshot = Snapshot(state.user_id, now, plan, rules, state, None, None, NO_IDS)
@@ -71,7 +71,7 @@ def _candidates(now: datetime) -> Iterator[list[State] | None]:
     last: Any = (connection.ops.adapt_datetimefield_value(now), "", 0)
     for _ in range(MOST_CHUNKS):
         entries = _left_nothing(last)
-        rows = quotas.filter(pk__in=[user_id for _, user_id, _ in entries]).values_list(*STATE)
+        rows = quotas.filter(pk__in=[user_id for _, user_id, _ in entries]).values_list(*STATE_COLUMNS)
         states = {state.user_id: state for state in (State(*row) for row in rows)}
         # Only the newest entry tells what is left.
         yield [states[user] for _, user, seq in entries if user in states and states[user].seq == seq]
@@ -81,7 +81,7 @@ def _candidates(now: datetime) -> Iterator[list[State] | None]:
     else:
         yield None
     empty = quotas.filter(plan__in=Plan.objects.filter(allowance=0)).order_by()
-    refill_to_nothing = [State(*row) for row in empty.values_list(*STATE)[: CHUNK + 1]]
+    refill_to_nothing = [State(*row) for row in empty.values_list(*STATE_COLUMNS)[: CHUNK + 1]]
     yield refill_to_nothing
     if len(refill_to_nothing) > CHUNK:
         yield None

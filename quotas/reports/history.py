@@ -8,7 +8,7 @@ from django.db.models import Q, QuerySet
 from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
 from quotas.rules import outcomes, periods, values, verbs
 from quotas.rules.outcomes import Outcome, Refusal
-from quotas.rules.values import Kind, Quota, Snapshot, State
+from quotas.rules.values import EntryKind, Quota, Snapshot, State
 
 MOST_ENTRIES = 100  # of the period that an explanation shows
 
@@ -85,7 +85,7 @@ def _entries(user_id: str) -> QuerySet[LedgerEntry]:
 
 def _version(plan: str, wanted: Q) -> values.Plan:
     """The newest of the wanted versions; they are never removed."""
-    return PlanVersion.objects.filter(wanted, plan=plan).latest("version").rules
+    return PlanVersion.objects.filter(wanted, plan=plan).latest("version").value
 
 
 def _state_after(entry: LedgerEntry) -> State:
@@ -103,5 +103,5 @@ def _state_after(entry: LedgerEntry) -> State:
         refused_at=None,
         seq=entry.seq,
         updated_at=entry.created_at,
-        deleted_at=entry.created_at if entry.kind == Kind.DELETED else None,
+        deleted_at=entry.created_at if entry.kind == EntryKind.DELETED else None,
     )

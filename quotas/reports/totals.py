@@ -17,9 +17,9 @@ from django.db.models import Count, Func, Max, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce, TruncDate, TruncHour
 
 from quotas.models import HourlyTotal, LedgerEntry
-from quotas.rules.values import Kind
+from quotas.rules.values import EntryKind
 from quotas.store.commit import clock
-from quotas.store.errors import took_too_long
+from quotas.store.errors import is_statement_timeout
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 SETTLING = timedelta(minutes=5)  # after an hour's end: by then all that was decided in it is stored
@@ -97,7 +97,9 @@ def estimated_users() -> About | None:
 def most_refused(days: int = 7, users: int = 10) -> Refusals:
     """Return the users who met the limit most often, looking at no more than MOST_REFUSALS."""
     since = clock() - days * DAY
-    refusals = LedgerEntry.objects.filter(kind=Kind.REFUSED, created_at__gte=since).order_by("-created_at")
+    refusals = LedgerEntry.objects.filter(kind=EntryKind.REFUSED, created_at__gte=since).order_by(
+        "-created_at"
+    )
     newest = list(refusals.values_list("user_id", flat=True)[:MOST_REFUSALS])
     if len(newest) == MOST_REFUSALS:
         since = refusals[MOST_REFUSALS - 1].created_at
@@ -152,7 +154,7 @@ def _settled(first: datetime, settled: datetime) -> dict[datetime, Figures]:
             with transaction.atomic():  # what was summed before stays, if this takes too long
                 of_hours = _of_hours(begin, end)
         except OperationalError as error:
-            if not took_too_long(error):
+            if not is_statement_timeout(error):
                 raise
             break
         summed = {hour: figures for hour, figures in of_hours.items() if hour not in known}
@@ -185,10 +187,10 @@ def _of_hours(begin: datetime, end: datetime) -> dict[datetime, Figures]:
 
 def _figures(entries: QuerySet[LedgerEntry], when: Func) -> dict[Any, Figures]:
     """Sum the entries for each value of `when`."""
-    counted = entries.filter(kind__in=[Kind.CONSUMED, Kind.REFUSED]).order_by().annotate(when=when)
+    counted = entries.filter(kind__in=[EntryKind.CONSUMED, EntryKind.REFUSED]).order_by().annotate(when=when)
     rows = counted.values_list("when").annotate(
-        spent=Coalesce(Sum("cost", filter=Q(kind=Kind.CONSUMED)), 0),
-        refused=Count("id", filter=Q(kind=Kind.REFUSED)),
+        spent=Coalesce(Sum("cost", filter=Q(kind=EntryKind.CONSUMED)), 0),
+        refused=Count("id", filter=Q(kind=EntryKind.REFUSED)),
     )
     return {at: Figures(spent, refused) for at, spent, refused in rows}
 

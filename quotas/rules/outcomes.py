@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ClassVar
 
-from quotas.rules.periods import resets_at
 from quotas.rules.values import Entry, Plan, Quota, Snapshot, State, rfc3339
 
 
@@ -101,7 +100,7 @@ class Replay:
 
     entry: Entry
     quota: Quota
-    standing: Quota  # as it is now
+    quota_now: Quota  # as it is now
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,8 @@ class Change:
 
     snapshot: Snapshot
     state: State
-    rules: Plan
+    plan_in_force: Plan
+    resets_at: datetime
     entries: tuple[Entry, ...] = ()
     refusal: Refusal | None = None
 
@@ -122,16 +122,16 @@ class Change:
     def quota(self) -> Quota:
         return Quota(
             user_id=self.state.user_id,
-            plan=self.rules,
+            plan=self.plan_in_force,
             quota_limit=self.state.quota_limit,
             quota_remaining=self.state.quota_remaining,
             last_reset_date=self.state.last_reset_date,
-            resets_at=resets_at(self.rules, self.state),
+            resets_at=self.resets_at,
             at=self.snapshot.now,
         )
 
     @property
-    def standing(self) -> Quota:
+    def quota_now(self) -> Quota:
         return self.quota
 
 

@@ -14,7 +14,7 @@ USER_ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")  # use fullmatch: `$` lets a ne
 ACTION_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
-class Kind(StrEnum):
+class EntryKind(StrEnum):
     """What an entry of the ledger tells."""
 
     OPENED = "opened"
@@ -143,16 +143,16 @@ class Snapshot:
 
     `plan` is the user's plan as it is now, by which the next period will go; `rules` the version by
     which the running one goes. Without a row `state` is None and both are the default plan. `entry`
-    is the one that the request's idempotency key already made, under `entry_rules`.
+    is the one that the request's idempotency key already made, under `entry_plan`.
     """
 
     user_id: str
     clock: datetime
-    plan: Plan
-    rules: Plan
+    current_plan: Plan
+    plan_in_force: Plan
     state: State | None
     entry: Entry | None
-    entry_rules: Plan | None
+    entry_plan: Plan | None
     entry_ids: tuple[UUID, UUID]  # fresh: no change needs more
     consumption: Entry | None = None  # what a refund is about,
     refunded: int = 0  # and the units of it that were asked back before

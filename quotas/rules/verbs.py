@@ -31,7 +31,7 @@ from quotas.rules.values import (
     MAX_UNITS,
     Actor,
     Entry,
-    Kind,
+    EntryKind,
     OnChange,
     PlanSource,
     Quota,
@@ -43,14 +43,14 @@ from quotas.rules.values import (
 
 def current(snapshot: Snapshot, request: Request) -> Outcome:
     """The quota as it stands now: opened if missing, reset if due."""
-    return _answered(snapshot, request) or _settled(snapshot, request)
+    return _already_decided(snapshot, request) or _bring_up_to_date(snapshot, request)
 
 
 def open_missing(snapshot: Snapshot, request: Request) -> Outcome:
     """Make the row if there is none; leave any other as it is."""
     if snapshot.state:
-        return _answered(snapshot, request) or _unchanged(snapshot, snapshot.state)
-    return _opened(snapshot, request)
+        return _already_decided(snapshot, request) or _unchanged(snapshot, snapshot.state)
+    return _open(snapshot, request)
 
 
 def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Outcome:
@@ -58,27 +58,27 @@ def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Ou
 
     A user may name a higher cost for an action than the plan does, and no lower one.
     """
-    if answer := _answered(snapshot, request):
+    if answer := _already_decided(snapshot, request):
         return answer
-    change = _settled(snapshot, request)
-    if request.action and request.action not in change.rules.actions:
-        return UnknownAction(change.rules, request.action)
-    price = change.rules.actions[request.action] if request.action else 1
+    change = _bring_up_to_date(snapshot, request)
+    if request.action and request.action not in change.plan_in_force.actions:
+        return UnknownAction(change.plan_in_force, request.action)
+    price = change.plan_in_force.actions[request.action] if request.action else 1
     cost = price if cost is None else cost
     if request.action and cost < price and request.actor.kind == "user":
         return CostBelowPrice(request.action, price)
     if change.state.quota_limit is None:
-        return _enter(change, request, Kind.CONSUMED, cost=cost)
-    remaining, allowance = change.state.quota_remaining, snapshot.plan.allowance
+        return _append(change, request, EntryKind.CONSUMED, cost=cost)
+    remaining, allowance = change.state.quota_remaining, snapshot.current_plan.allowance
     if cost <= remaining:
-        return _enter(change, request, Kind.CONSUMED, cost=cost, delta=-cost)
+        return _append(change, request, EntryKind.CONSUMED, cost=cost, delta=-cost)
     if allowance is not None and cost > allowance:
         return CostExceedsLimit(cost, max(allowance, remaining))
-    refusal = Exhausted(change.quota, cost, snapshot.plan)
+    refusal = Exhausted(change.quota, cost, snapshot.current_plan)
     if change.state.refused_at:
         return refusal
     unkeyed = replace(request, idempotency_key=None, fingerprint="")  # a refusal never holds a key
-    refused = _enter(change, unkeyed, Kind.REFUSED, cost=cost, refused_at=snapshot.now)
+    refused = _append(change, unkeyed, EntryKind.REFUSED, cost=cost, refused_at=snapshot.now)
     return replace(refused, refusal=refusal)
 
 
@@ -87,10 +87,10 @@ def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> O
 
     A balance is never lifted above the allowance by it, and a closed period gets nothing back.
     """
-    if answer := _answered(snapshot, request):
+    if answer := _already_decided(snapshot, request):
         return answer
     spend = snapshot.consumption
-    if spend is None or spend.kind != Kind.CONSUMED:
+    if spend is None or spend.kind != EntryKind.CONSUMED:
         return ConsumptionNotFound()
     rest = spend.cost - snapshot.refunded
     if rest == 0:
@@ -98,12 +98,12 @@ def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> O
     asked = rest if amount is None else amount
     if asked > rest:
         return RefundTooLarge(asked, rest)
-    change = _settled(snapshot, request)
+    change = _bring_up_to_date(snapshot, request)
     tied = replace(request, refund_of=spend.id)
     if spend.period_seq != change.state.period_seq:
-        return _enter(change, tied, Kind.REFUNDED)
+        return _append(change, tied, EntryKind.REFUNDED)
     room = max(0, (change.state.quota_limit or 0) - change.state.quota_remaining)
-    return _enter(change, tied, Kind.REFUNDED, cost=asked, delta=min(asked, room))
+    return _append(change, tied, EntryKind.REFUNDED, cost=asked, delta=min(asked, room))
 
 
 def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Outcome:
@@ -114,28 +114,28 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
     counted from now if that would be past), and neither leaves less than 0. To the plan that he has,
     only whose choice it is may change.
     """
-    if answer := _answered(snapshot, request):
+    if answer := _already_decided(snapshot, request):
         return answer
     if (target := snapshot.target) is None:
         return UnknownPlan()
-    change = _settled(snapshot, request)
+    change = _bring_up_to_date(snapshot, request)
     state, now = change.state, snapshot.now
     moved: dict[str, Any] = {"plan_source": snapshot.target_source}
     if target.name == state.plan:
         if moved["plan_source"] == state.plan_source:
             return change
-        return _enter(change, request, Kind.PLAN_CHANGED, **moved)
-    ends_at = resets_at(change.rules, state)
+        return _append(change, request, EntryKind.PLAN_CHANGED, **moved)
+    ends_at = change.resets_at
     moved |= {
         "plan": target.name,
         "plan_version": target.version,
         "quota_limit": target.allowance,
     }
-    change = replace(change, rules=target)
+    change = replace(change, plan_in_force=target)
     if on_change == OnChange.RESET or state.quota_limit is None or target.allowance is None:
         delta = (target.allowance or 0) - state.quota_remaining
         moved |= {"last_reset_date": now, "anchor_at": now, "period_seq": state.seq + 1, "refused_at": None}
-        return _enter(change, request, Kind.PLAN_CHANGED, delta=delta, **moved)
+        return _append(change, request, EntryKind.PLAN_CHANGED, delta=delta, **moved)
     if on_change == OnChange.KEEP:
         left = target.allowance - max(0, state.quota_limit - state.quota_remaining)
     else:
@@ -145,10 +145,10 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
     if resets_at(target, state) <= now:  # by the new plan it would be over, and refilled at once
         moved["last_reset_date"] = now
     left = min(max(0, left), MAX_UNITS)
-    return _enter(change, request, Kind.PLAN_CHANGED, delta=left - state.quota_remaining, **moved)
+    return _append(change, request, EntryKind.PLAN_CHANGED, delta=left - state.quota_remaining, **moved)
 
 
-def follow_clerk(snapshot: Snapshot, request: Request) -> Outcome:
+def follow_assignments(snapshot: Snapshot, request: Request) -> Outcome:
     """Give the user the snapshot's target plan, which is Clerk's word, unless staff chose his plan.
 
     The period goes on, and what was used counts against the new allowance.
@@ -164,9 +164,9 @@ def follow_clerk(snapshot: Snapshot, request: Request) -> Outcome:
 
 def adjust(snapshot: Snapshot, request: Request, delta: int) -> Outcome:
     """Add `delta` units (negative: take them away) until the next reset."""
-    if answer := _answered(snapshot, request):
+    if answer := _already_decided(snapshot, request):
         return answer
-    change = _settled(snapshot, request)
+    change = _bring_up_to_date(snapshot, request)
     if change.state.quota_limit is None:
         return AdjustmentOutOfRange("This quota has no limit: there is nothing to adjust.")
     remaining = change.state.quota_remaining
@@ -175,14 +175,14 @@ def adjust(snapshot: Snapshot, request: Request, delta: int) -> Outcome:
             f"An adjustment by {delta:+d} would leave {remaining + delta}; "
             f"a balance is from 0 to {MAX_UNITS}, and it is {remaining} now."
         )
-    return _enter(change, request, Kind.ADJUSTED, delta=delta)
+    return _append(change, request, EntryKind.ADJUSTED, delta=delta)
 
 
 def reset(snapshot: Snapshot, request: Request) -> Outcome:
     """Refill to the plan's allowance, due or not."""
-    if answer := _answered(snapshot, request):
+    if answer := _already_decided(snapshot, request):
         return answer
-    return _new_period(_settled(snapshot, request), request)
+    return _new_period(_bring_up_to_date(snapshot, request), request)
 
 
 def delete(snapshot: Snapshot, request: Request) -> Outcome:
@@ -190,18 +190,18 @@ def delete(snapshot: Snapshot, request: Request) -> Outcome:
     state = snapshot.state
     if state and state.deleted_at:
         return _unchanged(snapshot, state)
-    change = _unchanged(snapshot, state) if state else _opened(snapshot, request)
-    return _enter(change, request, Kind.DELETED, deleted_at=snapshot.now)
+    change = _unchanged(snapshot, state) if state else _open(snapshot, request)
+    return _append(change, request, EntryKind.DELETED, deleted_at=snapshot.now)
 
 
 def effective(snapshot: Snapshot) -> Quota:
     """The quota as a request would find it, a tombstone's as it was left; nothing is changed."""
     if snapshot.state and snapshot.state.deleted_at:
         return _unchanged(snapshot, snapshot.state).quota
-    return _settled(snapshot, Request(Actor("", ""))).quota
+    return _bring_up_to_date(snapshot, Request(Actor("", ""))).quota
 
 
-def _answered(snapshot: Snapshot, request: Request) -> Refusal | Replay | None:
+def _already_decided(snapshot: Snapshot, request: Request) -> Refusal | Replay | None:
     """The answer that stands before any rule of a verb is asked, if there is one."""
     if snapshot.state and snapshot.state.deleted_at:
         return Deleted()
@@ -211,33 +211,34 @@ def _answered(snapshot: Snapshot, request: Request) -> Refusal | Replay | None:
         return KeyReused()
     quota = Quota(
         user_id=entry.user_id,
-        plan=snapshot.entry_rules or snapshot.rules,
+        plan=snapshot.entry_plan or snapshot.plan_in_force,
         quota_limit=entry.quota_limit,
         quota_remaining=entry.balance_after,
         last_reset_date=entry.last_reset_date,
         resets_at=entry.resets_at,
         at=entry.created_at,
     )
-    return Replay(entry, quota, standing=effective(snapshot))
+    return Replay(entry, quota, quota_now=effective(snapshot))
 
 
-def _settled(snapshot: Snapshot, request: Request) -> Change:
+def _bring_up_to_date(snapshot: Snapshot, request: Request) -> Change:
     """The quota in the period that holds `now`."""
     state = snapshot.state
     if state is None:
-        return _opened(snapshot, request)
+        return _open(snapshot, request)
     change = _unchanged(snapshot, state)
-    if not is_due(snapshot.rules, state, snapshot.now):
+    if not is_due(snapshot.plan_in_force, state, snapshot.now):
         return change
     return _new_period(change, Request(request.actor))
 
 
 def _unchanged(snapshot: Snapshot, state: State) -> Change:
-    return Change(snapshot, state, snapshot.rules)
+    plan = snapshot.plan_in_force
+    return Change(snapshot, state, plan, resets_at(plan, state))
 
 
-def _opened(snapshot: Snapshot, request: Request) -> Change:
-    now, plan = snapshot.now, snapshot.plan
+def _open(snapshot: Snapshot, request: Request) -> Change:
+    now, plan = snapshot.now, snapshot.current_plan
     unopened = State(
         user_id=snapshot.user_id,
         plan=plan.name,
@@ -253,15 +254,15 @@ def _opened(snapshot: Snapshot, request: Request) -> Change:
         updated_at=now,
         deleted_at=None,
     )
-    return _new_period(_unchanged(snapshot, unopened), Request(request.actor), Kind.OPENED)
+    return _new_period(_unchanged(snapshot, unopened), Request(request.actor), EntryKind.OPENED)
 
 
-def _new_period(change: Change, request: Request, kind: Kind = Kind.RESET) -> Change:
+def _new_period(change: Change, request: Request, kind: EntryKind = EntryKind.RESET) -> Change:
     """A period by the plan as it is now. Before its time only a rolling one begins anew."""
-    plan, state = change.snapshot.plan, change.state
+    plan, state = change.snapshot.current_plan, change.state
     begins_at = RESET_POLICIES[plan.reset_policy].begins_at(plan, state, change.snapshot.now)
-    return _enter(
-        replace(change, rules=plan),
+    return _append(
+        replace(change, plan_in_force=plan),
         request,
         kind,
         delta=(plan.allowance or 0) - state.quota_remaining,
@@ -273,8 +274,8 @@ def _new_period(change: Change, request: Request, kind: Kind = Kind.RESET) -> Ch
     )
 
 
-def _enter(
-    change: Change, request: Request, kind: Kind, *, cost: int = 0, delta: int = 0, **moves: Any
+def _append(
+    change: Change, request: Request, kind: EntryKind, *, cost: int = 0, delta: int = 0, **moves: Any
 ) -> Change:
     """Return `change` with one entry more, and the state that it leaves."""
     snapshot, before = change.snapshot, change.state
@@ -285,6 +286,7 @@ def _enter(
         updated_at=snapshot.now,
         **moves,
     )
+    ends_at = resets_at(change.plan_in_force, state)
     entry = Entry(
         id=snapshot.entry_ids[len(change.entries)],
         user_id=state.user_id,
@@ -299,7 +301,7 @@ def _enter(
         balance_after=state.quota_remaining,
         last_reset_date=state.last_reset_date,
         anchor_at=state.anchor_at,
-        resets_at=resets_at(change.rules, state),
+        resets_at=ends_at,
         period_seq=state.period_seq,
         created_at=snapshot.now,
         actor_kind=request.actor.kind,
@@ -312,4 +314,4 @@ def _enter(
         fingerprint=request.fingerprint,
         refund_of=request.refund_of,
     )
-    return replace(change, state=state, entries=(*change.entries, entry))
+    return replace(change, state=state, resets_at=ends_at, entries=(*change.entries, entry))

@@ -1,4 +1,4 @@
-"""What goes wrong between us and the database, told apart."""
+"""Database errors, told apart by what the store and the API do about them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,59 +15,59 @@ from django.db import (
 
 QUERY_CANCELED, READ_ONLY = "57014", "25006"  # PostgreSQL's SQLSTATEs
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class NoDefaultPlan(Exception):
     """No plan is marked as the default one, so a user without a row cannot get one."""
 
 
-class CutOff(OperationalError):
-    """The connection died under a statement. `was_kept`: it had been open before, so another may be had."""
+class ConnectionLost(OperationalError):
+    """The connection died during a statement. `was_reused`: it was open before, so a new one may work."""
 
-    was_kept = True
+    was_reused = True
 
 
 @contextmanager
-def _watched() -> Iterator[None]:
-    """Tell apart what goes wrong; within a transaction all is left as it is."""
+def translating_errors() -> Iterator[None]:
+    """Raise translated errors; inside a transaction leave all errors as they are."""
     db = connections[DEFAULT_DB_ALIAS]
     if db.in_atomic_block:
         yield
         return
-    was_kept = db.connection is not None
+    was_reused = db.connection is not None
     db.ensure_connection()
     raw = db.connection
     try:
         yield
     except Error as error:
-        is_cut_off = _is_cut_off(raw)
-        fault = told_apart(error, is_cut_off=is_cut_off, was_kept=was_kept, close=db.close)
-        raise fault from error.__cause__
+        is_lost = is_connection_lost(raw)
+        raise translate_error(
+            error, is_lost=is_lost, was_reused=was_reused, close=db.close
+        ) from error.__cause__
 
 
-def told_apart(
-    error: Error, *, is_cut_off: bool, was_kept: bool = True, close: Callable[[], object]
+def translate_error(
+    error: Error, *, is_lost: bool, was_reused: bool = True, close: Callable[[], object]
 ) -> Error:
-    """Return the error that the steps go by, once a connection that is of no use any more is closed."""
-    if is_cut_off and isinstance(error, OperationalError | InterfaceError):
+    """Return the error that the commit loop reacts to; close a connection that cannot be used again."""
+    if is_lost and isinstance(error, OperationalError | InterfaceError):
         close()
-        cut_off = CutOff(*error.args)
-        cut_off.was_kept = was_kept
-        return cut_off
+        lost = ConnectionLost(*error.args)
+        lost.was_reused = was_reused
+        return lost
     if sqlstate(error) == READ_ONLY:
-        close()  # it leads to a standby: the next one may lead to the server that took over
+        close()  # it leads to a standby: a new one may lead to the server that took over
         return OperationalError("The database takes no writes now.")
     return error
 
 
-def took_too_long(error: OperationalError) -> bool:
-    """Tell whether a statement was broken off because its time was over."""
+def is_statement_timeout(error: OperationalError) -> bool:
     return sqlstate(error) == QUERY_CANCELED
 
 
-def read_surely(read: Callable[[], Found]) -> Found:
-    """Return what `read` finds, by a fresh connection if the one that was kept open has died.
+def read_with_reconnect(read: Callable[[], Result]) -> Result:
+    """Return the result of `read`, on a new connection if the reused one has died.
 
     For the first query of a request only: a read can be repeated, a transaction cannot.
     """
@@ -75,7 +75,7 @@ def read_surely(read: Callable[[], Found]) -> Found:
     try:
         return read()
     except (OperationalError, InterfaceError):
-        if raw is None or connection.in_atomic_block or not _is_cut_off(raw):
+        if raw is None or connection.in_atomic_block or not is_connection_lost(raw):
             raise
         connection.close()
         return read()
@@ -85,6 +85,6 @@ def sqlstate(error: Exception) -> str | None:
     return getattr(error.__cause__, "sqlstate", None)
 
 
-def _is_cut_off(raw: Any) -> bool:
-    """Tell whether this connection has died; leaving a transaction, Django may have replaced it."""
+def is_connection_lost(raw: Any) -> bool:
+    """Whether the connection has died; Django may have replaced it on leaving a transaction."""
     return raw is not connection.connection or bool(getattr(raw, "closed", False))

@@ -19,19 +19,19 @@ from psycopg.errors import error_from_result
 from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 
-from quotas.store.commit import PATIENCE, Step, Steps, perform
-from quotas.store.errors import Found, told_apart
-from quotas.store.thread import Prepared, Session, fresh_name, numbered
+from quotas.store.commit import WRITER_WAIT_SECONDS, Step, Steps, run_steps
+from quotas.store.errors import Result, translate_error
+from quotas.store.thread import Prepared, PreparedSession, new_statement_name, with_dollar_placeholders
 
-RETRY = 1  # seconds without an attempt to connect, after one that failed
-LISTEN = 1  # seconds
-TURNS = 256  # locks for all users' rows
+RECONNECT_SECONDS = 1  # seconds without an attempt to connect, after one that failed
+LIVENESS_SECONDS = 1  # seconds
+WRITER_LOCK_COUNT = 256  # locks for all users' rows
 
 
-class InThread(Protocol):
+class RunInThread(Protocol):
     """Has a thread do what would block the loop."""
 
-    def __call__(self, act: Callable[[], Found]) -> "asyncio.Future[Found]": ...
+    def __call__(self, function: Callable[[], Result]) -> "asyncio.Future[Result]": ...
 
 
 def connect() -> BaseDatabaseWrapper:
@@ -40,52 +40,54 @@ def connect() -> BaseDatabaseWrapper:
     return db
 
 
-class LoopSession(Session):
+class LoopSession(PreparedSession):
     """One connection to PostgreSQL, which the loop listens to; one statement at a time."""
 
-    def __init__(self, db: BaseDatabaseWrapper, at_end: Callable[["LoopSession"], None]) -> None:
+    def __init__(self, db: BaseDatabaseWrapper, on_close: Callable[["LoopSession"], None]) -> None:
         super().__init__(db.connection)
         self.pgconn = self.raw.pgconn
         self.errors = db.wrap_database_errors
-        self.at_end = at_end
+        self.on_close = on_close
         self.is_open = True
         self.loop = asyncio.get_running_loop()
-        self.awaited: asyncio.Future[PGresult] | None = None
-        self.latest: PGresult | None = None
+        self.pending: asyncio.Future[PGresult] | None = None
+        self.result: PGresult | None = None
         self.socket = self.raw.fileno()
-        self.loop.add_reader(self.socket, self.hear)
+        self.loop.add_reader(self.socket, self.on_readable)
 
-    async def ask(self, step: Step) -> Any:
+    async def execute(self, step: Step) -> Any:
         """Return what comes back of a step; raise Django's errors, a CutOff among them."""
         try:
             with self.errors:
-                result = await self._result(*self.dumped(step.statement, step.parameters))
+                result = await self._execute(*self.encode(step.statement, step.parameters))
         except Error as error:
-            raise told_apart(error, is_cut_off=self.raw.closed, close=self.close) from error.__cause__
-        return self.loaded(result) if step.wants_row else result.command_tuples or 0
+            raise translate_error(error, is_lost=self.raw.closed, close=self.close) from error.__cause__
+        return self.decode_row(result) if step.wants_row else result.command_tuples or 0
 
-    async def _result(self, prepared: Prepared, values: Any) -> PGresult:
+    async def _execute(self, prepared: Prepared, values: Any) -> PGresult:
         (statement, types), formats = prepared, self.transformer.formats
-        if self.is_worth_keeping(prepared):
+        if self.should_prepare(prepared):
             if (name := self.names.get(prepared)) is None:
-                name = fresh_name()
-                self.pgconn.send_prepare(name, numbered(statement), types)
-                self.checked(await self._answer())
+                name = new_statement_name()
+                self.pgconn.send_prepare(name, with_dollar_placeholders(statement), types)
+                self.check_result(await self._next_result())
                 self.names[prepared] = name
             self.pgconn.send_query_prepared(name, values, formats, Format.BINARY)
-            if result := self.checked(await self._answer()):
+            if result := self.check_result(await self._next_result()):
                 return result
-        self.pgconn.send_query_params(numbered(statement), values, types, formats, Format.BINARY)
-        answer = await self._answer()
-        if result := self.checked(answer):
+        self.pgconn.send_query_params(
+            with_dollar_placeholders(statement), values, types, formats, Format.BINARY
+        )
+        answer = await self._next_result()
+        if result := self.check_result(answer):
             return result
         raise error_from_result(answer)
 
-    def _answer(self) -> "asyncio.Future[PGresult]":
-        self.awaited = self.loop.create_future()
-        return self.awaited
+    def _next_result(self) -> "asyncio.Future[PGresult]":
+        self.pending = self.loop.create_future()
+        return self.pending
 
-    def hear(self) -> None:
+    def on_readable(self) -> None:
         """Take in what came; what comes when nothing is awaited is a notice, or the connection's end.
 
         Behind an error there may be the end, which libuv does not tell of a second time: so look twice.
@@ -96,20 +98,20 @@ class LoopSession(Session):
                 while not self.pgconn.is_busy():
                     if (result := self.pgconn.get_result()) is None:
                         break
-                    self.latest = result
-                if self._settle():
+                    self.result = result
+                if self._deliver():
                     return
         except psycopg.OperationalError as error:
             self.close(error)
 
-    def _settle(self) -> bool:
+    def _deliver(self) -> bool:
         """Give whoever waits the result, if all of it is there."""
-        awaited, result = self.awaited, self.latest
-        if not awaited or not result or self.pgconn.is_busy():
+        pending, result = self.pending, self.result
+        if not pending or not result or self.pgconn.is_busy():
             return False
-        self.awaited = self.latest = None
-        if not awaited.done():
-            awaited.set_result(result)
+        self.pending = self.result = None
+        if not pending.done():
+            pending.set_result(result)
         return True
 
     def close(self, error: Exception | None = None) -> None:
@@ -117,53 +119,53 @@ class LoopSession(Session):
             self.is_open = False
             self.loop.remove_reader(self.socket)
             self.raw.close()
-            self.at_end(self)
-        if self.awaited and not self.awaited.done():
-            self.awaited.set_exception(error or psycopg.OperationalError("the connection was closed"))
+            self.on_close(self)
+        if self.pending and not self.pending.done():
+            self.pending.set_exception(error or psycopg.OperationalError("the connection was closed"))
 
 
 class Pool:
     """At most `size` connections for one event loop, opened as they are needed."""
 
-    def __init__(self, size: int, in_thread: InThread) -> None:
+    def __init__(self, size: int, run_in_thread: RunInThread) -> None:
         self.size = size
-        self.in_thread = in_thread
+        self.run_in_thread = run_in_thread
         self.sessions: set[LoopSession] = set()
         self.opening = 0
         self.idle: list[LoopSession] = []  # the one used last is used next: it is warm
         self.waiting: deque[asyncio.Future[LoopSession | None]] = deque()
-        self.quiet_until = 0.0
-        self.is_listening = False
-        self.turns = [asyncio.Lock() for _ in range(TURNS)]
+        self.retry_at = 0.0
+        self.checks_liveness = False
+        self.writer_locks = [asyncio.Lock() for _ in range(WRITER_LOCK_COUNT)]
 
-    async def perform(self, steps: Steps[Found]) -> Found:
+    async def run_steps(self, steps: Steps[Result]) -> Result:
         """Return what the steps come to."""
         error: Error | None = None
-        if session := await self._take():
+        if session := await self.acquire():
             try:
                 step = next(steps)
                 while isinstance(step, Step):
                     try:
-                        found = await session.ask(step)
+                        found = await session.execute(step)
                     except Error as fault:
                         error = fault
                         break
                     step = steps.send(found)
             except StopIteration as stop:
-                result: Found = stop.value
+                result: Result = stop.value
                 return result
             finally:
-                self._give_back(session)
-        return await self.in_thread(partial(perform, steps, error))
+                self.release(session)
+        return await self.run_in_thread(partial(run_steps, steps, error))
 
     @asynccontextmanager
-    async def turn(self, user_id: str) -> AsyncIterator[None]:
+    async def one_writer(self, user_id: str) -> AsyncIterator[None]:
         """As the store's turns: spare others of this loop the races that they would lose."""
-        lock = self.turns[hash(user_id) % TURNS]
+        lock = self.writer_locks[hash(user_id) % WRITER_LOCK_COUNT]
         is_ours = True
         if lock.locked():
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(WRITER_WAIT_SECONDS):
                     await lock.acquire()
             except TimeoutError:
                 is_ours = False
@@ -175,53 +177,53 @@ class Pool:
             if is_ours:
                 lock.release()
 
-    async def _take(self) -> LoopSession | None:
+    async def acquire(self) -> LoopSession | None:
         """A connection; None if there is no time to wait for one. Raises what connecting raises."""
         if self.idle:
             return self.idle.pop()
-        if len(self.sessions) + self.opening < self.size and monotonic() >= self.quiet_until:
+        if len(self.sessions) + self.opening < self.size and monotonic() >= self.retry_at:
             self.opening += 1
-            self.in_thread(connect).add_done_callback(self._opened)
+            self.run_in_thread(connect).add_done_callback(self._on_connected)
         elif not self.sessions and not self.opening:
             return None
         waiter: asyncio.Future[LoopSession | None] = asyncio.get_running_loop().create_future()
         self.waiting.append(waiter)
         try:
-            await asyncio.wait([waiter], timeout=PATIENCE if self.sessions else None)
+            await asyncio.wait([waiter], timeout=WRITER_WAIT_SECONDS if self.sessions else None)
         except asyncio.CancelledError:
             if not waiter.cancel() and not waiter.exception() and (session := waiter.result()):
-                self._give_back(session)
+                self.release(session)
             raise
         return None if waiter.cancel() else waiter.result()
 
-    def _opened(self, opening: "asyncio.Future[BaseDatabaseWrapper]") -> None:
+    def _on_connected(self, opening: "asyncio.Future[BaseDatabaseWrapper]") -> None:
         self.opening -= 1
         try:
-            session = LoopSession(opening.result(), self._ended)
+            session = LoopSession(opening.result(), self._on_close)
         except Exception as error:  # noqa: BLE001 - told to whoever waits
-            self.quiet_until = monotonic() + RETRY
+            self.retry_at = monotonic() + RECONNECT_SECONDS
             while not self.sessions and (waiter := self._next_waiter()):
                 waiter.set_exception(OperationalError(*error.args))  # each his own, for he adds to it
             return
         self.sessions.add(session)
-        if not self.is_listening:
-            self.is_listening = True
-            self._listen()
-        self._hand_over(session)
+        if not self.checks_liveness:
+            self.checks_liveness = True
+            self._check_liveness()
+        self._wake_next(session)
 
-    def _listen(self) -> None:
+    def _check_liveness(self) -> None:
         """Look for ends that the loop was not told of: who waits by such a connection would wait for ever."""
         for session in [*self.sessions]:
-            session.hear()
-        asyncio.get_running_loop().call_later(LISTEN, self._listen)
+            session.on_readable()
+        asyncio.get_running_loop().call_later(LIVENESS_SECONDS, self._check_liveness)
 
-    def _give_back(self, session: LoopSession) -> None:
-        if session.awaited:  # whoever waited for it was cancelled
+    def release(self, session: LoopSession) -> None:
+        if session.pending:  # whoever waited for it was cancelled
             session.close()
         elif session.is_open:
-            self._hand_over(session)
+            self._wake_next(session)
 
-    def _hand_over(self, session: LoopSession) -> None:
+    def _wake_next(self, session: LoopSession) -> None:
         if waiter := self._next_waiter():
             waiter.set_result(session)
         else:
@@ -234,7 +236,7 @@ class Pool:
                 return waiter
         return None
 
-    def _ended(self, session: LoopSession) -> None:
+    def _on_close(self, session: LoopSession) -> None:
         self.sessions.discard(session)
         if session in self.idle:
             self.idle.remove(session)

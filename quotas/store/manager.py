@@ -14,7 +14,7 @@ from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, Quota, Request, Snapshot
 from quotas.store import commit
-from quotas.store.errors import Found
+from quotas.store.errors import Result
 
 
 class Receipt(NamedTuple):
@@ -22,7 +22,7 @@ class Receipt(NamedTuple):
 
     entry: values.Entry
     quota: Quota
-    standing: Quota  # as it is now, which for a replay is later
+    quota_now: Quota  # as it is now, which for a replay is later
     is_replay: bool
 
 
@@ -30,7 +30,7 @@ class PlanChange(NamedTuple):
     """How a change of plan left the quota; there is no entry if he had the plan already."""
 
     quota: Quota
-    standing: Quota
+    quota_now: Quota
     is_replay: bool
 
 
@@ -43,33 +43,33 @@ class Opened(NamedTuple):
 
 
 P = ParamSpec("P")
-Row = TypeVar("Row", bound=models.Model)
+QuotaRow = TypeVar("QuotaRow", bound=models.Model)
 
 
-def _by_thread(steps: Callable[P, commit.Steps[Found]]) -> Callable[P, Found]:
+def _run_in_thread(steps: Callable[P, commit.Steps[Result]]) -> Callable[P, Result]:
     """The verb that takes these steps by its thread's own connection."""
 
     @wraps(steps)
-    def verb(*args: P.args, **options: P.kwargs) -> Found:
-        return commit.perform(steps(*args, **options))
+    def verb(*args: P.args, **options: P.kwargs) -> Result:
+        return commit.run_steps(steps(*args, **options))
 
     return verb
 
 
-def _in_turn(
-    steps: Callable[Concatenate["QuotaManager[Row]", str, P], commit.Steps[Found]],
-) -> Callable[Concatenate["QuotaManager[Row]", str, P], Found]:
+def _as_one_writer(
+    steps: Callable[Concatenate["QuotaManager[QuotaRow]", str, P], commit.Steps[Result]],
+) -> Callable[Concatenate["QuotaManager[QuotaRow]", str, P], Result]:
     """The same for what writes: threads that mean one user's row take turns."""
 
     @wraps(steps)
-    def verb(self: "QuotaManager[Row]", user_id: str, /, *args: P.args, **options: P.kwargs) -> Found:
-        with commit.turn(user_id):
-            return commit.perform(steps(self, user_id, *args, **options))
+    def verb(self: "QuotaManager[QuotaRow]", user_id: str, /, *args: P.args, **options: P.kwargs) -> Result:
+        with commit.one_writer(user_id):
+            return commit.run_steps(steps(self, user_id, *args, **options))
 
     return verb
 
 
-class QuotaManager(models.Manager[Row]):
+class QuotaManager(models.Manager[QuotaRow]):
     """The verbs. Each takes the user's id, asks policy.py, and makes the answer stick.
 
     Two are there as steps too, `reading` and `consuming`, for whoever brings a connection of his own.
@@ -84,7 +84,7 @@ class QuotaManager(models.Manager[Row]):
         )
         return outcome.quota
 
-    current = _by_thread(reading)
+    current = _run_in_thread(reading)
 
     def open_missing(self, user_id: str, *, actor: Actor) -> Quota:
         """Make the row if there is none; a quota that is there is left as it is, due or not."""
@@ -107,7 +107,7 @@ class QuotaManager(models.Manager[Row]):
         """
         if cost is not None:
             _require_units(cost)
-        request = _request(
+        request = _keyed_request(
             "consume",
             {"cost": cost, "action": action, "metadata": metadata},
             actor=actor or Actor("user", user_id),
@@ -117,7 +117,7 @@ class QuotaManager(models.Manager[Row]):
         )
         return (yield from self._writing(user_id, partial(verbs.consume, cost=cost), request))
 
-    consume = _in_turn(consuming)
+    consume = _as_one_writer(consuming)
 
     def adjust(
         self, user_id: str, delta: int, *, reason: str, actor: Actor, key: str | None = None
@@ -127,14 +127,16 @@ class QuotaManager(models.Manager[Row]):
         Raises AdjustmentOutOfRange where a balance below 0 or above MAX_UNITS would be left.
         """
         _require_units(abs(delta))
-        request = _request(
-            "adjust", {"delta": delta, "reason": reason}, actor=actor, key=key, reason=_required(reason)
+        request = _keyed_request(
+            "adjust", {"delta": delta, "reason": reason}, actor=actor, key=key, reason=_require_reason(reason)
         )
         return self._write(user_id, partial(verbs.adjust, delta=delta), request)
 
     def reset(self, user_id: str, *, reason: str, actor: Actor, key: str | None = None) -> Receipt:
         """Refill to the plan's allowance now, for a reason."""
-        request = _request("reset", {"reason": reason}, actor=actor, key=key, reason=_required(reason))
+        request = _keyed_request(
+            "reset", {"reason": reason}, actor=actor, key=key, reason=_require_reason(reason)
+        )
         return self._write(user_id, verbs.reset, request)
 
     def refund(
@@ -155,12 +157,12 @@ class QuotaManager(models.Manager[Row]):
         """
         if amount is not None:
             _require_units(amount)
-        request = _request(
+        request = _keyed_request(
             "refund",
             {"consumption": str(consumption_id), "amount": amount, "reason": reason},
             actor=actor,
             key=key,
-            reason=_required(reason),
+            reason=_require_reason(reason),
         )
         verb = partial(verbs.refund, amount=amount)
         return self._write(user_id, verb, request, ("consumption", consumption_id))
@@ -179,7 +181,7 @@ class QuotaManager(models.Manager[Row]):
 
         Raises UnknownPlan.
         """
-        request = _request(
+        request = _keyed_request(
             "change_plan",
             {"plan": plan, "on_change": str(on_change), "reason": reason},
             actor=actor,
@@ -187,10 +189,10 @@ class QuotaManager(models.Manager[Row]):
             reason=reason,
         )
         verb = partial(verbs.change_plan, on_change=on_change)
-        also = ("clerk", None) if plan is None else ("target", plan)
-        outcome = self._carry_out(user_id, verb, request, also)
+        include = ("clerk", None) if plan is None else ("target", plan)
+        outcome = self._carry_out(user_id, verb, request, include)
         is_replay = isinstance(outcome, outcomes.Replay)
-        return PlanChange(outcome.quota, outcome.standing, is_replay)
+        return PlanChange(outcome.quota, outcome.quota_now, is_replay)
 
     def assign_plan(
         self,
@@ -213,12 +215,12 @@ class QuotaManager(models.Manager[Row]):
             commit.lock(user_id)  # before the word's own row, as all do, so that no two wait for each other
             if not commit.note_assignment(user_id, source, external_id, plan, updated_at):
                 return False
-            self._carry_out(user_id, verbs.follow_clerk, Request(actor, reason=reason), ("clerk", None))
+            self._carry_out(user_id, verbs.follow_assignments, Request(actor, reason=reason), ("clerk", None))
         return True
 
     def clerks_word(self, user_id: str) -> tuple[values.Plan | None, str]:
         """Return the plan that Clerk's words lead to, and which of them (of PlanSource) does."""
-        found = commit.look_up(user_id, commit.Look(also="clerk"))
+        found = commit.read_snapshot(user_id, commit.SnapshotQuery(include="clerk"))
         return found.target, found.target_source
 
     def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> None:
@@ -259,36 +261,36 @@ class QuotaManager(models.Manager[Row]):
         user_id: str,
         verb: Callable[[Snapshot, Request], Outcome],
         request: Request,
-        also: tuple[str, Any] = ("", None),
+        include: tuple[str, Any] = ("", None),
     ) -> commit.Steps[Change | outcomes.Replay]:
         """Read, decide, store: the one path of every verb."""
         _require_user_id(user_id)
-        look = commit.Look(request.idempotency_key, *also)
-        outcome = yield from commit.carry_out(user_id, lambda snapshot: verb(snapshot, request), look)
+        look = commit.SnapshotQuery(request.idempotency_key, *include)
+        outcome = yield from commit.commit(user_id, lambda snapshot: verb(snapshot, request), look)
         if isinstance(outcome, Refusal):
             raise outcome
         if isinstance(outcome, Change) and outcome.refusal:
             raise outcome.refusal
         return outcome
 
-    _carry_out = _by_thread(_carrying_out)
+    _carry_out = _run_in_thread(_carrying_out)
 
     def _writing(
         self,
         user_id: str,
         verb: Callable[[Snapshot, Request], Outcome],
         request: Request,
-        also: tuple[str, Any] = ("", None),
+        include: tuple[str, Any] = ("", None),
     ) -> commit.Steps[Receipt]:
-        outcome = yield from self._carrying_out(user_id, verb, request, also)
+        outcome = yield from self._carrying_out(user_id, verb, request, include)
         if isinstance(outcome, Change):
-            return Receipt(outcome.entries[-1], outcome.quota, outcome.standing, is_replay=False)
-        return Receipt(outcome.entry, outcome.quota, outcome.standing, is_replay=True)
+            return Receipt(outcome.entries[-1], outcome.quota, outcome.quota_now, is_replay=False)
+        return Receipt(outcome.entry, outcome.quota, outcome.quota_now, is_replay=True)
 
-    _write = _in_turn(_writing)
+    _write = _as_one_writer(_writing)
 
 
-def _request(
+def _keyed_request(
     verb: str, asked: Mapping[str, object], *, actor: Actor, key: str | None, **remembered: Any
 ) -> Request:
     """A request whose key is stored with a fingerprint of what was asked, to tell a retry from a reuse."""
@@ -313,7 +315,7 @@ def _require_units(units: int) -> None:
         raise ValueError(f"Give a whole number of units from 1 to {MAX_UNITS}.")
 
 
-def _required(reason: str) -> str:
+def _require_reason(reason: str) -> str:
     if not 1 <= len(reason) <= 200:
         raise ValueError("Give a reason of 1 to 200 characters.")
     return reason

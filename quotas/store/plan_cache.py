@@ -1,25 +1,31 @@
-"""The rules of plans that are known to this process."""
+"""The plan versions that this process has read. A version never changes (models.PlanVersion)."""
 
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 
 from quotas.rules.values import Plan
-from quotas.store.thread import in_transaction
 
-# The rules of each plan by its name and version, which never change (models.PlanVersion).
-_known_plans: dict[tuple[str, int], Plan] = {}
-MOST_KNOWN = 1_000
+MAX_PLANS = 1_000
+
+_plans: dict[tuple[str, int], Plan] = {}
 
 
-def _know(*plans: Plan | None) -> None:
-    """Keep what is committed: a version that is rolled back may come to be with other rules."""
-    if not in_transaction():
-        if len(_known_plans) >= MOST_KNOWN:
-            _known_plans.clear()
-        _known_plans.update(((plan.name, plan.version), plan) for plan in plans if plan)
+def get(name: str, version: int) -> Plan | None:
+    return _plans.get((name, version))
+
+
+def remember(*plans: Plan | None) -> None:
+    """Keep plans that were read outside a transaction: a version that is rolled back may come to differ."""
+    if len(_plans) >= MAX_PLANS:
+        _plans.clear()
+    _plans.update(((plan.name, plan.version), plan) for plan in plans if plan)
+
+
+def is_empty() -> bool:
+    return not _plans
 
 
 @receiver(connection_created)
-def forget_plans(**_: object) -> None:
-    """At the other end of a new connection there may be a database that was restored from an earlier time."""
-    _known_plans.clear()
+def clear(**_: object) -> None:
+    """A new connection may lead to a database that was restored from an earlier time."""
+    _plans.clear()

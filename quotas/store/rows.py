@@ -1,4 +1,4 @@
-"""From a row of the statements in sql.py to values of the rules, and back."""
+"""Between the rows of sql.py's statements and the values of the rules."""
 
 import json
 from collections.abc import Iterator
@@ -11,34 +11,40 @@ from typing import Any
 from uuid import UUID
 
 from quotas.rules.values import Entry, Plan, State
-from quotas.store import sql
 
-_state_values = attrgetter(*(column.name for column in fields(State)))
-_entry_values = attrgetter(*(column.name for column in fields(Entry)))
+STATE_FIELDS, PLAN_FIELDS, ENTRY_FIELDS = (
+    tuple(field.name for field in fields(kind)) for kind in (State, Plan, Entry)
+)
 
-
-def _plan(row: Iterator[Any]) -> Plan | None:
-    name, *rules = islice(row, len(sql.PLAN))
-    return None if name is None else _rules(name, *rules)
+state_values = attrgetter(*STATE_FIELDS)
+entry_values = attrgetter(*ENTRY_FIELDS)
 
 
-@lru_cache(maxsize=256)  # all users share a few
-def _rules(name: str, version: int, allowance: int | None, policy: str, *rest: Any) -> Plan:
-    period_seconds, timezone, actions = rest
-    period = timedelta(seconds=period_seconds)
-    return Plan(name, version, allowance, policy, period, timezone, json.loads(actions))
-
-
-def _state(row: Iterator[Any]) -> State | None:
-    values = list(islice(row, len(sql.STATE)))
+def state_from(row: Iterator[Any]) -> State | None:
+    """Take the columns of a quota's row off the front of `row`; None if they are NULL."""
+    values = list(islice(row, len(STATE_FIELDS)))
     return None if values[0] is None else State(*values)
 
 
-def _entry(row: Iterator[Any]) -> Entry | None:
-    values = dict(zip(sql.ENTRY, islice(row, len(sql.ENTRY)), strict=True))
+def plan_from(row: Iterator[Any]) -> Plan | None:
+    """The same for a plan, or a version of one."""
+    name, *rules = islice(row, len(PLAN_FIELDS))
+    return None if name is None else _cached_plan(name, *rules)
+
+
+def entry_from(row: Iterator[Any]) -> Entry | None:
+    """The same for an entry of the ledger."""
+    values = dict(zip(ENTRY_FIELDS, islice(row, len(ENTRY_FIELDS)), strict=True))
     if values["id"] is None:
         return None
     for name in ("id", "refund_of"):
         values[name] = UUID(values[name]) if isinstance(values[name], str) else values[name]
     values["metadata"] = values["metadata"] and json.loads(values["metadata"])
     return Entry(**values)
+
+
+@lru_cache(maxsize=256)  # all users share a few plans
+def _cached_plan(name: str, version: int, allowance: int | None, policy: str, *rest: Any) -> Plan:
+    period_seconds, timezone, actions = rest
+    period = timedelta(seconds=period_seconds)
+    return Plan(name, version, allowance, policy, period, timezone, json.loads(actions))

@@ -1,71 +1,95 @@
-"""The few statements that serve every verb, as text.
+"""The statements behind every verb, as constant text with parameters.
 
-Constant text through a cursor costs a quarter of what the ORM takes to build the same query, and
-says in plain sight what each verb rests on. The values are always parameters.
+A cursor runs constant text at a quarter of the CPU that the ORM needs to build the same query.
 """
-# ruff: noqa: S608 - only names written in this file are put into the text
+# ruff: noqa: S608 - the text is put together from names in this file only
 
+from collections.abc import Iterable
 from functools import lru_cache
 
-# In the order of policy.State, policy.Plan and policy.Entry.
-STATE = (
-    "user_id", "plan_id", "plan_source", "plan_version", "quota_limit", "quota_remaining", "last_reset_date",
-    "anchor_at", "period_seq", "refused_at", "seq", "updated_at", "deleted_at",
-)  # fmt: skip
-STATE_TYPES = (
-    "text", "text", "text", "bigint", "bigint", "bigint", "timestamptz",
-    "timestamptz", "bigint", "timestamptz", "bigint", "timestamptz", "timestamptz",
-)  # fmt: skip
-PLAN = ("name", "version", "allowance", "reset_policy", "period_seconds", "timezone", "actions")
-VERSION = ("plan_id", *PLAN[1:])  # the same, of a plan as it was
-ENTRY = (
-    "id", "user_id", "seq", "kind", "cost", "delta", "plan", "plan_source", "plan_version", "quota_limit",
-    "balance_after", "last_reset_date", "anchor_at", "resets_at", "period_seq", "created_at", "actor_kind",
-    "actor_id", "act", "reason", "action", "metadata", "idempotency_key", "fingerprint", "refund_of",
-)  # fmt: skip
-ENTRY_TYPES = (
-    "uuid", "text", "bigint", "text", "bigint", "bigint", "text", "text", "bigint", "bigint",
-    "bigint", "timestamptz", "timestamptz", "timestamptz", "bigint", "timestamptz", "text", "text", "text",
-    "text", "text", "jsonb", "text", "text", "uuid",
-)  # fmt: skip
-MOVING = STATE[1:]  # what a change may set
+# The columns and their types, in the order of the fields of State, Plan and Entry (quotas/rules/values.py).
+STATE_COLUMNS = {
+    "user_id": "text",
+    "plan_id": "text",
+    "plan_source": "text",
+    "plan_version": "bigint",
+    "quota_limit": "bigint",
+    "quota_remaining": "bigint",
+    "last_reset_date": "timestamptz",
+    "anchor_at": "timestamptz",
+    "period_seq": "bigint",
+    "refused_at": "timestamptz",
+    "seq": "bigint",
+    "updated_at": "timestamptz",
+    "deleted_at": "timestamptz",
+}
+PLAN_COLUMNS = ("name", "version", "allowance", "reset_policy", "period_seconds", "timezone", "actions")
+VERSION_COLUMNS = ("plan_id", *PLAN_COLUMNS[1:])  # of a plan's version
+ENTRY_COLUMNS = {
+    "id": "uuid",
+    "user_id": "text",
+    "seq": "bigint",
+    "kind": "text",
+    "cost": "bigint",
+    "delta": "bigint",
+    "plan": "text",
+    "plan_source": "text",
+    "plan_version": "bigint",
+    "quota_limit": "bigint",
+    "balance_after": "bigint",
+    "last_reset_date": "timestamptz",
+    "anchor_at": "timestamptz",
+    "resets_at": "timestamptz",
+    "period_seq": "bigint",
+    "created_at": "timestamptz",
+    "actor_kind": "text",
+    "actor_id": "text",
+    "act": "text",
+    "reason": "text",
+    "action": "text",
+    "metadata": "jsonb",
+    "idempotency_key": "text",
+    "fingerprint": "text",
+    "refund_of": "uuid",
+}
+MUTABLE_COLUMNS = tuple(STATE_COLUMNS)[1:]  # what a change may set
 
 CLOCK = {
     "postgresql": "clock_timestamp()",  # now() is the transaction's start: stale after a lock wait
-    # The name tells the driver what it is, as a column's type does.
+    # sqlite3 converts the value by the type that the column's name ends with.
     "sqlite": """strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now') AS "clock [datetime]\"""",
 }
 
 
-AS_TEXT = (".actions", ".metadata")  # JSON, which is read where it is needed
+JSON_COLUMNS = (".actions", ".metadata")  # read as text and decoded only where needed
 
 
-def _columns(alias: str, names: tuple[str, ...]) -> str:
+def _select_list(alias: str, names: Iterable[str]) -> str:
     each = (f"{alias}.{name}" for name in names)
-    return ", ".join(f"CAST({name} AS text)" if name.endswith(AS_TEXT) else name for name in each)
+    return ", ".join(f"CAST({name} AS text)" if name.endswith(JSON_COLUMNS) else name for name in each)
 
 
-def _holes(count: int) -> str:
+def _placeholders(count: int) -> str:
     return "(" + ", ".join(["%s"] * count) + ")"
 
 
-# What a verb may want to know besides: more columns, more joins, and at most one parameter.
-ALSO = {
+# What a snapshot may include besides the row: more columns and joins, with at most one parameter.
+INCLUDES = {
     "": ("", ""),
-    # Entry id: the consumption, and the units of it that were asked back before.
+    # Parameter: entry id. The consumption, and how many of its units earlier refunds asked for.
     "consumption": (
-        f""", {_columns("c", ENTRY)}, (
+        f""", {_select_list("c", ENTRY_COLUMNS)}, (
             SELECT COALESCE(SUM(r.cost), 0) FROM ledger_entries AS r
             WHERE r.user_id = u.user_id AND r.refund_of = c.id
         )""",
         "LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %s",
     ),
-    # Plan's name: the plan as it is now.
-    "target": (f", {_columns('t', PLAN)}", "LEFT JOIN plans AS t ON t.name = %s"),
-    # No parameter: the plan that Clerk's word leads to, and which word that is. The first one counts,
-    # billing before metadata; if it names a plan that is not there, the default plan stands in.
+    # Parameter: plan name. The plan's current version.
+    "target": (f", {_select_list('t', PLAN_COLUMNS)}", "LEFT JOIN plans AS t ON t.name = %s"),
+    # No parameter. The plan that Clerk's assignments lead to, and the source of the one that counts: the
+    # first, billing before metadata. If it names a plan that does not exist, the default plan stands in.
     "clerk": (
-        f", {_columns('t', PLAN)}, CASE WHEN k.name IS NULL THEN 'default' ELSE c.source END",
+        f", {_select_list('t', PLAN_COLUMNS)}, CASE WHEN k.name IS NULL THEN 'default' ELSE c.source END",
         """LEFT JOIN plan_assignments AS c ON c.user_id = u.user_id AND c.id = (
             SELECT a.id FROM plan_assignments AS a WHERE a.user_id = u.user_id AND a.plan <> ''
             ORDER BY a.source = 'metadata', a.updated_at DESC, a.id DESC LIMIT 1
@@ -77,28 +101,30 @@ ALSO = {
 }
 
 
-# Parameters: user id, the stored idempotency key if it is keyed, and that of ALSO.
-# One row, always: the clock, the user's plan (the default one if he has no row), the version of it that
-# his running period goes by, and his row; if keyed, the entry of that key and the version it was made
-# under; then those of ALSO. NULL where there is none. No plan at all means that no default is set.
-# Lean: of the plan its name and version only, no other versions, nothing of ALSO.
+# Parameters: user id, the stored idempotency key if `keyed`, and the one of INCLUDES.
+# Returns exactly one row: the clock, the user's plan (the default plan without a row), the plan version in
+# force in the running period, and the row; if `keyed`, the entry of that key and the plan version it was
+# made under; then the columns of INCLUDES. Missing parts are NULL; a NULL plan means that no default is set.
+# `without_plans` selects only name and version of the plan: for plan versions that are cached already.
 @lru_cache
-def snapshot(vendor: str, also: str = "", *, keyed: bool = True, lean: bool = False) -> str:
-    columns, joins = ALSO[also]
+def snapshot_query(vendor: str, include: str = "", *, keyed: bool = True, without_plans: bool = False) -> str:
+    columns, joins = INCLUDES[include]
     user = "text" if vendor == "postgresql" else "varchar"
-    plan, of_row, of_entry = _columns("p", PLAN[:2] if lean else PLAN), "", ""
-    if not lean:
-        plan = f"{plan}, {_columns('v', VERSION)}"
+    plan = _select_list("p", PLAN_COLUMNS[:2] if without_plans else PLAN_COLUMNS)
+    of_row = of_entry = of_entry_plan = ""
+    if not without_plans:
+        plan = f"{plan}, {_select_list('v', VERSION_COLUMNS)}"
         of_row = "LEFT JOIN plan_versions AS v ON v.plan_id = q.plan_id AND v.version = q.plan_version"
         of_entry = "LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version"
+        of_entry_plan = f", {_select_list('w', VERSION_COLUMNS)}"
     if keyed:
-        columns = f", {_columns('e', ENTRY)}{'' if lean else ', ' + _columns('w', VERSION)}{columns}"
+        columns = f", {_select_list('e', ENTRY_COLUMNS)}{of_entry_plan}{columns}"
         joins = f"""
         LEFT JOIN ledger_entries AS e ON e.user_id = u.user_id AND e.idempotency_key = %s
         {of_entry}
         {joins}"""
     return f"""
-        SELECT {CLOCK[vendor]}, {plan}, {_columns("q", STATE)}{columns}
+        SELECT {CLOCK[vendor]}, {plan}, {_select_list("q", STATE_COLUMNS)}{columns}
         FROM (SELECT CAST(%s AS {user}) AS user_id) AS u
         LEFT JOIN challenge_quotas AS q ON q.user_id = u.user_id
         LEFT JOIN plans AS p
@@ -108,27 +134,27 @@ def snapshot(vendor: str, also: str = "", *, keyed: bool = True, lean: bool = Fa
         """
 
 
-# Parameters: user id. Waits for its turn on a busy row; takes nothing where there is no row.
-# It is a statement of its own, because the next one must see what the holder before us wrote.
+# Parameters: user id. Waits for the row's lock; locks nothing if there is no row.
+# A statement of its own: only a later statement sees what the previous holder of the lock wrote.
 LOCK = "SELECT 1 FROM challenge_quotas WHERE user_id = %s FOR UPDATE"
 
-# Parameters: the MOVING columns, deleted_at again, user id, the seq that was read.
-# Changes the row only if nobody else did since; a tombstone loses its e-mail.
-# The CASE keeps one text for every verb.
+# Parameters: the MUTABLE_COLUMNS, deleted_at again, user id, the seq that was read.
+# Updates the row only if its seq is still the one that was read. The CASE empties a tombstone's e-mail in
+# the same text, so that every verb shares one statement.
 _UPDATE = f"""
-    UPDATE challenge_quotas SET {", ".join(f"{name} = %s" for name in MOVING)},
+    UPDATE challenge_quotas SET {", ".join(f"{name} = %s" for name in MUTABLE_COLUMNS)},
         email = CASE WHEN {{deleted_at}} IS NULL THEN email ELSE '' END
     WHERE user_id = %s AND seq = %s
 """
-_INSERT = f"INSERT INTO challenge_quotas (email, {', '.join(STATE)})"
-_ENTRIES = f"INSERT INTO ledger_entries ({', '.join(ENTRY)})"
+_INSERT = f"INSERT INTO challenge_quotas (email, {', '.join(STATE_COLUMNS)})"
+_ENTRIES = f"INSERT INTO ledger_entries ({', '.join(ENTRY_COLUMNS)})"
 
 
 @lru_cache(maxsize=8)
-def swap(entries: int) -> str:
-    """Change the row and add its entries, both or neither, in one statement. Rows: entries added.
+def compare_and_swap(entries: int) -> str:
+    """Update the row and insert its entries in one statement, both or neither. Row count: entries inserted.
 
-    Parameters: as _UPDATE, then the ENTRY columns of each entry.
+    Parameters: as _UPDATE, then the ENTRY_COLUMNS of each entry.
     """
     update = _UPDATE.format(deleted_at="%s::timestamptz")
     return f"""
@@ -137,44 +163,45 @@ def swap(entries: int) -> str:
         """
 
 
-def _arrays(types: tuple[str, ...]) -> str:
+def _arrays(types: Iterable[str]) -> str:
     return ", ".join(f"%s::{kind}[]" for kind in types)
 
 
-# Makes the rows that are missing, with the entries of just these. Rows: entries added.
-# Two requests may open the same row at once: the second waits, finds it there and adds nothing.
-# Parameters: each of the STATE columns as an array over the rows, then each of the ENTRY columns.
+# Inserts the rows that are missing, and entries for only these. Row count: entries inserted.
+# Two requests may open the same row at once: the second waits, finds the row and inserts nothing.
+# Parameters: each of the STATE_COLUMNS as an array over the rows, then each of the ENTRY_COLUMNS.
 OPEN_ROWS = f"""
     WITH done AS (
-        {_INSERT} SELECT '', s.* FROM unnest({_arrays(STATE_TYPES)}) AS s
+        {_INSERT} SELECT '', s.* FROM unnest({_arrays(STATE_COLUMNS.values())}) AS s
         ON CONFLICT (user_id) DO NOTHING RETURNING user_id
     )
     {_ENTRIES} SELECT e.* FROM done
-    JOIN unnest({_arrays(ENTRY_TYPES)}) AS e ({", ".join(ENTRY)}) ON e.user_id = done.user_id
+    JOIN unnest({_arrays(ENTRY_COLUMNS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})
+        ON e.user_id = done.user_id
 """
 
 
 def _values(entries: int) -> str:
-    """Typed rows: a bare NULL or literal in VALUES would be text to PostgreSQL."""
-    row = "(" + ", ".join(f"%s::{kind}" for kind in ENTRY_TYPES) + ")"
-    return f"(VALUES {', '.join([row] * entries)}) AS e ({', '.join(ENTRY)})"
+    """Typed rows: PostgreSQL takes a bare NULL or literal in VALUES for text."""
+    row = "(" + ", ".join(f"%s::{kind}" for kind in ENTRY_COLUMNS.values()) + ")"
+    return f"(VALUES {', '.join([row] * entries)}) AS e ({', '.join(ENTRY_COLUMNS)})"
 
 
-# SQLite has no data-modifying WITH: the same in steps, inside one BEGIN IMMEDIATE transaction.
+# SQLite has no data-modifying WITH: the same in several statements, in one BEGIN IMMEDIATE transaction.
 SQLITE_UPDATE = _UPDATE.format(deleted_at="%s")
-SQLITE_INSERT = f"{_INSERT} VALUES (''{', %s' * len(STATE)}) ON CONFLICT (user_id) DO NOTHING"
-SQLITE_ENTRY = f"{_ENTRIES} VALUES {_holes(len(ENTRY))}"
+SQLITE_INSERT = f"{_INSERT} VALUES (''{', %s' * len(STATE_COLUMNS)}) ON CONFLICT (user_id) DO NOTHING"
+SQLITE_ENTRY = f"{_ENTRIES} VALUES {_placeholders(len(ENTRY_COLUMNS))}"
 
-# Parameters: e-mail, Clerk's time of it, user id, that time again. The later word wins, whichever comes
-# first, and a tombstone takes none; `seq` is left alone, so that it commutes with every verb.
+# Parameters: e-mail, Clerk's time of it, user id, that time again. The latest e-mail wins in any order of
+# arrival, and a tombstone takes none. It leaves `seq` alone, so it commutes with every verb.
 NOTE_PROFILE = """
     UPDATE challenge_quotas SET email = %s, clerk_updated_at = %s
     WHERE user_id = %s AND deleted_at IS NULL AND (clerk_updated_at IS NULL OR clerk_updated_at < %s)
 """
 
-# Parameters: id, user id, source, external id, plan, Clerk's time of it. The latest word on each item
-# counts, whichever comes first. Of two of the same time about what is billed, the end of it counts;
-# metadata of the same time differ only by the setting that says where to look.
+# Parameters: id, user id, source, external id, plan, Clerk's time of it. The latest assignment of each item
+# wins in any order of arrival. Of two billing assignments of the same time, the end of the item wins; two of
+# metadata differ only by the setting that names the metadata key.
 NOTE_ASSIGNMENT = """
     INSERT INTO plan_assignments (id, user_id, source, external_id, plan, updated_at)
     VALUES (%s, %s, %s, %s, %s, %s)
@@ -185,5 +212,5 @@ NOTE_ASSIGNMENT = """
             AND (excluded.source = 'metadata' OR plan_assignments.plan <> '' OR excluded.plan = '')
 """
 
-# Parameters: user id, entry id. Tells whether a store whose answer was lost had been carried out.
+# Parameters: user id, entry id. Finds out whether a write whose reply was lost had been carried out.
 ENTRY_EXISTS = "SELECT 1 FROM ledger_entries WHERE user_id = %s AND id = %s"

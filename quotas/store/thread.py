@@ -27,14 +27,14 @@ from psycopg.types.json import JsonbDumper
 from psycopg.types.numeric import Int8Dumper
 
 Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
-DONE = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+OK_STATUSES = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
 # PostgreSQL's SQLSTATEs: it was told to forget the statement, or a migration changed what it returns.
-OUTDATED = ("26000", "0A000")
-AS_IT_SUITS = [PyFormat.AUTO] * 100
-NUMBERS = count()
+STALE_STATEMENT_STATES = ("26000", "0A000")
+AUTO_FORMATS = [PyFormat.AUTO] * 100
+STATEMENT_NUMBERS = count()
 
 
-class Session:
+class PreparedSession:
     """One connection to PostgreSQL, as one thread uses it.
 
     A statement goes by psycopg's cursor, until it was used often enough (prepare_threshold) to have the
@@ -54,75 +54,75 @@ class Session:
         self.names: dict[Prepared, bytes] = {}
 
     def row(self, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        if (result := self.quickly(statement, parameters)) is None:
+        if (result := self.execute_prepared(statement, parameters)) is None:
             row = self.cursor.execute(statement, parameters).fetchone()
             assert row  # noqa: S101 - for mypy: a snapshot always has one
             return row
-        return self.loaded(result)
+        return self.decode_row(result)
 
     def rows(self, statement: str, parameters: Sequence[Any]) -> int:
-        if (result := self.quickly(statement, parameters)) is None:
+        if (result := self.execute_prepared(statement, parameters)) is None:
             return self.cursor.execute(statement, parameters).rowcount
         return result.command_tuples or 0
 
-    def quickly(self, statement: str, parameters: Sequence[Any]) -> PGresult | None:
+    def execute_prepared(self, statement: str, parameters: Sequence[Any]) -> PGresult | None:
         """Return what a kept statement comes to; None if the server keeps it not, and nothing was done."""
         if self.raw.prepare_threshold is None or not self.raw.autocommit:
             return None
-        prepared, values = self.dumped(statement, parameters)
-        if not self.is_worth_keeping(prepared):
+        prepared, values = self.encode(statement, parameters)
+        if not self.should_prepare(prepared):
             return None
         if (name := self.names.get(prepared)) is None:
-            name = fresh_name()
-            self.checked(self.raw.pgconn.prepare(name, numbered(statement), prepared[1]))
+            name = new_statement_name()
+            self.check_result(self.raw.pgconn.prepare(name, with_dollar_placeholders(statement), prepared[1]))
             self.names[prepared] = name
         result = self.raw.pgconn.exec_prepared(name, values, self.transformer.formats, Format.BINARY)
-        return self.checked(result)
+        return self.check_result(result)
 
-    def dumped(self, statement: str, parameters: Sequence[Any]) -> tuple[Prepared, Any]:
-        values = self.transformer.dump_sequence(parameters, AS_IT_SUITS[: len(parameters)])
+    def encode(self, statement: str, parameters: Sequence[Any]) -> tuple[Prepared, Any]:
+        values = self.transformer.dump_sequence(parameters, AUTO_FORMATS[: len(parameters)])
         return (statement, self.transformer.types), values
 
-    def loaded(self, result: PGresult) -> Sequence[Any]:
+    def decode_row(self, result: PGresult) -> Sequence[Any]:
         self.transformer.set_pgresult(result, set_loaders=True, format=Format.BINARY)
         row: Sequence[Any] | None = self.transformer.load_row(0, tuple)
         assert row  # noqa: S101 - as above
         return row
 
-    def is_worth_keeping(self, prepared: Prepared) -> bool:
+    def should_prepare(self, prepared: Prepared) -> bool:
         """Tell whether a statement that is about to be used was used often enough by now."""
         self.uses[prepared] += 1
         return self.raw.prepare_threshold is not None and self.uses[prepared] > self.raw.prepare_threshold
 
-    def checked(self, result: PGresult) -> PGresult | None:
-        if result.status in DONE:
+    def check_result(self, result: PGresult) -> PGresult | None:
+        if result.status in OK_STATUSES:
             return result
         if self.raw.closed:
             raise psycopg.OperationalError("the connection was lost")
         error = error_from_result(result)
-        if error.sqlstate not in OUTDATED:
+        if error.sqlstate not in STALE_STATEMENT_STATES:
             raise error
         self.names.clear()  # psycopg, for one, has the server forget all of them after a rollback
         self.uses.clear()
         return None
 
 
-def fresh_name() -> bytes:
-    return b"kept_%d" % next(NUMBERS)
+def new_statement_name() -> bytes:
+    return b"kept_%d" % next(STATEMENT_NUMBERS)
 
 
 @lru_cache
-def numbered(statement: str) -> bytes:
+def with_dollar_placeholders(statement: str) -> bytes:
     """The statement as the server wants it, with $1 for its first parameter."""
     first, *rest = statement.split("%s")
     return "".join([first, *(f"${number}{part}" for number, part in enumerate(rest, start=1))]).encode()
 
 
-class _Kept(threading.local):
-    session: Session | None = None
+class _ThreadLocal(threading.local):
+    session: PreparedSession | None = None
 
 
-_kept = _Kept()
+_local = _ThreadLocal()
 
 
 def database() -> BaseDatabaseWrapper:
@@ -141,35 +141,35 @@ def vendor() -> str:
     return database().vendor
 
 
-def fetch(statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
+def fetch_row(statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
     """Return the one row that the statement finds."""
     db = database()
     if vendor() != "postgresql":
         with db.cursor() as cursor:
-            cursor.execute(statement, _adapted(db, parameters))
+            cursor.execute(statement, _sqlite_parameters(db, parameters))
             return [_in_utc(value) for value in cursor.fetchone()]
     with db.wrap_database_errors:
         return _session(db).row(statement, parameters)
 
 
-def run(statement: str, parameters: Sequence[Any]) -> int:
+def execute(statement: str, parameters: Sequence[Any]) -> int:
     """Return the number of rows found or written."""
     db = database()
     if vendor() != "postgresql":
         with db.cursor() as cursor:
-            cursor.execute(statement, _adapted(db, parameters))
+            cursor.execute(statement, _sqlite_parameters(db, parameters))
             return int(cursor.rowcount)
     db.validate_no_broken_transaction()
     with db.wrap_database_errors:
         return _session(db).rows(statement, parameters)
 
 
-def _session(db: BaseDatabaseWrapper) -> Session:
+def _session(db: BaseDatabaseWrapper) -> PreparedSession:
     """This thread's session; Django replaces a connection that died."""
     db.ensure_connection()
-    session = _kept.session
+    session = _local.session
     if session is None or session.raw is not db.connection:
-        session = _kept.session = Session(db.connection)
+        session = _local.session = PreparedSession(db.connection)
     return session
 
 
@@ -178,11 +178,11 @@ def _in_utc(value: Any) -> Any:
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
 
 
-def _adapted(db: BaseDatabaseWrapper, values: Iterable[Any]) -> list[Any]:
-    return [_sqlite(db, value) for value in values]
+def _sqlite_parameters(db: BaseDatabaseWrapper, values: Iterable[Any]) -> list[Any]:
+    return [_sqlite_value(db, value) for value in values]
 
 
-def _sqlite(db: BaseDatabaseWrapper, value: Any) -> Any:
+def _sqlite_value(db: BaseDatabaseWrapper, value: Any) -> Any:
     """SQLite's form of JSON, an instant and a UUID."""
     if isinstance(value, Mapping):
         return json.dumps(value)

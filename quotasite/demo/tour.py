@@ -133,7 +133,7 @@ def shift(user_id: str, by: timedelta) -> None:
 
 def seed_history() -> None:
     """Make users with 30 days of spending, by the rules themselves under a clock of their own."""
-    plan = Plan.objects.get(is_default=True).rules
+    plan = Plan.objects.get(is_default=True).value
     chance = random.Random(20)  # noqa: S311 - the same history each time
     states: list[values.State] = []
     entries: list[values.Entry] = []

@@ -15,7 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from quotas.access.session_tokens import key_source
 from quotas.api.problems import Problem, from_exception, unauthorized
-from quotas.store.errors import read_surely
+from quotas.store.errors import read_with_reconnect
 
 JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz", "/metrics")
 
@@ -35,7 +35,7 @@ def readyz(request: HttpRequest) -> HttpResponse:
     """
     keys, age = key_source()
     try:
-        missing = read_surely(_unapplied_migrations)
+        missing = read_with_reconnect(_unapplied_migrations)
     except (OperationalError, InterfaceError) as error:
         problem = from_exception(error)
         assert problem  # noqa: S101 - a dead database always has one

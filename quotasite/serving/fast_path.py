@@ -97,7 +97,7 @@ class FastLane:
         if shown := READ.get(asked.path):
             if "content-length" in asked.headers:
                 return Detour()
-            quota = await self.pool.perform(views.quotas.reading(who.user_id, actor=who.actor))
+            quota = await self.pool.run_steps(views.quotas.reading(who.user_id, actor=who.actor))
             kind = Kind("GET", asked.path[1:], "read", "ok", 200)
             body, fields = shown(quota), views.fields(quota)
         else:
@@ -105,12 +105,12 @@ class FastLane:
                 return Detour()
             key = idempotency.idempotency_key(asked.headers.get("idempotency-key"))
             steps = views.quotas.consuming(who.user_id, order.get("cost"), key=key, actor=who.actor)
-            async with self.pool.turn(who.user_id):
-                receipt = await self.pool.perform(steps)
+            async with self.pool.one_writer(who.user_id):
+                receipt = await self.pool.run_steps(steps)
             outcome = "replayed" if receipt.is_replay else "granted"
             kind, cost = Kind("POST", asked.path[1:], "consume", outcome, 201), receipt.entry.cost
             body = messages.consumption(receipt)
-            fields = views.fields(receipt.standing, is_replay=receipt.is_replay)
+            fields = views.fields(receipt.quota_now, is_replay=receipt.is_replay)
         payload, request_id = to_json(body).encode(), id_for(asked.headers.get("x-request-id", ""))
         own = [("X-Request-Id", request_id), ("Content-Length", str(len(payload)))]
         tell(kind, asker(who), request_id, perf_counter() - asked.began, cost)

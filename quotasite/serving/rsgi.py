@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from quotasite.serving.drain import LAST, Drain  # hears the end that is told while the rest is loaded
@@ -26,6 +26,7 @@ from django.conf import settings
 
 from quotas.api.middleware import LATE
 from quotas.api.views import RAISED
+from quotas.store.errors import Result
 from quotas.store.loop import Pool
 from quotas.store.thread import vendor
 from quotasite.observing.request_log import BEGAN
@@ -34,8 +35,6 @@ from quotasite.serving.fast_path import Answer, Asked, Detour, FastLane
 BODY_SECONDS = 10
 CHUNK_SECONDS = 30  # for a client to take a piece of a long answer
 BARE = ("CONTENT_LENGTH", "CONTENT_TYPE")  # without HTTP_ before their names
-
-Found = TypeVar("Found")
 
 
 class Request(NamedTuple):
@@ -53,7 +52,7 @@ class Site:
 
     def __init__(self, application: WSGIApplication) -> None:
         self.application = application
-        self.acts: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
+        self.jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
         self.lane: FastLane | None = None
         self.drain = Drain()
 
@@ -63,7 +62,7 @@ class Site:
         for _ in range(settings.WEB_THREADS):
             Thread(target=self._work, daemon=True).start()
         if settings.FAST_LANE and vendor() == "postgresql":
-            self.lane = FastLane(Pool(settings.LANE_CONNECTIONS, self.in_thread))
+            self.lane = FastLane(Pool(settings.LANE_CONNECTIONS, self.run_in_thread))
         gc.collect()
         gc.freeze()  # what is here by now stays: no collection need look at it
 
@@ -91,19 +90,19 @@ class Site:
                     return
                 detour = answer
         request = Request(scope, protocol, body, is_late, began)
-        await self.in_thread(partial(self._answer, request, detour))
+        await self.run_in_thread(partial(self._answer, request, detour))
 
-    def in_thread(self, act: Callable[[], Found]) -> "asyncio.Future[Found]":
+    def run_in_thread(self, function: Callable[[], Result]) -> "asyncio.Future[Result]":
         """Have one of the threads do what would block the loop."""
-        done: asyncio.Future[Found] = self.loop.create_future()
-        self.acts.put((act, done))
+        done: asyncio.Future[Result] = self.loop.create_future()
+        self.jobs.put((function, done))
         return done
 
     def _work(self) -> None:
         while True:
-            act, done = self.acts.get()
+            function, done = self.jobs.get()
             try:
-                settle = partial(_settle, done, act(), None)
+                settle = partial(_settle, done, function(), None)
             except BaseException as error:  # noqa: BLE001 - a thread that ended would be missing for good
                 settle = partial(_settle, done, None, error)
             self.loop.call_soon_threadsafe(settle)
@@ -141,7 +140,7 @@ class Site:
             asyncio.run_coroutine_threadsafe(send(chunk), self.loop).result(CHUNK_SECONDS)
 
 
-def _settle(done: "asyncio.Future[Found]", found: Found, error: BaseException | None) -> None:
+def _settle(done: "asyncio.Future[Result]", found: Result, error: BaseException | None) -> None:
     if done.done():  # cancelled, that is
         return
     if error:

@@ -22,7 +22,7 @@ from quotas.models import ChallengeQuota
 from quotas.reports import totals
 from quotas.reports.exhausted import MOST_EXHAUSTED, exhausted
 from quotas.reports.totals import Refusals, Totals
-from quotas.store.errors import read_surely, took_too_long
+from quotas.store.errors import is_statement_timeout, read_with_reconnect
 from quotasite.staff.lockout import is_locked_out, seconds_locked
 
 STATEMENT_SECONDS = 5  # of one statement of a page
@@ -132,7 +132,7 @@ class Site(AdminSite):
             with transaction.atomic():
                 return {"overview": Overview.now()}
         except OperationalError as error:
-            if not took_too_long(error):
+            if not is_statement_timeout(error):
                 raise
             return {"is_late": True}
 
@@ -157,9 +157,9 @@ class Site(AdminSite):
                     return response
 
             try:
-                return read_surely(look)
+                return read_with_reconnect(look)
             except OperationalError as error:
-                if not took_too_long(error):
+                if not is_statement_timeout(error):
                     raise
                 context = {
                     **self.each_context(request),

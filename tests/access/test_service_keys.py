@@ -395,7 +395,9 @@ def test_the_key_is_in_no_log_and_no_answer(caplog, monkeypatch, make_quota):
                 Service(revoked).get("quota"),
             ]
             for fault in (OperationalError("no route"), RuntimeError("a fault of ours")):
-                monkeypatch.setattr(commit, "_read", lambda *_, fault=fault: (_ for _ in ()).throw(fault))
+                monkeypatch.setattr(
+                    commit, "_read_snapshot", lambda *_, fault=fault: (_ for _ in ()).throw(fault)
+                )
                 answers.append(service.get("quota"))
     finally:
         connection.force_debug_cursor = False

@@ -145,9 +145,9 @@ class TestAPeerThatDoesTheSameWork:
         assert peer.balance == (before.remaining - 1, before.entries + 1)
         with psycopg.connect(peer.database_url) as connection:
             row = connection.execute(
-                f"SELECT {', '.join(sql.ENTRY)} FROM ledger_entries WHERE id = %s", [told["id"]]
+                f"SELECT {', '.join(sql.ENTRY_COLUMNS)} FROM ledger_entries WHERE id = %s", [told["id"]]
             ).fetchone()
-        entry = dict(zip(sql.ENTRY, row or (), strict=True))
+        entry = dict(zip(sql.ENTRY_COLUMNS, row or (), strict=True))
         assert (entry["user_id"], entry["seq"], entry["kind"]) == (USER, told["seq"], "consumed")
         assert entry["balance_after"] == told["quota"]["quota_remaining"]
 
@@ -191,9 +191,9 @@ def test_pgbench_sends_our_statements_with_nothing_but_their_holes_filled() -> N
     def is_in_order(statement: str, script: str) -> bool:
         return re.search(".*?".join(map(re.escape, parts(statement))), script, re.DOTALL) is not None
 
-    assert is_in_order(sql.snapshot("postgresql", keyed=False, lean=True), pgbench.read())
-    assert is_in_order(sql.snapshot("postgresql", lean=True), pgbench.spend())
-    assert is_in_order(sql.swap(1), pgbench.spend())
+    assert is_in_order(sql.snapshot_query("postgresql", keyed=False, lean=True), pgbench.read())
+    assert is_in_order(sql.snapshot_query("postgresql", lean=True), pgbench.spend())
+    assert is_in_order(sql.compare_and_swap(1), pgbench.spend())
 
 
 @pytest.mark.parametrize(

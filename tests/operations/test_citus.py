@@ -213,18 +213,22 @@ def test_a_table_that_is_distributed_in_another_way_is_refused() -> None:
 
 # Citus sends a statement to one shard if PostgreSQL's planner finds `user_id = …` for every table of users'
 # rows by itself, and no condition that can never hold. Both can be seen in any PostgreSQL's plan.
-CHANGE = [None] * (len(sql.MOVING) + 1) + [USER, 1] + [USER if it == "user_id" else None for it in sql.ENTRY]
+CHANGE = (
+    [None] * (len(sql.MUTABLE_COLUMNS) + 1)
+    + [USER, 1]
+    + [USER if it == "user_id" else None for it in sql.ENTRY_COLUMNS]
+)
 ONE_USERS = {
     "lock": (lambda: sql.LOCK, [USER]),
     "profile": (lambda: sql.NOTE_PROFILE, ["", None, USER, "2026-01-01"]),
-    "swap": (lambda: sql.swap(1), CHANGE),
+    "swap": (lambda: sql.compare_and_swap(1), CHANGE),
     "entry": (lambda: sql.ENTRY_EXISTS, [USER, uuid.uuid4()]),
     "prune": (lambda: DELETE, [USER, 1]),
-    "snapshot": (lambda: sql.snapshot("postgresql", keyed=False), [USER]),
-    "keyed": (lambda: sql.snapshot("postgresql"), [USER, "a key"]),
-    "refund": (lambda: sql.snapshot("postgresql", "consumption"), [USER, "a key", uuid.uuid4()]),
-    "plan": (lambda: sql.snapshot("postgresql", "target"), [USER, "a key", "free"]),
-    "clerk": (lambda: sql.snapshot("postgresql", "clerk", keyed=False), [USER]),
+    "snapshot": (lambda: sql.snapshot_query("postgresql", keyed=False), [USER]),
+    "keyed": (lambda: sql.snapshot_query("postgresql"), [USER, "a key"]),
+    "refund": (lambda: sql.snapshot_query("postgresql", "consumption"), [USER, "a key", uuid.uuid4()]),
+    "plan": (lambda: sql.snapshot_query("postgresql", "target"), [USER, "a key", "free"]),
+    "clerk": (lambda: sql.snapshot_query("postgresql", "clerk", keyed=False), [USER]),
 }
 
 
@@ -252,4 +256,4 @@ def test_the_planner_sees_whose_rows_each_statement_is_about(
 
 
 def test_each_form_of_the_snapshot_is_looked_at() -> None:
-    assert set(sql.ALSO) == {"", "consumption", "target", "clerk"}
+    assert set(sql.INCLUDES) == {"", "consumption", "target", "clerk"}

@@ -84,18 +84,20 @@ class Model:
             known.append(replace(plan, version=len(known) + 1))
         return len(known)
 
-    def find(self, user_id: str, clock: datetime, ids: tuple[UUID, UUID], look: commit.Look) -> Snapshot:
+    def find(
+        self, user_id: str, clock: datetime, ids: tuple[UUID, UUID], look: commit.SnapshotQuery
+    ) -> Snapshot:
         state, ledger = self.states.get(user_id), self.ledgers[user_id]
         plan = self.versions[state.plan if state else self.default][-1]
         entry = next((e for e in ledger if look.key and e.idempotency_key == look.key), None)
         found = Snapshot(
             user_id=user_id,
             clock=clock,
-            plan=plan,
-            rules=self.versions[state.plan][state.plan_version - 1] if state else plan,
+            current_plan=plan,
+            plan_in_force=self.versions[state.plan][state.plan_version - 1] if state else plan,
             state=state,
             entry=entry,
-            entry_rules=self.versions[entry.plan][entry.plan_version - 1] if entry else None,
+            entry_plan=self.versions[entry.plan][entry.plan_version - 1] if entry else None,
             entry_ids=ids,
         )
         if look.also == "consumption":
@@ -143,16 +145,16 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.seen: Snapshot | None = None
         self.last_step: Callable[[], None] = lambda: None
-        self.read, commit._read = commit._read, self.read_at_our_time
+        self.read, commit._read_snapshot = commit._read_snapshot, self.read_at_our_time
         for table in (models.PlanAssignment, LedgerEntry, ChallengeQuota, PlanVersion, models.Plan):
             table.objects.all().delete()
-        plan_cache.forget_plans()  # which are made anew
+        plan_cache.clear()  # which are made anew
         for name, rules in PLANS.items():
             self.save(models.Plan(name=name, actions={"generate": 3}, **rules))
         self.make_default("free")
 
     def teardown(self) -> None:
-        commit._read = self.read
+        commit._read_snapshot = self.read
         for user_id, ledger in self.model.ledgers.items():
             stored = LedgerEntry.objects.filter(user_id=user_id).order_by("seq")
             assert [entry_of(row) for row in stored] == [unmarked(entry) for entry in ledger]
@@ -160,7 +162,7 @@ class Machine(RuleBasedStateMachine):
                 assert_sound(user_id)
                 assert_fair(ledger)
 
-    def read_at_our_time(self, user_id: str, look: commit.Look) -> commit.Steps[Snapshot]:
+    def read_at_our_time(self, user_id: str, look: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
         snapshot = yield from self.read(user_id, look)
         assert abs(snapshot.clock - datetime.now(UTC)) < timedelta(minutes=1)
         self.seen = replace(snapshot, clock=self.now)
@@ -207,7 +209,7 @@ class Machine(RuleBasedStateMachine):
 
     def save(self, plan: models.Plan) -> None:
         plan.save()
-        assert plan.version == self.model.save_plan(plan.rules)
+        assert plan.version == self.model.save_plan(plan.value)
 
     # The verbs
 
@@ -337,9 +339,9 @@ class Machine(RuleBasedStateMachine):
             self.steps["a late word"] += 1
             return
         assert self.seen is not None
-        found = self.model.find(user_id, self.now, self.seen.entry_ids, commit.Look(None, "clerk"))
+        found = self.model.find(user_id, self.now, self.seen.entry_ids, commit.SnapshotQuery(None, "clerk"))
         assert self.seen == found
-        outcome = verbs.follow_clerk(found, Request(WEBHOOK))
+        outcome = verbs.follow_assignments(found, Request(WEBHOOK))
         self.model.keep(outcome)
         self.steps[f"followed: {name_of(answer, outcome)}"] += 1
         self.compare(user_id)
@@ -379,7 +381,7 @@ class Machine(RuleBasedStateMachine):
             request = replace(request, idempotency_key=f"{verb}:{by.kind}:{key}", fingerprint=mark)
         assert self.seen is not None
         found = self.model.find(
-            user_id, self.now, self.seen.entry_ids, commit.Look(request.idempotency_key, *look)
+            user_id, self.now, self.seen.entry_ids, commit.SnapshotQuery(request.idempotency_key, *look)
         )
         assert unmarked_snapshot(self.seen) == unmarked_snapshot(found)
         outcome = rule(found, request)
@@ -423,9 +425,9 @@ def expected(verb: str, outcome: Outcome) -> Any:
         case "current" | "open_missing":
             return outcome.quota
         case "change_plan":
-            return manager.PlanChange(outcome.quota, outcome.standing, is_replay)
+            return manager.PlanChange(outcome.quota, outcome.quota_now, is_replay)
     entry = outcome.entry if is_replay else outcome.entries[-1]
-    return manager.Receipt(entry, outcome.quota, outcome.standing, is_replay)
+    return manager.Receipt(entry, outcome.quota, outcome.quota_now, is_replay)
 
 
 def unmarked_answer(answer: Any) -> Any:
@@ -553,7 +555,7 @@ def test_the_same_key_that_was_spent_since_is_replayed(step_in: StepIn) -> None:
 def test_after_some_lost_races_the_row_is_held_from_the_read_on(
     step_in: StepIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(commit.FREE_TRIES, "postgresql", 0)
+    monkeypatch.setitem(commit.UNLOCKED_TRIES, "postgresql", 0)
     ChallengeQuota.objects.current(USER)
 
     def find_it_held() -> None:

@@ -82,8 +82,8 @@ def test_a_spend_that_was_never_made_is_not_found() -> None:
     assert isinstance(verbs.refund(at(NOON, state_with(10)), ASKED), ConsumptionNotFound)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in values.Kind if kind != values.Kind.CONSUMED])
-def test_an_entry_of_another_kind_is_no_spend(kind: values.Kind) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in values.EntryKind if kind != values.EntryKind.CONSUMED])
+def test_an_entry_of_another_kind_is_no_spend(kind: values.EntryKind) -> None:
     other = replace(spend_of(5), kind=kind.value)
     snapshot = at(NOON, state_with(10), consumption=other)
     assert isinstance(verbs.refund(snapshot, ASKED), ConsumptionNotFound)

@@ -170,10 +170,10 @@ def test_a_spend_of_unknown_outcome_is_not_made_again_by_the_view(
 
     def fail(user_id: str, *_: object) -> commit.Steps[None]:
         calls.append(user_id)
-        yield commit.Apart()
+        yield commit.NeedsThread()
         raise OperationalError("the connection is lost")
 
-    monkeypatch.setattr(commit, "carry_out", fail)
+    monkeypatch.setattr(commit, "commit", fail)
     answer = lane.consume()
     assert (answer.status_code, answer["Retry-After"], calls) == (503, "5", [USER])
 

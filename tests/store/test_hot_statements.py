@@ -70,7 +70,7 @@ def copy_rows(table: str, which: str, copies: range, **changed: str) -> None:
 
 def each_verb() -> dict[str, Callable[[], object]]:
     """Each verb, and the other ways through the store."""
-    spend = LedgerEntry.objects.filter(user_id=BUSY, kind=values.Kind.CONSUMED).latest("seq").pk
+    spend = LedgerEntry.objects.filter(user_id=BUSY, kind=values.EntryKind.CONSUMED).latest("seq").pk
     his = {"reason": "for a test", "actor": STAFF}
     return {
         "read": lambda: quotas.current(BUSY),
@@ -99,10 +99,10 @@ def each_verb() -> dict[str, Callable[[], object]]:
 
 def knowing(act: Callable[[], object]) -> Callable[[], None]:
     def lean() -> None:
-        rules = Plan.objects.get(is_default=True).rules
-        plan_cache._known_plans[rules.name, rules.version] = rules
+        rules = Plan.objects.get(is_default=True).value
+        plan_cache._plans[rules.name, rules.version] = rules
         act()
-        plan_cache.forget_plans()
+        plan_cache.clear()
 
     return lean
 
@@ -114,10 +114,10 @@ def refused(spend: Callable[[], object]) -> None:
 
 def store_twice() -> None:
     """As when the answer to a store is lost: the guard holds the second off, and the entry is looked up."""
-    change = verbs.consume(commit.look_up(BUSY, commit.Look()), Request(STAFF))
+    change = verbs.consume(commit.read_snapshot(BUSY, commit.SnapshotQuery()), Request(STAFF))
     assert isinstance(change, Change)
     for _ in range(2):
-        assert commit.perform(commit._store_again(change))
+        assert commit.run_steps(commit._write_again(change))
 
 
 def unmade(act: Callable[[], object]) -> list[Sent]:

@@ -51,12 +51,12 @@ def run(work: Callable[[Pool], Coroutine[Any, Any, Any]], size: int = 3) -> Any:
 
 
 async def read(pool: Pool, user_id: str = USER) -> Quota:
-    return await pool.perform(quotas.reading(user_id))
+    return await pool.run_steps(quotas.reading(user_id))
 
 
 async def spend(pool: Pool, key: str | None = None, user_id: str = USER) -> Any:
-    async with pool.turn(user_id):
-        return await pool.perform(quotas.consuming(user_id, key=key))
+    async with pool.one_writer(user_id):
+        return await pool.run_steps(quotas.consuming(user_id, key=key))
 
 
 def spent(user_id: str = USER) -> int:
@@ -128,7 +128,7 @@ def test_a_period_goes_on_by_the_version_it_began_under() -> None:
     async def work(pool: Pool) -> list[Quota]:
         await spend(pool)
         outside(edit)
-        plan_cache.forget_plans()  # as another process, which begins with who has the new version
+        plan_cache.clear()  # as another process, which begins with who has the new version
         await read(pool, OTHER)
         return [await read(pool), await read(pool, OTHER)]
 
@@ -154,7 +154,7 @@ def test_who_waits_for_a_row_holds_up_nobody_else() -> None:
 
 
 def test_a_thread_helps_out_when_no_connection_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "PATIENCE", 0.05)
+    monkeypatch.setattr(loop, "WRITER_WAIT_SECONDS", 0.05)
     quotas.current(USER)
 
     async def work(pool: Pool) -> None:
@@ -200,7 +200,7 @@ def test_a_spend_whose_connection_dies_is_made_once() -> None:
 def test_whoever_waits_for_a_connection_that_dies_is_answered_by_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loop, "PATIENCE", 600)
+    monkeypatch.setattr(loop, "WRITER_WAIT_SECONDS", 600)
     quotas.current(USER)
 
     async def work(pool: Pool) -> list[Quota]:
@@ -218,11 +218,11 @@ def test_whoever_waits_for_a_connection_that_dies_is_answered_by_a_thread(
 
 
 def test_steps_end_at_once_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "fetch", lambda *_: 1 / 0)
-    monkeypatch.setitem(commit.FREE_TRIES, "postgresql", 0)
+    monkeypatch.setattr(commit, "fetch_row", lambda *_: 1 / 0)
+    monkeypatch.setitem(commit.UNLOCKED_TRIES, "postgresql", 0)
     steps = quotas.consuming(USER)
     with pytest.raises(ZeroDivisionError) as told:
-        commit.perform(steps)
+        commit.run_steps(steps)
     assert told.value
     assert steps.gi_frame is None
     assert not connection.in_atomic_block
@@ -256,7 +256,7 @@ def test_those_who_wait_are_told_when_no_connection_can_be_made(monkeypatch: pyt
             await until(lambda: pool.opening == 0)
             assert (len(pool.sessions), len(pool.waiting)) == (0, 0)
         assert (await read(pool)).quota_remaining == 20  # by a thread: none is opened for a second
-        pool.quiet_until = 0
+        pool.retry_at = 0
         await read(pool)
         assert len(pool.sessions) == 1
 
@@ -271,7 +271,7 @@ def test_writers_of_one_row_take_turns_and_lose_no_race(
 
     async def without_turns(pool: Pool) -> None:
         before = lost()
-        await asyncio.gather(*(pool.perform(quotas.consuming(OTHER)) for _ in range(10)))
+        await asyncio.gather(*(pool.run_steps(quotas.consuming(OTHER)) for _ in range(10)))
         assert lost() > before
 
     async def work(pool: Pool) -> None:
@@ -281,6 +281,6 @@ def test_writers_of_one_row_take_turns_and_lose_no_race(
         await asyncio.gather(*(spend(pool) for _ in range(10)))
         assert lost() == before
 
-    monkeypatch.setattr(loop, "PATIENCE", 60)
+    monkeypatch.setattr(loop, "WRITER_WAIT_SECONDS", 60)
     run(work)
     assert spent() == spent(OTHER) == 10

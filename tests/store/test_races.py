@@ -32,7 +32,7 @@ def give_everyone(allowance: int) -> None:
 @pytest.fixture(autouse=True)
 def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that take turns do not race: these shall, as processes do."""
-    monkeypatch.setattr(commit, "PATIENCE", 0)
+    monkeypatch.setattr(commit, "WRITER_WAIT_SECONDS", 0)
 
 
 @pytest.fixture(params=["missing", "full", "expired by 25 hours"])
@@ -99,7 +99,7 @@ def test_threads_of_one_process_take_turns_and_lose_no_race_to_each_other(
         return float(metrics.LOST_RACES._value.get() - before)
 
     assert lost_by_eight() > 0
-    monkeypatch.setattr(commit, "PATIENCE", 60)  # however slow the machine
+    monkeypatch.setattr(commit, "WRITER_WAIT_SECONDS", 60)  # however slow the machine
     assert lost_by_eight() == 0
     assert spent(USER) == 80
 

@@ -5,15 +5,15 @@ from django.db import IntegrityError, connection, transaction
 
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.store import thread
-from quotas.store.thread import Session, fetch, run
+from quotas.store.thread import PreparedSession, execute, fetch_row
 from tests.conftest import USER
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
 ENOUGH = 6  # uses: one more than the threshold
 
 
-def session() -> Session:
-    kept = thread._kept.session
+def session() -> PreparedSession:
+    kept = thread._local.session
     assert kept
     return kept
 
@@ -51,11 +51,11 @@ def test_a_migration_that_changes_a_result_ends_no_session() -> None:
     with connection.cursor() as cursor:
         cursor.execute("CREATE TEMP TABLE changing AS SELECT 1 AS number")
         for _ in range(ENOUGH):
-            assert fetch("SELECT number FROM changing WHERE number = %s", [1]) == (1,)
+            assert fetch_row("SELECT number FROM changing WHERE number = %s", [1]) == (1,)
         assert session().names
         cursor.execute("ALTER TABLE changing ALTER number TYPE text")
         cursor.execute("ALTER TABLE changing ALTER number TYPE numeric USING number::numeric")
-        assert fetch("SELECT number FROM changing WHERE number = %s", [1]) == (1,)
+        assert fetch_row("SELECT number FROM changing WHERE number = %s", [1]) == (1,)
 
 
 def test_a_change_in_a_transaction_that_is_rolled_back_leaves_nothing() -> None:
@@ -70,15 +70,15 @@ def test_a_change_in_a_transaction_that_is_rolled_back_leaves_nothing() -> None:
 def test_a_kept_statement_raises_what_django_calls_the_fault() -> None:
     double = "INSERT INTO auth_group (name) VALUES (%s)"
     for number in range(ENOUGH):
-        run(double, [f"group {number}"])
+        execute(double, [f"group {number}"])
     assert session().names
     with pytest.raises(IntegrityError):
-        run(double, ["group 0"])
-    assert run(double, ["another group"]) == 1
+        execute(double, ["group 0"])
+    assert execute(double, ["another group"]) == 1
 
 
 def test_numbers_of_any_size_are_one_statement() -> None:
     text = "SELECT %s::bigint"
     for number in (1, 70_000, 5_000_000_000):
-        assert fetch(text, [number]) == (number,)
+        assert fetch_row(text, [number]) == (number,)
     assert [uses for (asked, _), uses in session().uses.items() if asked == text] == [3]

@@ -17,8 +17,9 @@ from django.test.client import ClientHandler
 
 from quotas.api.views import RAISED
 from quotas.store.commit import Steps
-from quotas.store.loop import Found, LoopSession, Pool
-from quotas.store.plan_cache import forget_plans
+from quotas.store.errors import Result
+from quotas.store.loop import LoopSession, Pool
+from quotas.store.plan_cache import clear
 from quotas.store.thread import Prepared, in_transaction
 from quotasite.serving.fast_path import HOT, JUDGED, Asked, Detour, FastLane, Headers, Way
 
@@ -46,16 +47,16 @@ def learned() -> dict[Way, Headers]:
 class OwnSession(LoopSession):
     """A session over the connection of this thread: it sees what a test has not committed."""
 
-    def is_worth_keeping(self, prepared: Prepared) -> bool:
+    def should_prepare(self, prepared: Prepared) -> bool:
         """Not within a transaction: after a rollback psycopg has the server forget what it kept."""
-        return self.raw.autocommit and super().is_worth_keeping(prepared)
+        return self.raw.autocommit and super().should_prepare(prepared)
 
 
 class OwnPool(Pool):
     def __init__(self) -> None:
         super().__init__(1, at_once)
 
-    async def _take(self) -> LoopSession:
+    async def acquire(self) -> LoopSession:
         db = outside(own_connection)
         before = getattr(_kept, "session", None)
         session = _kept.session = OwnSession(db, lambda _: outside(db.close))
@@ -63,15 +64,15 @@ class OwnPool(Pool):
             session.names, session.uses = before.names, before.uses
         return session
 
-    async def perform(self, steps: Steps[Found]) -> Found:
+    async def run_steps(self, steps: Steps[Result]) -> Result:
         """As in a thread, what is not committed is not remembered."""
         try:
-            return await super().perform(steps)
+            return await super().run_steps(steps)
         finally:
             if outside(in_transaction):
-                forget_plans()
+                clear()
 
-    def _give_back(self, session: LoopSession) -> None:
+    def release(self, session: LoopSession) -> None:
         session.loop.remove_reader(session.socket)
 
 

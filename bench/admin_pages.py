@@ -196,7 +196,7 @@ def copies(table: str) -> str:
 
 def pages() -> Iterator[tuple[str, str]]:
     """The pages to look at: what each is called, and where it is."""
-    from quotas.console.display import address
+    from quotas.console.display import quota_url
     from quotas.models import ChallengeQuota, LedgerEntry
     from webhooks.models import WebhookEvent
 
@@ -224,8 +224,8 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "quotas, plan pro, deleted", f"{quotas}?plan__name__exact=pro&state=deleted"
     yield "quotas, plan pro, exhausted", f"{quotas}?plan__name__exact=pro&state=exhausted"
     yield "quotas, plan pro, search", f"{quotas}?plan__name__exact=pro&q={some.user_id[:8]}"
-    yield "a quota", address(some.pk)
-    yield "a quota with many entries", address(busy.pk)
+    yield "a quota", quota_url(some.pk)
+    yield "a quota with many entries", quota_url(busy.pk)
     yield "ledger", ledger
     yield "ledger, page 200", f"{ledger}?p=200"
     yield "ledger, search for a user", f"{ledger}?q={busy.pk}"

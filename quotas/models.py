@@ -19,7 +19,7 @@ from quotas.rules.values import MAX_UNITS, EntryKind, Quota, Snapshot
 from quotas.store.manager import QuotaManager
 
 UNITS = (MinValueValidator(0), MaxValueValidator(MAX_UNITS))
-DAY = 86_400  # seconds
+DAY_SECONDS = 86_400  # seconds
 
 
 def validate_timezone(name: str) -> None:
@@ -54,8 +54,8 @@ class PlanRules(models.Model):
     )
     reset_policy = models.CharField(max_length=16, choices=ResetPolicy, default=ResetPolicy.ROLLING)
     period_seconds = models.PositiveIntegerField(
-        default=DAY,
-        validators=[MinValueValidator(1), MaxValueValidator(3_660 * DAY)],
+        default=DAY_SECONDS,
+        validators=[MinValueValidator(1), MaxValueValidator(3_660 * DAY_SECONDS)],
         help_text="For rolling and anchored; a day is 86400.",
     )
     timezone = models.CharField(
@@ -110,7 +110,7 @@ class Plan(PlanRules):
                 name="plans_allowance_in_range",
             ),
             models.CheckConstraint(
-                condition=Q(period_seconds__range=(1, 3_660 * DAY)), name="plans_period_in_range"
+                condition=Q(period_seconds__range=(1, 3_660 * DAY_SECONDS)), name="plans_period_in_range"
             ),
             models.CheckConstraint(
                 condition=Q(reset_policy__in=list(periods.RESET_POLICIES)), name="plans_reset_policy_known"

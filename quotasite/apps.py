@@ -13,7 +13,7 @@ class ConsoleConfig(admin.AdminConfig):
     """Django's admin, with a site of ours."""
 
     default = False  # of this module: it is Django's package that it configures
-    default_site = "quotasite.staff.site.Site"
+    default_site = "quotasite.staff.site.ConsoleSite"
 
     def ready(self) -> None:
         super().ready()

@@ -176,7 +176,7 @@ REST_FRAMEWORK = {
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "quotas.api.strict_json.AlwaysJSON",
     "EXCEPTION_HANDLER": "quotas.api.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
-    "DEFAULT_SCHEMA_CLASS": "quotas.api.openapi.Schema",
+    "DEFAULT_SCHEMA_CLASS": "quotas.api.openapi.EndpointSchema",
 }
 SPECTACULAR_SETTINGS = {
     "OAS_VERSION": "3.1.1",

@@ -9,12 +9,12 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from quotas.console.display import address, chip, clock_time
+from quotas.console.display import chip, quota_url, time_tag
 from quotas.console.lists import ReadOnlyAdmin
 from webhooks.handlers import HANDLERS, apply
 from webhooks.models import WebhookEvent
 
-MOST_AT_ONCE = 500  # events that are applied again
+MAX_EVENTS_PER_ACTION = 500  # events that are applied again
 COLOURS = {"success": "healthy", "warning": "low", "ignored": "deleted"}
 
 
@@ -49,11 +49,11 @@ class WebhookEventAdmin(ReadOnlyAdmin):
 
     @admin.display(description="handled (UTC)")
     def when(self, event: WebhookEvent) -> SafeString:
-        return clock_time(event.handled_at)
+        return time_tag(event.handled_at)
 
     @admin.display
     def user(self, event: WebhookEvent) -> SafeString | str:
-        return event.user_id and format_html('<a href="{}">{}</a>', address(event.user_id), event.user_id)
+        return event.user_id and format_html('<a href="{}">{}</a>', quota_url(event.user_id), event.user_id)
 
     @admin.display(description="status")
     def outcome(self, event: WebhookEvent) -> SafeString:
@@ -62,9 +62,9 @@ class WebhookEventAdmin(ReadOnlyAdmin):
     @admin.action(description="Apply again", permissions=["apply"])
     def apply_again(self, request: HttpRequest, events: QuerySet[WebhookEvent]) -> None:
         """Handle the events once more, oldest first, such as after a plan was added that was unknown."""
-        chosen = list(events.order_by("handled_at")[: MOST_AT_ONCE + 1])
-        if len(chosen) > MOST_AT_ONCE:
-            too_many = f"At most {MOST_AT_ONCE} events at a time: nothing was done."
+        chosen = list(events.order_by("handled_at")[: MAX_EVENTS_PER_ACTION + 1])
+        if len(chosen) > MAX_EVENTS_PER_ACTION:
+            too_many = f"At most {MAX_EVENTS_PER_ACTION} events at a time: nothing was done."
             self.message_user(request, too_many, messages.ERROR)
             return
         statuses = [self._apply(event) for event in chosen]

@@ -16,8 +16,8 @@ from quotas.rules.outcomes import Deleted
 from quotas.rules.values import Actor
 from quotas.store.manager import Opened
 from webhooks.clerk.backend_api import count_users, find_users, last_id, walk_users
-from webhooks.clerk.payloads import ClerkUser, OddUser, read_user, signed_up_at
-from webhooks.drift import known_words, plan_news
+from webhooks.clerk.payloads import ClerkUser, UnusablePayload, read_user, signed_up_at
+from webhooks.drift import known_assignments, newer_plan
 
 ACTOR = Actor(kind="command", id="backfill_quotas")
 USERS_PER_BATCH = 500  # in a transaction
@@ -109,7 +109,7 @@ class Backfill:
             for data in page:
                 try:
                     users.append(read_user(data))
-                except OddUser as error:
+                except UnusablePayload as error:
                     self._add_unusable(f"odd user {data.get('id')!r:.60}: {error}")
             yield Batch(_merged(users), len(page), last_id(page))
 
@@ -122,7 +122,7 @@ class Backfill:
                 continue
             try:
                 users.append(read_user({"id": user_id}))
-            except OddUser as error:
+            except UnusablePayload as error:
                 self.bad_lines += 1
                 self.report(f"line {number}: {user_id!r:.60}: {error}")
         return _merged(users)
@@ -151,8 +151,8 @@ class Backfill:
 
     def _note_plans(self, users: list[ClerkUser]) -> int:
         """Note each plan that their metadata name and that is new here; return how many there were."""
-        known = known_words(users)
-        newer = ((user.user_id, plan_news(user, known.get(user.user_id))) for user in users)
+        known = known_assignments(users)
+        newer = ((user.user_id, newer_plan(user, known.get(user.user_id))) for user in users)
         return sum(self.dry_run or _note_plan(user_id, *plan) for user_id, plan in newer if plan)
 
     def _add_opened(self, opened: Opened) -> None:

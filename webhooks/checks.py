@@ -11,10 +11,10 @@ from webhooks.clerk.deliveries import secret_fault
 
 @register(Tags.security, deploy=True)
 def check_signing_secrets(**kwargs: Any) -> list[CheckMessage]:
-    return list(_faults())
+    return list(_secret_faults())
 
 
-def _faults() -> Iterator[CheckMessage]:
+def _secret_faults() -> Iterator[CheckMessage]:
     hint = "Set CLERK_WEBHOOK_SIGNING_SECRET to the endpoint's Signing Secret (whsec_…) of Clerk's dashboard."
     secrets = settings.CLERK_WEBHOOK_SIGNING_SECRET
     if not secrets:

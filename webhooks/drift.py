@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from quotas.models import ChallengeQuota, PlanAssignment
 from webhooks.clerk.backend_api import find_users, walk_users
-from webhooks.clerk.payloads import ClerkUser, OddUser, read_user
+from webhooks.clerk.payloads import ClerkUser, UnusablePayload, read_user
 
-CHUNK = 500  # of our rows, and of those who are looked at again
+USERS_PER_CHUNK = 500  # of our rows, and of those who are looked at again
 KINDS = {
     "missing": "in Clerk, but no row here",
     "tombstoned": "in Clerk, but closed for good here",
@@ -92,7 +92,7 @@ class Comparison:
 
     def _walk_clerk(self, scratch: sqlite3.Connection) -> None:
         for page in walk_users(on_wait=self.on_wait):
-            users, odd = _read(page)
+            users, odd = _users_by_id(page)
             self.users += len(page)
             self.odd += odd
             scratch.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(user_id,) for user_id in users])
@@ -102,7 +102,9 @@ class Comparison:
     def _walk_rows(self, scratch: sqlite3.Connection) -> None:
         """Look for rows whom the walk did not meet; by key, as a pooler allows no cursor to stay open."""
         live, last = ChallengeQuota.objects.filter(deleted_at=None).order_by("user_id"), ""
-        while chunk := list(live.filter(user_id__gt=last).values_list("user_id", flat=True)[:CHUNK]):
+        while chunk := list(
+            live.filter(user_id__gt=last).values_list("user_id", flat=True)[:USERS_PER_CHUNK]
+        ):
             holes = ", ".join("?" * len(chunk))
             met = scratch.execute(f"SELECT user_id FROM seen WHERE user_id IN ({holes})", chunk)  # noqa: S608
             unmet = set(chunk).difference(user_id for (user_id,) in met)
@@ -112,8 +114,8 @@ class Comparison:
 
     def _still_there(self, kind: str, scratch: sqlite3.Connection) -> Iterator[Drift]:
         suspects = scratch.execute("SELECT user_id FROM suspects WHERE kind = ? ORDER BY user_id", (kind,))
-        while chunk := [user_id for (user_id,) in suspects.fetchmany(CHUNK)]:
-            users, _ = _read(find_users(chunk, on_wait=self.on_wait))
+        while chunk := [user_id for (user_id,) in suspects.fetchmany(USERS_PER_CHUNK)]:
+            users, _ = _users_by_id(find_users(chunk, on_wait=self.on_wait))
             yield from (drift for drift in _differences(chunk, users) if drift.kind == kind)
 
 
@@ -121,17 +123,17 @@ def _shown(value: str | None) -> str:
     return repr(value) if value else "none"
 
 
-def _read(page: list[dict[str, object]]) -> tuple[dict[str, ClerkUser], int]:
+def _users_by_id(page: list[dict[str, object]]) -> tuple[dict[str, ClerkUser], int]:
     """Return the users by id, and how many have none; of an odd one nothing else is believed."""
     users: dict[str, ClerkUser] = {}
     odd = 0
     for data in page:
         try:
             user = read_user(data)
-        except OddUser:
+        except UnusablePayload:
             try:
                 user = read_user({"id": data.get("id")})
-            except OddUser:
+            except UnusablePayload:
                 odd += 1
                 continue
         users[user.user_id] = user
@@ -148,7 +150,7 @@ def _differences(user_ids: Collection[str], users: Mapping[str, ClerkUser]) -> I
     """Compare what Clerk told of these users with the database as it is now, in their order."""
     columns = ("email", "clerk_updated_at", "deleted_at")
     rows = ChallengeQuota.objects.only(*columns).in_bulk(list(user_ids))
-    words = known_words(users.values())
+    words = known_assignments(users.values())
     for user_id in user_ids:
         user, row = users.get(user_id), rows.get(user_id)
         if row is None:
@@ -169,11 +171,11 @@ def _stale(
     """Compare what has a time of Clerk's: where the later word is ours, Clerk's answer was the stale one."""
     if user.email != row.email and (row.clerk_updated_at is None or row.clerk_updated_at <= updated_at):
         yield Drift("email", user.user_id, row.email, user.email)
-    if plan_news(user, word):
+    if newer_plan(user, word):
         yield Drift("plan", user.user_id, word.plan if word else "", user.plan)
 
 
-def known_words(users: Iterable[ClerkUser]) -> dict[str, PlanAssignment]:
+def known_assignments(users: Iterable[ClerkUser]) -> dict[str, PlanAssignment]:
     """Return what is remembered of the plans that the metadata of these users name, by user."""
     told = [user.user_id for user in users if user.plan is not None]
     if not told:  # the setting is off
@@ -184,7 +186,7 @@ def known_words(users: Iterable[ClerkUser]) -> dict[str, PlanAssignment]:
     return {word.user_id: word for word in words}
 
 
-def plan_news(user: ClerkUser, word: PlanAssignment | None) -> tuple[str, datetime] | None:
+def newer_plan(user: ClerkUser, word: PlanAssignment | None) -> tuple[str, datetime] | None:
     """Return the plan in his metadata, with its time, if another is remembered, and not a later one."""
     if user.plan is None or user.updated_at is None:
         return None

@@ -13,7 +13,7 @@ from quotas.models import ChallengeQuota, Plan, PlanAssignment
 from quotas.rules.outcomes import Deleted
 from quotas.rules.values import Actor, PlanSource
 from webhooks.clerk.deliveries import Delivery
-from webhooks.clerk.payloads import OddUser, read_item, read_user
+from webhooks.clerk.payloads import UnusablePayload, read_item, read_user
 from webhooks.models import WebhookEvent
 
 log = logging.getLogger(__name__)
@@ -26,13 +26,13 @@ def handle(delivery: Delivery) -> WebhookEvent:
     """Do what the delivery asks, and return the inbox row that tells of it, not yet saved."""
     event = WebhookEvent(svix_id=delivery.id, type=delivery.type, occurred_at=delivery.occurred_at)
     if settings.CLERK_INSTANCE_ID and delivery.instance_id not in ("", settings.CLERK_INSTANCE_ID):
-        _settle(event, Status.IGNORED, "it is of another instance than CLERK_INSTANCE_ID")
+        _set_outcome(event, Status.IGNORED, "it is of another instance than CLERK_INSTANCE_ID")
         return event
     try:
         if delivery.type in HANDLERS:  # of what nobody uses nothing is kept
             READERS[delivery.type.partition(".")[0]](delivery, event)
-    except OddUser as reason:
-        _settle(event, Status.IGNORED, str(reason))
+    except UnusablePayload as reason:
+        _set_outcome(event, Status.IGNORED, str(reason))
     else:
         apply(event)
     return event
@@ -40,18 +40,18 @@ def handle(delivery: Delivery) -> WebhookEvent:
 
 def apply(event: WebhookEvent) -> None:
     """Do what the event asks, for the first time or again, and note in it what came of that."""
-    _settle(event, Status.SUCCESS)
+    _set_outcome(event, Status.SUCCESS)
     try:
         if event.type not in HANDLERS:
-            _settle(event, Status.IGNORED, "events of this type are not used")
+            _set_outcome(event, Status.IGNORED, "events of this type are not used")
         elif not event.user_id:
             payer = "an organization pays, not a user" if event.external_id else "it names no user"
-            _settle(event, Status.IGNORED, payer)
+            _set_outcome(event, Status.IGNORED, payer)
         else:
             HANDLERS[event.type](event)
     except Deleted:
         event.email = ""
-        _settle(event, Status.IGNORED, "the user is deleted")
+        _set_outcome(event, Status.IGNORED, "the user is deleted")
     if event.status == Status.WARNING:
         log.warning("Delivery %s (%s): %s", event.svix_id, event.type, event.note)
 
@@ -68,7 +68,7 @@ def user_saved(event: WebhookEvent) -> None:
         raise Deleted
     if known_at and known_at > event.updated_at:
         event.email = ""
-        _settle(event, Status.IGNORED, "a later version of the user is known")
+        _set_outcome(event, Status.IGNORED, "a later version of the user is known")
         return
     ChallengeQuota.objects.note_profile(event.user_id, event.email, event.updated_at)
     if event.plan is None or not settings.CLERK_PLAN_METADATA_KEY:
@@ -89,7 +89,7 @@ def user_deleted(event: WebhookEvent) -> None:
 def item_active(event: WebhookEvent) -> None:
     """Give the payer the item's plan."""
     if not event.plan:
-        _settle(event, Status.IGNORED, "the item names no plan")
+        _set_outcome(event, Status.IGNORED, "the item names no plan")
     else:
         _assign(event, PlanSource.BILLING, event.plan)
 
@@ -101,12 +101,12 @@ def item_ended(event: WebhookEvent) -> None:
 
 def item_canceled(event: WebhookEvent) -> None:
     """Leave the plan alone: it is paid for until the item ends, and then there is an event of that."""
-    _settle(event, Status.SUCCESS, "the plan stays until the item ends")
+    _set_outcome(event, Status.SUCCESS, "the plan stays until the item ends")
 
 
 def _assign(event: WebhookEvent, source: PlanSource, plan: str) -> None:
     if event.updated_at is None:
-        return _settle(event, Status.IGNORED, "it tells no time to order it by")
+        return _set_outcome(event, Status.IGNORED, "it tells no time to order it by")
     is_latest = ChallengeQuota.objects.assign_plan(
         event.user_id,
         source.value,
@@ -117,15 +117,15 @@ def _assign(event: WebhookEvent, source: PlanSource, plan: str) -> None:
         reason=event.type,
     )
     if not is_latest:
-        return _settle(event, Status.IGNORED, "a later word on this plan is known")
+        return _set_outcome(event, Status.IGNORED, "a later word on this plan is known")
     if plan and not Plan.objects.filter(pk=plan).exists():
         slug = plan if len(plan) <= 40 else f"{plan[:40]}…"
         why = f"there is no plan {slug}, so the default one stands in: add it, and apply this again"
-        return _settle(event, Status.WARNING, why)
+        return _set_outcome(event, Status.WARNING, why)
     return None
 
 
-def _settle(event: WebhookEvent, status: WebhookEvent.Status, note: str = "") -> None:
+def _set_outcome(event: WebhookEvent, status: WebhookEvent.Status, note: str = "") -> None:
     event.status, event.note = status, note
 
 

@@ -6,7 +6,7 @@ from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 
-from quotas.api.problems import Problem, from_exception, unavailable
+from quotas.api.problems import Problem, problem_for, unavailable
 from quotas.metrics import DELIVERIES
 from quotas.store.errors import read_with_reconnect
 from webhooks.clerk import deliveries, payloads
@@ -23,7 +23,7 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
         detail = "Deliveries come by POST."
         return Problem(405, "method_not_allowed", detail, headers={"Allow": "POST"}).response()
     try:
-        delivery = deliveries.verify(request.body, request.headers)
+        delivery = deliveries.verify_delivery(request.body, request.headers)
     except deliveries.DeliveryRefused as error:
         log.warning("A delivery was refused: %s", error.detail)
         _count("unverified", "refused")
@@ -37,9 +37,7 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
     except Exception as error:  # whatever it was, Clerk shall send the event again
         _count(delivery.type, "failed")
         log.exception("Delivery %s (%s) failed; Clerk will send it again", delivery.id, delivery.type)
-        problem = from_exception(error) or Problem(
-            500, "server_error", "This is a fault of the server, noted."
-        )
+        problem = problem_for(error) or Problem(500, "server_error", "This is a fault of the server, noted.")
         return problem.response()
     _count(delivery.type, status)
     is_ignored = status == WebhookEvent.Status.IGNORED

@@ -8,7 +8,7 @@ from rest_framework.request import Request
 
 from quotas.access import session_tokens
 from quotas.access.jwks import WouldWait
-from quotas.access.service_keys import Service, _service
+from quotas.access.service_keys import Service, service_of
 from quotas.access.session_tokens import TokenRefused
 from quotas.rules.values import Actor
 
@@ -26,20 +26,20 @@ class User:
         return Actor("user", self.user_id, self.act)
 
 
-Principal = User | Service
+Caller = User | Service
 
 
 class BearerAuthentication(BaseAuthentication):
     """`Authorization: Bearer` with a session token of Clerk's, or a service key (`qs_…`)."""
 
-    def authenticate(self, request: Request) -> tuple[Principal, None]:
-        return principal(request.headers.get("Authorization", "")), None
+    def authenticate(self, request: Request) -> tuple[Caller, None]:
+        return caller_from(request.headers.get("Authorization", "")), None
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
 
 
-def principal(header: str, *, may_wait: bool = True) -> Principal:
+def caller_from(header: str, *, may_wait: bool = True) -> Caller:
     """Return the caller that an Authorization header proves.
 
     Raises TokenRefused or KeyRefused (a 401), or KeysUnavailable; and WouldWait, if that would take
@@ -57,6 +57,6 @@ def principal(header: str, *, may_wait: bool = True) -> Principal:
     if token.startswith("qs_"):
         if not may_wait:
             raise WouldWait
-        return _service(token)
+        return service_of(token)
     session = session_tokens.verify(token, may_wait=may_wait)
     return User(session.user_id, session.act or "")

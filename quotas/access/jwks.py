@@ -27,7 +27,7 @@ FETCH_TIMEOUT = 3  # seconds
 LOST_AFTER = 4 * FETCH_TIMEOUT  # seconds; resolving a name, say, heeds no time-out of ours
 FRESH = 3_600  # seconds for which fetched keys are not asked for again
 RETRY_STALE = 60  # seconds between attempts to renew old keys, which are served meanwhile
-QUIET_AFTER_SUCCESS, QUIET_AFTER_FAILURE = 10, 1  # seconds without a fetch, whatever kid is asked for
+COOLDOWN_AFTER_SUCCESS, COOLDOWN_AFTER_FAILURE = 10, 1  # seconds without a fetch, whatever kid is asked for
 
 
 class KeysUnavailable(Exception):
@@ -71,7 +71,7 @@ class JWKS:
         self._keys: dict[str | None, RSAPublicKey] = {}
         self._fetch: Fetch | None = None
         self._fetched_at: float | None = None
-        self._stale_at = self._quiet_until = clock()
+        self._stale_at = self._cooldown_until = clock()
         self._is_down = False
 
     def find(self, kid: str | None, *, may_wait: bool = True) -> RSAPublicKey:
@@ -81,7 +81,7 @@ class JWKS:
             return key
         if not may_wait:
             raise WouldWait
-        fetch, is_ours = self._begin(self._quiet_until)
+        fetch, is_ours = self._begin(self._cooldown_until)
         if fetch and not self._is_down and not fetch.is_over.wait(FETCH_TIMEOUT):
             self._is_down = True
         if key := self._keys.get(kid):
@@ -91,7 +91,7 @@ class JWKS:
             raise UnknownKey
         raise KeysUnavailable(
             "The key of this token could not be fetched from Clerk: try again shortly.",
-            max(1, math.ceil(self._quiet_until - self._clock())),
+            max(1, math.ceil(self._cooldown_until - self._clock())),
         )
 
     def renew(self) -> None:
@@ -110,35 +110,35 @@ class JWKS:
             now, fetch = self._clock(), self._fetch
             if fetch and not fetch.is_over.is_set() and now < fetch.began_at + LOST_AFTER:
                 return fetch, False
-            if now < max(due, self._quiet_until):
+            if now < max(due, self._cooldown_until):
                 return None, False
             self._fetch = fetch = Fetch(now)
-        threading.Thread(target=self._carry_out, args=(fetch,), name="jwks", daemon=True).start()
+        threading.Thread(target=self._run, args=(fetch,), name="jwks", daemon=True).start()
         return fetch, True
 
-    def _carry_out(self, fetch: Fetch) -> None:
+    def _run(self, fetch: Fetch) -> None:
         fault = ""
         try:
             fetch.keys = _parse_key_set(_download(self._url))
         except ValueError as error:
             fault = str(error)
         finally:  # whatever happens, nobody shall wait for this one any more
-            self._settle(fetch)
+            self._finish(fetch)
         metrics.KEY_FETCHES.labels("failed" if fault else "fetched").inc()
         if fault:
             log.warning("The keys at CLERK_JWKS_URL could not be fetched: %s", fault)
         else:
             metrics.KEYS_FETCHED_AT.set_to_current_time()
 
-    def _settle(self, fetch: Fetch) -> None:
+    def _finish(self, fetch: Fetch) -> None:
         with self._lock:
             now = self._clock()
             if fetch.keys is not None:
                 self._keys, self._fetched_at, self._is_down = fetch.keys, now, False
-                self._stale_at, self._quiet_until = now + FRESH, now + QUIET_AFTER_SUCCESS
+                self._stale_at, self._cooldown_until = now + FRESH, now + COOLDOWN_AFTER_SUCCESS
             elif fetch is self._fetch:  # one that was given up for lost has no say
                 self._is_down = True
-                self._stale_at, self._quiet_until = now + RETRY_STALE, now + QUIET_AFTER_FAILURE
+                self._stale_at, self._cooldown_until = now + RETRY_STALE, now + COOLDOWN_AFTER_FAILURE
             fetch.is_over.set()
 
 
@@ -152,7 +152,7 @@ def key_set(url: str) -> JWKS:
     return _key_sets.get(name) or _key_sets.setdefault(name, JWKS(url))  # setdefault is atomic
 
 
-def strong(key: object) -> RSAPublicKey:
+def require_strong(key: object) -> RSAPublicKey:
     """Return the key if it is one that Clerk could sign with, or raise ValueError."""
     if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
         raise ValueError(f"not an RSA public key of at least {MIN_KEY_BITS} bits")
@@ -170,7 +170,7 @@ def _parse_key_set(raw: bytes) -> dict[str | None, RSAPublicKey]:
     for jwk in members if isinstance(members, list) else []:
         try:
             if jwk.get("use", "sig") == "sig" and isinstance(jwk["kid"], str):
-                keys[jwk["kid"]] = strong(RSAAlgorithm.from_jwk(jwk))
+                keys[jwk["kid"]] = require_strong(RSAAlgorithm.from_jwk(jwk))
         except (PyJWTError, ValueError, LookupError, TypeError, AttributeError):
             continue  # one odd key must not cost the others
     if not keys:

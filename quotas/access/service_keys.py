@@ -14,9 +14,9 @@ from quotas.rules.values import Actor
 from quotas.store.errors import read_with_reconnect
 
 SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
-MEMORY = 10  # seconds for which a process remembers a key, so that a revoked one works no longer
-MOST_REMEMBERED = 1_000
-USED_EVERY = timedelta(minutes=1)  # how fine last_used_at is
+KEY_CACHE_SECONDS = 10  # seconds for which a process remembers a key, so that a revoked one works no longer
+MAX_CACHED_KEYS = 1_000
+LAST_USED_RESOLUTION = timedelta(minutes=1)  # how fine last_used_at is
 
 
 class KeyRefused(Exception):
@@ -35,7 +35,7 @@ class Service:
     key_id: str
     scopes: frozenset[str]
     expires_at: datetime | None
-    known_since: float = field(default_factory=time.monotonic)
+    cached_at: float = field(default_factory=time.monotonic)
     is_authenticated: Literal[True] = True
 
     @property
@@ -43,36 +43,36 @@ class Service:
         return Actor("service", self.key_id)
 
 
-_remembered: dict[str, Service] = {}
+_cache: dict[str, Service] = {}
 
 
-def _service(text: str) -> Service:
+def service_of(text: str) -> Service:
     """Return who holds the key, or raise a KeyRefused that says what is wrong with it."""
     digest = ServiceKey.digest_of(text)
-    service = _remembered.get(digest)
-    if service is None or service.known_since < time.monotonic() - MEMORY:
-        service = _look_up(text, digest)
-        if len(_remembered) >= MOST_REMEMBERED:
-            _remembered.clear()
-        _remembered[digest] = service
+    service = _cache.get(digest)
+    if service is None or service.cached_at < time.monotonic() - KEY_CACHE_SECONDS:
+        service = _fetch(text, digest)
+        if len(_cache) >= MAX_CACHED_KEYS:
+            _cache.clear()
+        _cache[digest] = service
     if service.expires_at and service.expires_at <= datetime.now(UTC):
         raise KeyRefused("key_expired", "This service key has expired: make a new one.")
     return service
 
 
-def _look_up(text: str, digest: str) -> Service:
+def _fetch(text: str, digest: str) -> Service:
     match = SERVICE_KEY.fullmatch(text)
     key = match and read_with_reconnect(lambda: ServiceKey.objects.filter(prefix=match[1]).first())
     if not key or not hmac.compare_digest(key.digest, digest):
         raise KeyRefused("key_unknown", "This service key is not known: see Service keys in the admin.")
     if key.revoked_at:
         raise KeyRefused("key_revoked", "This service key was revoked: make a new one.")
-    _note_use(key)
+    _record_use(key)
     return Service(str(key.id), frozenset(key.scopes), key.expires_at)
 
 
-def _note_use(key: ServiceKey) -> None:
+def _record_use(key: ServiceKey) -> None:
     now = datetime.now(UTC)
-    if key.last_used_at is None or key.last_used_at <= now - USED_EVERY:
-        unnoted = Q(last_used_at=None) | Q(last_used_at__lte=now - USED_EVERY)
+    if key.last_used_at is None or key.last_used_at <= now - LAST_USED_RESOLUTION:
+        unnoted = Q(last_used_at=None) | Q(last_used_at__lte=now - LAST_USED_RESOLUTION)
         ServiceKey.objects.filter(unnoted, pk=key.pk).update(last_used_at=now)

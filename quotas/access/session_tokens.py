@@ -21,22 +21,22 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.conf import settings
 
-from quotas.access.jwks import KeysUnavailable, UnknownKey, key_set, strong
+from quotas.access.jwks import KeysUnavailable, UnknownKey, key_set, require_strong
 
 MAX_TOKEN = 8 * 1024
 LEEWAY = 5  # seconds by which two clocks may differ
 MAX_LIFE = 86_400  # seconds; Clerk's tokens live for one minute
 # Clerk signs other kinds of token with the same key; these categories are the session tokens.
 SESSION_CATEGORIES = ("cl_B7d4PD111AAA", "cl_I7d4PD111III")
-JUDGED = ("exp", "nbf", "iat", "iss", "azp", "sts")  # the claims that time and settings judge
+RECHECKED_CLAIMS = ("exp", "nbf", "iat", "iss", "azp", "sts")  # the claims that time and settings judge
 FROM_URL = str.maketrans("-_", "+/")
 BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 # What a part may end with, by the length of its last group: unused bits are zero. One character is no group.
-LAST = (BASE64URL, "", BASE64URL[::16], BASE64URL[::4])
+VALID_ENDINGS = (BASE64URL, "", BASE64URL[::16], BASE64URL[::4])
 COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")
 
-MOST_REMEMBERED = 4_096  # tokens; about 1 KB each
+MAX_REMEMBERED_TOKENS = 4_096  # tokens; about 1 KB each
 RETRY_SETTINGS = 60  # seconds; wrong settings last until somebody mends them
 
 Code = Literal[
@@ -70,7 +70,7 @@ class Session:
     act: str | None  # who impersonates the user
 
 
-class Proof(NamedTuple):
+class VerifiedToken(NamedTuple):
     """What was read from a token whose signature held, by which key."""
 
     kid: str | None
@@ -81,7 +81,7 @@ class Proof(NamedTuple):
 
 # The proofs of this process, by the digest of the whole token. A client sends each token many times
 # in its minute; checking it costs twenty times what remembering does (bench/tokens.py).
-_proofs: dict[bytes, Proof] = {}
+_verified: dict[bytes, VerifiedToken] = {}
 
 
 def verify(token: str, *, may_wait: bool = True) -> Session:
@@ -94,30 +94,30 @@ def verify(token: str, *, may_wait: bool = True) -> Session:
         raise TokenRefused("token_malformed", "The token is longer than 8 KB.")
     now = time.time()
     digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
-    proof = _proofs.get(digest)
+    verified = _verified.get(digest)
     # What the token says and who signed it cannot change; whether it still counts is asked each time.
-    if proof and now < proof.claims["exp"] and _find_key(proof.kid, may_wait) is proof.key:
-        _check_claims(proof.claims, now)
-        return proof.session
+    if verified and now < verified.claims["exp"] and _find_key(verified.kid, may_wait) is verified.key:
+        _check_claims(verified.claims, now)
+        return verified.session
     _check_form(token)
     kid = _check_header(token.partition(".")[0])
     key = _find_key(kid, may_wait)
     claims = _signed_claims(token, key)
-    session = _session(claims)
+    session = _session_from(claims)
     _check_claims(claims, now)
-    judged = {name: claims[name] for name in JUDGED if name in claims}
-    _remember(digest, Proof(kid, key, session, judged), now)
+    judged = {name: claims[name] for name in RECHECKED_CLAIMS if name in claims}
+    _remember(digest, VerifiedToken(kid, key, session, judged), now)
     return session
 
 
-def _remember(digest: bytes, proof: Proof, now: float) -> None:
-    if len(_proofs) >= MOST_REMEMBERED:
-        for known, (*_, claims) in list(_proofs.items()):
+def _remember(digest: bytes, verified: VerifiedToken, now: float) -> None:
+    if len(_verified) >= MAX_REMEMBERED_TOKENS:
+        for known, (*_, claims) in list(_verified.items()):
             if claims["exp"] <= now:
-                _proofs.pop(known, None)
-    if len(_proofs) >= MOST_REMEMBERED:
-        _proofs.clear()
-    _proofs[digest] = proof
+                _verified.pop(known, None)
+    if len(_verified) >= MAX_REMEMBERED_TOKENS:
+        _verified.clear()
+    _verified[digest] = verified
 
 
 def _check_form(token: str) -> None:
@@ -132,7 +132,7 @@ def _check_form(token: str) -> None:
 def _check_header(part: str) -> str | None:
     """Refuse what no key could make good, before any key is looked for; return the kid."""
     try:
-        header = _json_object(_bytes(part))
+        header = _json_object(_decode_base64url(part))
     except ValueError:
         raise TokenRefused(
             "token_malformed", "The first part of the token must be a JSON object in base64url."
@@ -158,8 +158,8 @@ def _check_header(part: str) -> str | None:
 def _signed_claims(token: str, key: RSAPublicKey) -> dict[str, Any]:
     signed, _, signature = token.rpartition(".")
     try:
-        key.verify(_bytes(signature), signed.encode(), PKCS1, SHA256)
-        payload = _bytes(signed.partition(".")[2])
+        key.verify(_decode_base64url(signature), signed.encode(), PKCS1, SHA256)
+        payload = _decode_base64url(signed.partition(".")[2])
     except InvalidSignature:
         raise TokenRefused(
             "token_signature",
@@ -173,14 +173,14 @@ def _signed_claims(token: str, key: RSAPublicKey) -> dict[str, Any]:
         raise TokenRefused("token_malformed", "The payload of the token must be a JSON object.") from None
 
 
-def _bytes(part: str) -> bytes:
+def _decode_base64url(part: str) -> bytes:
     """Decode base64url without padding, whose characters were looked at already, or raise binascii.Error."""
-    if part[-1] not in LAST[len(part) % 4]:
+    if part[-1] not in VALID_ENDINGS[len(part) % 4]:
         raise binascii.Error("loose bits behind the last byte")
     return binascii.a2b_base64(part.translate(FROM_URL) + "==")
 
 
-def _session(claims: dict[str, Any]) -> Session:
+def _session_from(claims: dict[str, Any]) -> Session:
     user_id, session_id, act = claims.get("sub"), claims.get("sid"), claims.get("act")
     if not _is_id(user_id):
         raise TokenRefused("token_malformed", "The sub claim must be a user id of Clerk.")
@@ -298,7 +298,7 @@ def _find_key(kid: str | None, may_wait: bool) -> RSAPublicKey:
 def public_key(pem: str) -> RSAPublicKey:
     """Parse the PEM of CLERK_JWT_KEY, or raise ValueError with the fix, never with the value."""
     try:
-        return strong(load_pem_public_key(pem.encode()))
+        return require_strong(load_pem_public_key(pem.encode()))
     except (ValueError, UnsupportedAlgorithm):
         raise ValueError(
             "CLERK_JWT_KEY is not a PEM public key: copy it whole from the API keys page of Clerk, "

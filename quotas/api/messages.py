@@ -121,13 +121,13 @@ def full_quota(quota: Quota) -> dict[str, Any]:
 
 def consumption(receipt: Receipt) -> dict[str, Any]:
     entry = receipt.entry
-    return {**_written(receipt), "cost": entry.cost, "action": entry.action or None}
+    return {**_receipt(receipt), "cost": entry.cost, "action": entry.action or None}
 
 
 def refund(receipt: Receipt) -> dict[str, Any]:
     entry = receipt.entry
     return {
-        **_written(receipt),
+        **_receipt(receipt),
         "consumption_id": str(entry.refund_of),
         "amount": entry.amount,
         "period_closed": entry.is_period_closed,
@@ -135,7 +135,7 @@ def refund(receipt: Receipt) -> dict[str, Any]:
 
 
 def adjustment(receipt: Receipt) -> dict[str, Any]:
-    return {**_written(receipt), "delta": receipt.entry.delta, "reason": receipt.entry.reason}
+    return {**_receipt(receipt), "delta": receipt.entry.delta, "reason": receipt.entry.reason}
 
 
 def own_entry(entry: LedgerEntry) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def shown_plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _written(receipt: Receipt) -> dict[str, Any]:
+def _receipt(receipt: Receipt) -> dict[str, Any]:
     entry = receipt.entry
     return {
         "id": str(entry.id),

@@ -7,8 +7,8 @@ from django.http import HttpRequest, HttpResponse
 
 from quotas.api.problems import Problem
 
-LATE = "quotas.late"  # in the environment: the server waited for the body, and it did not come
-MOST_BYTES = {"/api/": 64 * 1024, "/webhooks/": 1024 * 1024}  # of a body, by the path's beginning
+BODY_TIMED_OUT = "quotas.late"  # in the environment: the server waited for the body, and it did not come
+MAX_BODY_BYTES = {"/api/": 64 * 1024, "/webhooks/": 1024 * 1024}  # of a body, by the path's beginning
 
 
 class RequestGuard:
@@ -22,7 +22,7 @@ class RequestGuard:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         try:
-            if request.META.get(LATE):
+            if request.META.get(BODY_TIMED_OUT):
                 raise Problem(408, "body_timeout", "The body did not come in time: send it with its headers.")
             _check_length(request)
         except Problem as problem:
@@ -31,7 +31,7 @@ class RequestGuard:
 
 
 def _check_length(request: HttpRequest) -> None:
-    most = next((most for path, most in MOST_BYTES.items() if request.path.startswith(path)), None)
+    most = next((most for path, most in MAX_BODY_BYTES.items() if request.path.startswith(path)), None)
     if most is None or request.method not in ("POST", "PUT", "PATCH"):
         return
     if "Transfer-Encoding" in request.headers:

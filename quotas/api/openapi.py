@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 
 from quotas.api import views
 from quotas.api.openapi_examples import ENTRY_ID, EXAMPLES, MEMBERS, NOW, PROBLEMS, USER_EXAMPLE
-from quotas.api.openapi_schemas import JSON, SCHEMAS, STRING, USER, UUID, integer, ref
+from quotas.api.openapi_schemas import JSON, SCHEMAS, STRING, USER_ID_SCHEMA, UUID, integer, ref
 from quotas.api.problems import TITLES
 
 DESCRIPTION = """\
@@ -36,7 +36,7 @@ A quota for every user that comes back by itself.
 """
 
 
-class Schema(AutoSchema):
+class EndpointSchema(AutoSchema):
     """Describes the view's one method from the tables below."""
 
     def get_operation(
@@ -74,7 +74,10 @@ class Schema(AutoSchema):
         if parameters:
             description["parameters"] = [ref("parameters", name) for name in parameters]
         description["security"] = security
-        description["responses"] = {str(operation.status): answer(operation), **refusals(codes)}
+        description["responses"] = {
+            str(operation.status): success_response(operation),
+            **problem_responses(codes),
+        }
         return description
 
 
@@ -115,7 +118,7 @@ PROBLEM_HEADERS = {
     503: ("Retry-After",),
 }
 
-_key = {
+IDEMPOTENCY_KEY = {
     "in": "header",
     "name": "Idempotency-Key",
     "schema": {
@@ -126,9 +129,15 @@ _key = {
     "quotation marks as a structured field.",
     "example": "8e03978e-40d5-43e8-bc93-6894a57f9324",
 }
-_user_id = {"in": "path", "name": "user_id", "required": True, "schema": USER, "example": USER_EXAMPLE}
+USER_ID_PARAMETER = {
+    "in": "path",
+    "name": "user_id",
+    "required": True,
+    "schema": USER_ID_SCHEMA,
+    "example": USER_EXAMPLE,
+}
 PARAMETERS: JSON = {
-    "user_id": _user_id,
+    "user_id": USER_ID_PARAMETER,
     "consumption_id": {
         "in": "path",
         "name": "consumption_id",
@@ -137,12 +146,12 @@ PARAMETERS: JSON = {
         "description": "The `id` of the consumption.",
         "example": ENTRY_ID,
     },
-    "key": {**_key, "required": False},
-    "required_key": {**_key, "required": True},
+    "key": {**IDEMPOTENCY_KEY, "required": False},
+    "required_key": {**IDEMPOTENCY_KEY, "required": True},
     "limit": {
         "in": "query",
         "name": "limit",
-        "schema": integer(1, views.MOST_ON_A_PAGE, default=views.DEFAULT_PAGE),
+        "schema": integer(1, views.MAX_PAGE_SIZE, default=views.DEFAULT_PAGE_SIZE),
         "description": "Entries on the page.",
     },
     "cursor": {
@@ -172,7 +181,7 @@ class Operation(NamedTuple):
 
     id: str
     summary: str
-    answer: str  # names a schema and its example
+    response: str  # names a schema and its example
     codes: tuple[str, ...] = ()
     status: int = 200
     body: str = ""
@@ -212,7 +221,7 @@ POLICY = (
 )
 
 
-class Page(SpectacularSwaggerSplitView):
+class DocsPage(SpectacularSwaggerSplitView):
     """`GET /api/docs`: the description as a page, whose every file is served from here."""
 
     authentication_classes = ()
@@ -227,19 +236,19 @@ OPERATIONS: dict[type[APIView], Operation] = {
     views.SimpleQuota: Operation(
         id="getSimpleQuota",
         summary="What can be spent now",
-        answer="SimpleQuota",
+        response="SimpleQuota",
         codes=("user_deleted",),
     ),
     views.OwnQuota: Operation(
         id="getOwnQuota",
         summary="The quota, with plan, period and reset",
-        answer="Quota",
+        response="Quota",
         codes=("user_deleted",),
     ),
     views.OwnConsume: Operation(
         id="consumeOwn",
         summary="Spend, all or nothing",
-        answer="Consumption",
+        response="Consumption",
         codes=SPEND,
         status=201,
         body="ConsumeRequest",
@@ -247,20 +256,20 @@ OPERATIONS: dict[type[APIView], Operation] = {
     views.OwnHistory: Operation(
         id="getOwnHistory",
         summary="The ledger, newest first",
-        answer="OwnHistory",
+        response="OwnHistory",
         codes=("user_deleted", "invalid_request"),
         parameters=("limit", "cursor"),
     ),
     views.UserQuota: Operation(
         id="getQuota",
         summary="A user's quota, opened if missing",
-        answer="Quota",
+        response="Quota",
         codes=("user_deleted",),
     ),
     views.UserConsume: Operation(
         id="consume",
         summary="Spend for a user, all or nothing",
-        answer="Consumption",
+        response="Consumption",
         codes=SPEND,
         status=201,
         body="ConsumeRequest",
@@ -268,14 +277,14 @@ OPERATIONS: dict[type[APIView], Operation] = {
     views.UserHistory: Operation(
         id="getHistory",
         summary="A user's ledger, newest first",
-        answer="History",
+        response="History",
         codes=("user_deleted", "invalid_request"),
         parameters=("limit", "cursor"),
     ),
     views.Refund: Operation(
         id="refund",
         summary="Give back units of a consumption",
-        answer="Refund",
+        response="Refund",
         codes=("user_deleted", "consumption_not_found", "refund_too_large", "already_refunded"),
         status=201,
         body="RefundRequest",
@@ -283,7 +292,7 @@ OPERATIONS: dict[type[APIView], Operation] = {
     views.Adjust: Operation(
         id="adjust",
         summary="Add units, or take them away, until the next reset",
-        answer="Adjustment",
+        response="Adjustment",
         codes=("user_deleted", "adjustment_out_of_range"),
         status=201,
         body="AdjustRequest",
@@ -291,26 +300,26 @@ OPERATIONS: dict[type[APIView], Operation] = {
     views.Reset: Operation(
         id="reset",
         summary="Refill to the plan's allowance now",
-        answer="Quota",
+        response="Quota",
         codes=("user_deleted",),
         body="ResetRequest",
     ),
     views.ChangePlan: Operation(
         id="changePlan",
         summary="Give a user another plan",
-        answer="Quota",
+        response="Quota",
         codes=("user_deleted", "unknown_plan"),
         body="ChangePlanRequest",
     ),
     views.Explain: Operation(
         id="explain",
         summary="Why a quota stood as it did, and what a spend would have met",
-        answer="Explanation",
+        response="Explanation",
         codes=("invalid_request", "not_opened_yet", "history_pruned", "instant_in_future"),
         parameters=("at", "cost"),
     ),
-    views.Plans: Operation(id="getPlans", summary="The plans that may be shown", answer="Plans"),
-    Description: Operation(id="getSchema", summary="This description", answer="OpenAPI"),
+    views.Plans: Operation(id="getPlans", summary="The plans that may be shown", response="Plans"),
+    Description: Operation(id="getSchema", summary="This description", response="OpenAPI"),
 }
 
 
@@ -324,15 +333,15 @@ def headers(*names: str) -> JSON:
     return {name: ref("headers", name) for name in ("X-Request-Id", *names)}
 
 
-def answer(operation: Operation) -> JSON:
-    names = ["RateLimit-Policy", "RateLimit"] if operation.answer in RATED else []
+def success_response(operation: Operation) -> JSON:
+    names = ["RateLimit-Policy", "RateLimit"] if operation.response in RATED else []
     names += ["Idempotent-Replayed"] if operation.body else []
     described = {
         "description": HTTPStatus(operation.status).phrase,
         "headers": headers(*names),
-        "content": content("application/json", operation.answer, operation.answer),
+        "content": content("application/json", operation.response, operation.response),
     }
-    if operation.answer == "Consumption":
+    if operation.response == "Consumption":
         described["links"] = {
             other.id: {"operationId": other.id, "parameters": link(view)}
             for view, other in OPERATIONS.items()
@@ -347,13 +356,16 @@ def link(view: type[views.ServiceView]) -> JSON:
     return {**user, "consumption_id": "$response.body#/id"} if view is views.Refund else user
 
 
-def refusals(codes: list[str]) -> JSON:
+def problem_responses(codes: list[str]) -> JSON:
     """The responses that tell of these problems, by status."""
     statuses = sorted({PROBLEMS[code][0] for code in codes})
-    return {str(status): refusal(status, [code for code in PROBLEMS if code in codes]) for status in statuses}
+    return {
+        str(status): problem_response(status, [code for code in PROBLEMS if code in codes])
+        for status in statuses
+    }
 
 
-def refusal(status: int, codes: list[str]) -> JSON:
+def problem_response(status: int, codes: list[str]) -> JSON:
     """The response of one status; the same one wherever it tells of all problems of that status."""
     told = [code for code in codes if PROBLEMS[code][0] == status]
     if told == codes_of(status):

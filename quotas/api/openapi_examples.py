@@ -10,21 +10,27 @@ NOW, BEFORE, AFTER = (
     "2026-09-25T08:00:00.123456Z",
 )
 ENTRY_ID, USER_EXAMPLE = "019978a4-8a4c-7c3e-9d3b-5f3f4f0e9a11", "user_2abc"
-_rolling = {"reset_policy": "rolling", "period_seconds": 86_400, "timezone": "UTC"}
-_quota = {
+_rolling_example = {"reset_policy": "rolling", "period_seconds": 86_400, "timezone": "UTC"}
+_quota_example = {
     "user_id": USER_EXAMPLE,
     "plan": "free",
     "unlimited": False,
     "quota_limit": 20,
     "quota_used": 8,
     "quota_remaining": 12,
-    **_rolling,
+    **_rolling_example,
     "last_reset_date": BEFORE,
     "resets_at": AFTER,
     "seconds_to_reset": 43_211,
 }
-_written = {"id": ENTRY_ID, "user_id": USER_EXAMPLE, "seq": 42, "created_at": NOW, "quota": _quota}
-_own_entry = {
+_receipt_example = {
+    "id": ENTRY_ID,
+    "user_id": USER_EXAMPLE,
+    "seq": 42,
+    "created_at": NOW,
+    "quota": _quota_example,
+}
+_own_entry_example = {
     "id": ENTRY_ID,
     "seq": 42,
     "kind": "consumed",
@@ -34,8 +40,8 @@ _own_entry = {
     "created_at": NOW,
     "metadata": {"model": "small"},
 }
-_entry = {
-    **_own_entry,
+_entry_example = {
+    **_own_entry_example,
     "cost": 1,
     "plan": "free",
     "plan_source": "default",
@@ -49,20 +55,20 @@ _entry = {
 }
 EXAMPLES: dict[str, Any] = {  # each has the name of its schema
     "SimpleQuota": {"user_id": USER_EXAMPLE, "quota_remaining": 12, "last_reset_date": BEFORE},
-    "Quota": _quota,
-    "Consumption": {**_written, "cost": 1, "action": "generate"},
-    "Refund": {**_written, "consumption_id": ENTRY_ID, "amount": 1, "period_closed": False},
-    "Adjustment": {**_written, "delta": 50, "reason": "goodwill"},
-    "OwnHistory": {"entries": [_own_entry], "next_cursor": "42"},
-    "History": {"entries": [_entry], "next_cursor": None},
+    "Quota": _quota_example,
+    "Consumption": {**_receipt_example, "cost": 1, "action": "generate"},
+    "Refund": {**_receipt_example, "consumption_id": ENTRY_ID, "amount": 1, "period_closed": False},
+    "Adjustment": {**_receipt_example, "delta": 50, "reason": "goodwill"},
+    "OwnHistory": {"entries": [_own_entry_example], "next_cursor": "42"},
+    "History": {"entries": [_entry_example], "next_cursor": None},
     "Explanation": {
         "at": NOW,
         "deleted": False,
         "reset_was_due": False,
         "plan_source": "default",
-        "quota": _quota,
+        "quota": _quota_example,
         "spend": {"cost": 1, "granted": True, "code": None, "detail": None},
-        "entries": [_entry],
+        "entries": [_entry_example],
     },
     "Plans": {
         "plans": [
@@ -71,7 +77,7 @@ EXAMPLES: dict[str, Any] = {  # each has the name of its schema
                 "is_default": True,
                 "unlimited": False,
                 "allowance": 20,
-                **_rolling,
+                **_rolling_example,
                 "actions": {"generate": 1},
             }
         ]

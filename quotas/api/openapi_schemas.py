@@ -27,12 +27,12 @@ def nullable(schema: JSON) -> JSON:
     return {**schema, "type": [schema["type"], "null"]}
 
 
-def record(**members: JSON) -> JSON:
+def answer_object(**members: JSON) -> JSON:
     """An object of an answer: every member is there. Later versions may add some."""
     return {"type": "object", "required": [*members], "properties": members}
 
 
-def order(*required: str, **members: JSON) -> JSON:
+def request_object(*required: str, **members: JSON) -> JSON:
     """An object of a request: nothing else may be in it."""
     shape = {"type": "object", "properties": members, "additionalProperties": False}
     return {**shape, "required": [*required]} if required else shape
@@ -40,7 +40,7 @@ def order(*required: str, **members: JSON) -> JSON:
 
 STRING, BOOLEAN = {"type": "string"}, {"type": "boolean"}
 UUID = {"type": "string", "format": "uuid"}
-USER = ref("schemas", "UserId")
+USER_ID_SCHEMA = ref("schemas", "UserId")
 INSTANT = ref("schemas", "Instant")
 QUOTA = ref("schemas", "Quota")
 PLAN_NAME = {"type": "string", "pattern": "^[a-z0-9_-]{1,40}$"}
@@ -58,8 +58,8 @@ PERIOD = {
     "period_seconds": nullable(integer(1, description="null for calendar months, which differ.")),
     "timezone": STRING,
 }
-WRITTEN = {"id": UUID, "user_id": USER, "seq": SEQ, "created_at": INSTANT, "quota": QUOTA}
-OWN_ENTRY = {
+RECEIPT_MEMBERS = {"id": UUID, "user_id": USER_ID_SCHEMA, "seq": SEQ, "created_at": INSTANT, "quota": QUOTA}
+OWN_ENTRY_MEMBERS = {
     "id": UUID,
     "seq": SEQ,
     "kind": {"type": "string", "enum": [kind.value for kind in EntryKind]},
@@ -69,8 +69,8 @@ OWN_ENTRY = {
     "created_at": INSTANT,
     "metadata": nullable(METADATA),
 }
-ENTRY = {
-    **OWN_ENTRY,
+ENTRY_MEMBERS = {
+    **OWN_ENTRY_MEMBERS,
     "cost": integer(description="Units asked for."),
     "plan": PLAN_NAME,
     "plan_source": PLAN_SOURCE,
@@ -78,7 +78,7 @@ ENTRY = {
     "last_reset_date": INSTANT,
     "resets_at": INSTANT,
     "period_seq": SEQ | {"description": "The seq of the entry that began the period."},
-    "actor": record(
+    "actor": answer_object(
         kind={"type": "string", "enum": ["user", "service", "staff", "webhook", "command"]},
         id=STRING,
         act=nullable({**STRING, "description": "Who stands behind an impersonated user."}),
@@ -97,15 +97,15 @@ SCHEMAS: JSON = {
         "description": "RFC 3339, in UTC with `Z`.",
     },
     "SimpleQuota": {
-        **record(
-            user_id=USER,
+        **answer_object(
+            user_id=USER_ID_SCHEMA,
             quota_remaining=integer(description=f"What can be spent now; unlimited: {MAX_UNITS}."),
             last_reset_date=INSTANT,
         ),
         "additionalProperties": False,
     },
-    "Quota": record(
-        user_id=USER,
+    "Quota": answer_object(
+        user_id=USER_ID_SCHEMA,
         plan=PLAN_NAME,
         unlimited=BOOLEAN,
         quota_limit=LIMIT,
@@ -116,27 +116,29 @@ SCHEMAS: JSON = {
         resets_at=INSTANT,
         seconds_to_reset=integer(0, 2**63 - 1, description="Whole seconds, rounded up."),
     ),
-    "Consumption": record(**WRITTEN, cost=integer(1), action=nullable(STRING)),
-    "Refund": record(
-        **WRITTEN,
+    "Consumption": answer_object(**RECEIPT_MEMBERS, cost=integer(1), action=nullable(STRING)),
+    "Refund": answer_object(
+        **RECEIPT_MEMBERS,
         consumption_id=UUID,
         amount=integer(description="Units given back; 0 if the consumption's period is over."),
         period_closed=BOOLEAN,
     ),
-    "Adjustment": record(**WRITTEN, delta=integer(-MAX_UNITS), reason=STRING),
-    "OwnEntry": record(**OWN_ENTRY),
-    "Entry": record(**ENTRY),
-    "OwnHistory": record(
+    "Adjustment": answer_object(**RECEIPT_MEMBERS, delta=integer(-MAX_UNITS), reason=STRING),
+    "OwnEntry": answer_object(**OWN_ENTRY_MEMBERS),
+    "Entry": answer_object(**ENTRY_MEMBERS),
+    "OwnHistory": answer_object(
         entries={"type": "array", "items": ref("schemas", "OwnEntry")}, next_cursor=NEXT_CURSOR
     ),
-    "History": record(entries={"type": "array", "items": ref("schemas", "Entry")}, next_cursor=NEXT_CURSOR),
-    "Explanation": record(
+    "History": answer_object(
+        entries={"type": "array", "items": ref("schemas", "Entry")}, next_cursor=NEXT_CURSOR
+    ),
+    "Explanation": answer_object(
         at=INSTANT,
         deleted=BOOLEAN,
         reset_was_due={**BOOLEAN, "description": "It had not been carried out yet: nobody had asked."},
         plan_source=PLAN_SOURCE,
         quota=QUOTA,
-        spend=record(
+        spend=answer_object(
             cost=integer(1),
             granted=BOOLEAN,
             code=nullable({**STRING, "description": "What the spend would have been refused with."}),
@@ -148,10 +150,10 @@ SCHEMAS: JSON = {
             "description": "The entries of the running period until then, newest first, 100 at most.",
         },
     ),
-    "Plans": record(
+    "Plans": answer_object(
         plans={
             "type": "array",
-            "items": record(
+            "items": answer_object(
                 name=PLAN_NAME,
                 is_default=BOOLEAN,
                 unlimited=BOOLEAN,
@@ -166,23 +168,23 @@ SCHEMAS: JSON = {
         }
     ),
     "OpenAPI": {"type": "object", "required": ["openapi", "info", "paths"]},
-    "ConsumeRequest": order(
+    "ConsumeRequest": request_object(
         cost=integer(1, description="Default: what the plan asks for the action, or 1."),
         action=text(64, description="A name that the plan knows."),
         metadata=METADATA | {"description": f"At most {messages.Metadata.most // 1024} KiB."},
     ),
-    "RefundRequest": order(
+    "RefundRequest": request_object(
         "reason", amount=integer(1, description="Default: all that is left."), reason=REASON
     ),
-    "AdjustRequest": order(
+    "AdjustRequest": request_object(
         "delta",
         "reason",
         delta=integer(-MAX_UNITS, description="Units to add; negative: to take away.")
         | {"not": {"const": 0}},
         reason=REASON,
     ),
-    "ResetRequest": order("reason", reason=REASON),
-    "ChangePlanRequest": order(
+    "ResetRequest": request_object("reason", reason=REASON),
+    "ChangePlanRequest": request_object(
         "plan",
         plan=nullable(
             text(40, description="null gives the choice back to billing, metadata or the default plan.")
@@ -198,7 +200,7 @@ SCHEMAS: JSON = {
     ),
 }
 SCHEMAS["Problem"] = {
-    **record(
+    **answer_object(
         type={"type": "string", "format": "uri-reference"},
         title=STRING,
         status=integer(400, 599),
@@ -210,7 +212,7 @@ SCHEMAS["Problem"] = {
 SCHEMAS["QuotaExhausted"] = {
     "allOf": [
         ref("schemas", "Problem"),
-        record(
+        answer_object(
             **{"violated-policies": {"type": "array", "items": PLAN_NAME}},
             quota_limit=integer(),
             quota_remaining=integer(),

@@ -83,11 +83,11 @@ class Problem(Exception):
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
     """Answer an exception of an API view; None leaves a fault of our own to Django's 500."""
-    problem = from_exception(error)
+    problem = problem_for(error)
     return problem.response() if problem else None
 
 
-def from_exception(error: Exception) -> Problem | None:
+def problem_for(error: Exception) -> Problem | None:
     """Return the problem that tells of `error`, or None if it is a fault of our own."""
     match error:
         case Problem():
@@ -101,11 +101,11 @@ def from_exception(error: Exception) -> Problem | None:
         case KeysUnavailable():
             return unavailable("keys_unavailable", error.detail, error.retry_after)
         case OperationalError() | InterfaceError():
-            return _without_database(error)
+            return _database_unavailable(error)
         case InternalError() if sqlstate(error) == READ_ONLY:  # Django takes it for a fault of ours
             if not connection.in_atomic_block:
                 connection.close()  # it would stay with this server; a new one finds who takes writes now
-            return _without_database(error)
+            return _database_unavailable(error)
         case NoDefaultPlan():
             log.error("%s", error)
             return unavailable("no_default_plan", str(error), RETRY_SECONDS)
@@ -116,7 +116,7 @@ def from_exception(error: Exception) -> Problem | None:
         case exceptions.UnsupportedMediaType():
             return Problem(415, "unsupported_media_type", "Send JSON, as Content-Type: application/json.")
         case exceptions.ValidationError():
-            return Problem(400, "invalid_request", _first_fault(error.detail))
+            return Problem(400, "invalid_request", _first_error(error.detail))
         case _:
             return None
 
@@ -132,7 +132,7 @@ def unavailable(code: str, detail: str, retry_after: int) -> Problem:
     return Problem(503, code, detail, headers={"Retry-After": str(retry_after)})
 
 
-def _without_database(error: Exception) -> Problem:
+def _database_unavailable(error: Exception) -> Problem:
     """503: it is away, full, too busy, or takes no writes; the log says which."""
     metrics.DATABASE_ERRORS.inc()
     log.error("The database cannot be used: %r", str(error))
@@ -147,7 +147,7 @@ def _exhausted(refusal: outcomes.Exhausted) -> Problem:
         429,
         refusal.code,
         str(refusal),
-        headers={"Retry-After": str(wait), **rate_limit.fields(quota)},
+        headers={"Retry-After": str(wait), **rate_limit.rate_limit_headers(quota)},
         **{
             "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
             "title": "Quota exceeded",
@@ -161,7 +161,7 @@ def _exhausted(refusal: outcomes.Exhausted) -> Problem:
     )
 
 
-def _first_fault(detail: Any) -> str:
+def _first_error(detail: Any) -> str:
     """One plain sentence from a serializer's nested findings: the member, and what it should be."""
     where = []
     while not isinstance(detail, str):

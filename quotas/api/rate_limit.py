@@ -9,7 +9,7 @@ from django.conf import settings
 from quotas.rules.values import Quota
 
 
-def fields(quota: Quota) -> dict[str, str]:
+def rate_limit_headers(quota: Quota) -> dict[str, str]:
     """Return RateLimit-Policy and RateLimit for a quota; none if it is unlimited or they are off.
 
     draft-ietf-httpapi-ratelimit-headers-11: `"free";q=20;w=86400` and `"free";r=12;t=43211`, with w

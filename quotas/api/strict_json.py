@@ -12,7 +12,7 @@ from rest_framework.request import Request
 
 from quotas.api.problems import Problem
 
-MOST_LEVELS = 32  # of objects and arrays in each other: every reader after us can follow these
+MAX_NESTING = 32  # of objects and arrays in each other: every reader after us can follow these
 
 
 class AlwaysJSON(BaseContentNegotiation):
@@ -45,8 +45,8 @@ def json_object(raw: bytes) -> dict[str, Any]:
     there twice, and text that PostgreSQL cannot keep: U+0000 and lone surrogates.
     """
     try:
-        body = _strictly(raw.decode())
-        for text in _texts(body):
+        body = _decode(raw.decode())
+        for text in _strings(body):
             text.encode()
             if "\x00" in text:
                 raise ValueError("the character U+0000 cannot be stored")
@@ -73,7 +73,7 @@ def _finite(number: str) -> float:
     return value
 
 
-def _texts(value: Any, room: int = MOST_LEVELS) -> Iterator[str]:
+def _strings(value: Any, room: int = MAX_NESTING) -> Iterator[str]:
     """Every text in a value read from JSON, names of members included."""
     if isinstance(value, str):
         yield value
@@ -81,9 +81,9 @@ def _texts(value: Any, room: int = MOST_LEVELS) -> Iterator[str]:
         if not room:
             raise RecursionError
         for member in value:
-            yield from _texts(member, room - 1)
+            yield from _strings(member, room - 1)
         for member in value.values() if isinstance(value, dict) else ():
-            yield from _texts(member, room - 1)
+            yield from _strings(member, room - 1)
 
 
 def _each_member_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -94,6 +94,6 @@ def _each_member_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # `json.loads` would make a decoder at each call.
-_strictly = json.JSONDecoder(
+_decode = json.JSONDecoder(
     parse_float=_finite, parse_constant=_finite, object_pairs_hook=_each_member_once
 ).decode

@@ -4,7 +4,7 @@ from django.urls import include, path, re_path
 
 from quotas.api import openapi, views
 
-of_user = [
+user_patterns = [
     path("quota", views.UserQuota.as_view(), name="read"),
     path("consume", views.UserConsume.as_view(), name="consume"),
     path("history", views.UserHistory.as_view(), name="history"),
@@ -19,9 +19,9 @@ urlpatterns = [
     path("v1/quota", views.OwnQuota.as_view(), name="read"),
     path("v1/quota/consume", views.OwnConsume.as_view(), name="consume"),
     path("v1/quota/history", views.OwnHistory.as_view(), name="history"),
-    path("v1/users/<str:user_id>/", include(of_user)),
+    path("v1/users/<str:user_id>/", include(user_patterns)),
     path("v1/plans", views.Plans.as_view(), name="plans"),
     path("schema", openapi.Description.as_view(), name="schema"),
-    path("docs", openapi.Page.as_view(schema=None), name="docs"),
+    path("docs", openapi.DocsPage.as_view(schema=None), name="docs"),
     re_path("", views.NothingHere.as_view(schema=None)),
 ]

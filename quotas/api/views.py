@@ -12,7 +12,7 @@ from rest_framework.response import Response
 from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
-from quotas.access.callers import Principal, User
+from quotas.access.callers import Caller, User
 from quotas.access.service_keys import Service
 from quotas.api import messages, rate_limit
 from quotas.api.idempotency import idempotency_key, required_key
@@ -22,8 +22,8 @@ from quotas.reports import history
 from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
 from quotas.store.errors import read_with_reconnect
 
-DEFAULT_PAGE, MOST_ON_A_PAGE = 50, 200  # entries
-RAISED = (
+DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200  # entries
+FAST_PATH_ERROR = (
     "quotasite.raised"  # in the environment: what came of the act already (quotasite/serving/fast_path.py)
 )
 quotas = ChallengeQuota.objects
@@ -37,8 +37,8 @@ class QuotaView(APIView):
         return super().finalize_response(request, response, *args, **kwargs)
 
     @property
-    def principal(self) -> Principal:
-        return cast(Principal, self.request.user)
+    def caller(self) -> Caller:
+        return cast(Caller, self.request.user)
 
 
 class UserView(QuotaView):
@@ -46,11 +46,11 @@ class UserView(QuotaView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        if not isinstance(self.principal, User):
+        if not isinstance(self.caller, User):
             detail = "This address is for signed-in users; a service asks below /api/v1/users/."
             raise Problem(403, "user_only", detail)
-        self.user_id = self.principal.user_id
-        if error := request.META.get(RAISED):
+        self.user_id = self.caller.user_id
+        if error := request.META.get(FAST_PATH_ERROR):
             raise error
 
 
@@ -61,9 +61,9 @@ class ServiceView(QuotaView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        if not isinstance(self.principal, Service):
+        if not isinstance(self.caller, Service):
             raise Problem(403, "service_only", "This address is for service keys, not for session tokens.")
-        if self.scope not in self.principal.scopes:
+        if self.scope not in self.caller.scopes:
             raise Problem(403, "scope_missing", f"This service key lacks the scope {self.scope}.")
         if not USER_ID.fullmatch(kwargs["user_id"]):
             raise Problem(404, "unknown_user_id", "What stands in the path is no user id.")
@@ -74,23 +74,23 @@ class SimpleQuota(UserView):
     """`GET /api/quota`: what can be spent, made or reset when that is due."""
 
     def get(self, request: Request) -> Response:
-        quota = quotas.current(self.user_id, actor=self.principal.actor)
-        return answer(messages.simple_quota(quota), quota)
+        quota = quotas.current(self.user_id, actor=self.caller.actor)
+        return quota_response(messages.simple_quota(quota), quota)
 
 
 class OwnQuota(UserView):
     """`GET /api/v1/quota`: the same with plan, period and reset."""
 
     def get(self, request: Request) -> Response:
-        quota = quotas.current(self.user_id, actor=self.principal.actor)
-        return answer(messages.full_quota(quota), quota)
+        quota = quotas.current(self.user_id, actor=self.caller.actor)
+        return quota_response(messages.full_quota(quota), quota)
 
 
 class OwnConsume(UserView):
     """`POST /api/v1/quota/consume`: spend, all or nothing, once per Idempotency-Key."""
 
     def post(self, request: Request) -> Response:
-        return consume(self, request, idempotency_key(request.headers.get("Idempotency-Key")))
+        return consume_response(self, request, idempotency_key(request.headers.get("Idempotency-Key")))
 
 
 class OwnHistory(UserView):
@@ -106,8 +106,8 @@ class UserQuota(ServiceView):
     scope = "read"
 
     def get(self, request: Request, user_id: str) -> Response:
-        quota = quotas.current(user_id, actor=self.principal.actor)
-        return answer(messages.full_quota(quota), quota)
+        quota = quotas.current(user_id, actor=self.caller.actor)
+        return quota_response(messages.full_quota(quota), quota)
 
 
 class UserConsume(ServiceView):
@@ -116,7 +116,7 @@ class UserConsume(ServiceView):
     scope = "consume"
 
     def post(self, request: Request, user_id: str) -> Response:
-        return consume(self, request, required_key(request))
+        return consume_response(self, request, required_key(request))
 
 
 class UserHistory(ServiceView):
@@ -134,9 +134,9 @@ class Refund(ServiceView):
     scope = "refund"
 
     def post(self, request: Request, user_id: str, consumption_id: UUID) -> Response:
-        key, order = required_key(request), checked(messages.RefundSerializer, request)
-        receipt = quotas.refund(user_id, consumption_id, **order, key=key, actor=self.principal.actor)
-        return answer(messages.refund(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
+        key, order = required_key(request), validated(messages.RefundSerializer, request)
+        receipt = quotas.refund(user_id, consumption_id, **order, key=key, actor=self.caller.actor)
+        return quota_response(messages.refund(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
 
 
 class Adjust(ServiceView):
@@ -145,9 +145,11 @@ class Adjust(ServiceView):
     scope = "adjust"
 
     def post(self, request: Request, user_id: str) -> Response:
-        key, order = required_key(request), checked(messages.AdjustSerializer, request)
-        receipt = quotas.adjust(user_id, **order, key=key, actor=self.principal.actor)
-        return answer(messages.adjustment(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
+        key, order = required_key(request), validated(messages.AdjustSerializer, request)
+        receipt = quotas.adjust(user_id, **order, key=key, actor=self.caller.actor)
+        return quota_response(
+            messages.adjustment(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay
+        )
 
 
 class Reset(ServiceView):
@@ -156,10 +158,10 @@ class Reset(ServiceView):
     scope = "admin"
 
     def post(self, request: Request, user_id: str) -> Response:
-        key, order = required_key(request), checked(messages.ResetSerializer, request)
-        receipt = quotas.reset(user_id, **order, key=key, actor=self.principal.actor)
+        key, order = required_key(request), validated(messages.ResetSerializer, request)
+        receipt = quotas.reset(user_id, **order, key=key, actor=self.caller.actor)
         quota = messages.full_quota(receipt.quota)
-        return answer(quota, receipt.quota_now, is_replay=receipt.is_replay)
+        return quota_response(quota, receipt.quota_now, is_replay=receipt.is_replay)
 
 
 class ChangePlan(ServiceView):
@@ -169,11 +171,11 @@ class ChangePlan(ServiceView):
 
     def put(self, request: Request, user_id: str) -> Response:
         key = idempotency_key(request.headers.get("Idempotency-Key"))
-        order = checked(messages.ChangePlanSerializer, request)
+        order = validated(messages.ChangePlanSerializer, request)
         order["on_change"] = OnChange(order["on_change"])
-        changed = quotas.change_plan(user_id, **order, key=key, actor=self.principal.actor)
+        changed = quotas.change_plan(user_id, **order, key=key, actor=self.caller.actor)
         quota = messages.full_quota(changed.quota)
-        return answer(quota, changed.quota_now, is_replay=changed.is_replay)
+        return quota_response(quota, changed.quota_now, is_replay=changed.is_replay)
 
 
 class Explain(ServiceView):
@@ -182,7 +184,7 @@ class Explain(ServiceView):
     scope = "read"
 
     def get(self, request: Request, user_id: str) -> Response:
-        at, cost = instant(request, "at"), number(request, "cost", 1, MAX_UNITS)
+        at, cost = instant_parameter(request, "at"), number_parameter(request, "cost", 1, MAX_UNITS)
         try:
             explained = read_with_reconnect(lambda: history.explain(user_id, at, cost))
         except history.NotOpenedYet:
@@ -212,40 +214,42 @@ class NothingHere(APIView):
         raise NotFound
 
 
-def consume(view: UserView | ServiceView, request: Request, key: str | None) -> Response:
-    order = checked(messages.ConsumeSerializer, request)
-    receipt = quotas.consume(view.user_id, **order, key=key, actor=view.principal.actor)
-    return answer(messages.consumption(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
+def consume_response(view: UserView | ServiceView, request: Request, key: str | None) -> Response:
+    order = validated(messages.ConsumeSerializer, request)
+    receipt = quotas.consume(view.user_id, **order, key=key, actor=view.caller.actor)
+    return quota_response(messages.consumption(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
 
 
 def ledger_page(user_id: str, request: Request, shown: Any) -> Response:
     """One page of a ledger; `next_cursor` is null on the last one."""
-    limit = number(request, "limit", DEFAULT_PAGE, MOST_ON_A_PAGE)
-    before = number(request, "cursor", 0, 2**62) if "cursor" in request.query_params else None
-    entries = read_with_reconnect(lambda: history.page(user_id, before=before, limit=limit + 1))
+    limit = number_parameter(request, "limit", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    before = number_parameter(request, "cursor", 0, 2**62) if "cursor" in request.query_params else None
+    entries = read_with_reconnect(lambda: history.entries_page(user_id, before=before, limit=limit + 1))
     more = entries[limit - 1].seq if len(entries) > limit else None
     return Response(
         {"entries": [shown(entry) for entry in entries[:limit]], "next_cursor": more and str(more)}
     )
 
 
-class Answer(Response):
+class QuotaResponse(Response):
     cost: int | None = None  # for the log
 
 
-def answer(body: dict[str, Any], quota: Quota, status: int = 200, *, is_replay: bool = False) -> Response:
+def quota_response(
+    body: dict[str, Any], quota: Quota, status: int = 200, *, is_replay: bool = False
+) -> Response:
     """An answer about a quota, with the fields that tell how it stands now."""
-    response = Answer(body, status, headers=fields(quota, is_replay=is_replay))
+    response = QuotaResponse(body, status, headers=quota_headers(quota, is_replay=is_replay))
     response.cost = body.get("cost")
     return response
 
 
-def fields(quota: Quota, *, is_replay: bool = False) -> dict[str, str]:
+def quota_headers(quota: Quota, *, is_replay: bool = False) -> dict[str, str]:
     replayed = {"Idempotent-Replayed": "true"} if is_replay else {}
-    return {**rate_limit.fields(quota), **replayed}
+    return {**rate_limit.rate_limit_headers(quota), **replayed}
 
 
-def checked(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:
+def validated(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:
     if not int(request.headers.get("Content-Length") or 0):  # the middleware saw that it is a number
         raise Problem(400, "body_missing", "The body is empty: send a JSON object, {} at the least.")
     order = kind(data=request.data)
@@ -253,7 +257,7 @@ def checked(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:
     return dict(order.validated_data)
 
 
-def number(request: Request, name: str, default: int, most: int) -> int:
+def number_parameter(request: Request, name: str, default: int, most: int) -> int:
     """A query parameter as a whole number from 1 to `most`."""
     text = request.query_params.get(name, str(default))
     if not re.fullmatch("[0-9]{1,19}", text) or not 1 <= int(text) <= most:
@@ -261,7 +265,7 @@ def number(request: Request, name: str, default: int, most: int) -> int:
     return int(text)
 
 
-def instant(request: Request, name: str) -> datetime:
+def instant_parameter(request: Request, name: str) -> datetime:
     """A query parameter as an instant that is past, now if it is not there."""
     now = datetime.now(UTC)
     text = request.query_params.get(name)

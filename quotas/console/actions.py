@@ -7,7 +7,7 @@ from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.utils.functional import cached_property
 
-from quotas.console.display import Standing, read_clock, standing
+from quotas.console.display import QuotaDisplay, display_of, read_clock
 from quotas.models import ChallengeQuota, Plan
 from quotas.rules import values, verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal
@@ -33,13 +33,13 @@ class ResetForm(forms.Form):
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
         return verbs.reset(snapshot, request)
 
-    def carry_out(self, user_id: str, actor: Actor) -> Receipt | PlanChange:
-        return ChallengeQuota.objects.reset(user_id, actor=actor, **self.particulars)
+    def apply(self, user_id: str, actor: Actor) -> Receipt | PlanChange:
+        return ChallengeQuota.objects.reset(user_id, actor=actor, **self.verb_arguments)
 
-    def told(self, quotas: list[Quota]) -> str:
+    def success_message(self, quotas: list[Quota]) -> str:
         """Say what was done to these."""
         if len(quotas) == 1:
-            return f"{self.done} {quotas[0].user_id}: now {Standing(quotas[0]).units}."
+            return f"{self.done} {quotas[0].user_id}: now {QuotaDisplay(quotas[0]).units}."
         return f"{self.done} {len(quotas)} users."
 
     @property
@@ -47,7 +47,7 @@ class ResetForm(forms.Form):
         return self.name
 
     @property
-    def particulars(self) -> dict[str, Any]:
+    def verb_arguments(self) -> dict[str, Any]:
         return {"reason": self.cleaned_data["reason"], "key": str(self.cleaned_data["token"])}
 
 
@@ -76,16 +76,16 @@ class AdjustForm(ResetForm):
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
         return verbs.adjust(snapshot, request, self.cleaned_data["delta"])
 
-    def carry_out(self, user_id: str, actor: Actor) -> Receipt:
+    def apply(self, user_id: str, actor: Actor) -> Receipt:
         delta = self.cleaned_data["delta"]
-        return ChallengeQuota.objects.adjust(user_id, delta, actor=actor, **self.particulars)
+        return ChallengeQuota.objects.adjust(user_id, delta, actor=actor, **self.verb_arguments)
 
 
-CLERKS = "*"  # for a plan's name: whichever Clerk's word leads to
+FOLLOW_CLERK = "*"  # for a plan's name: whichever Clerk's word leads to
 
 
 def plan_choices() -> list[tuple[str, str]]:
-    given_back = (CLERKS, "Clerk’s word: what is billed, else the metadata, else the default plan")
+    given_back = (FOLLOW_CLERK, "Clerk’s word: what is billed, else the metadata, else the default plan")
     return [("", "Choose a plan"), given_back, *((plan.name, plan.name) for plan in Plan.objects.all())]
 
 
@@ -113,7 +113,7 @@ class ChangePlanForm(ResetForm):
     def plan_name(self) -> str | None:
         """The plan's name; None is Clerk's word."""
         name: str = self.cleaned_data["plan"]
-        return None if name == CLERKS else name
+        return None if name == FOLLOW_CLERK else name
 
     @cached_property
     def target(self) -> values.Plan:
@@ -128,15 +128,17 @@ class ChangePlanForm(ResetForm):
             aimed = replace(snapshot, target=self.target)
         return verbs.change_plan(aimed, request, OnChange(self.cleaned_data["on_change"]))
 
-    def carry_out(self, user_id: str, actor: Actor) -> PlanChange:
+    def apply(self, user_id: str, actor: Actor) -> PlanChange:
         plan, on_change = self.plan_name, OnChange(self.cleaned_data["on_change"])
-        return ChallengeQuota.objects.change_plan(user_id, plan, on_change, actor=actor, **self.particulars)
+        return ChallengeQuota.objects.change_plan(
+            user_id, plan, on_change, actor=actor, **self.verb_arguments
+        )
 
-    def told(self, quotas: list[Quota]) -> str:
+    def success_message(self, quotas: list[Quota]) -> str:
         """As it is now: who had the plan before has it still."""
         if len(quotas) == 1:
             plan = quotas[0].plan.name
-            return f"{quotas[0].user_id} has the plan {plan}: now {Standing(quotas[0]).units}."
+            return f"{quotas[0].user_id} has the plan {plan}: now {QuotaDisplay(quotas[0]).units}."
         return f"{len(quotas)} users have the plan {self.plan_name or 'of Clerk’s word'}."
 
 
@@ -144,8 +146,8 @@ class Preview(NamedTuple):
     """One user's line of a confirmation: before, and after or why not."""
 
     user_id: str
-    before: Standing
-    after: Standing | None = None
+    before: QuotaDisplay
+    after: QuotaDisplay | None = None
     refusal: Refusal | None = None
 
 
@@ -154,7 +156,7 @@ def preview(quota: ChallengeQuota, form: ResetForm, actor: Actor) -> Preview:
     outcome = form.decide(quota.snapshot(read_clock(quota)), Request(actor))
     return Preview(
         quota.user_id,
-        before=standing(quota),
-        after=Standing(outcome.quota) if isinstance(outcome, Change) else None,
+        before=display_of(quota),
+        after=QuotaDisplay(outcome.quota) if isinstance(outcome, Change) else None,
         refusal=outcome if isinstance(outcome, Refusal) else None,
     )

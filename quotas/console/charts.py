@@ -27,7 +27,7 @@ def daily_bars(days: Sequence[Day]) -> SafeString:
         '<rect class="refused" x="{}" y="{}" width="{}" height="{}"/></g>',
         (
             (
-                in_words(day), slot * SLOT, SLOT, UP + DOWN,
+                _figures_in_words(day), slot * SLOT, SLOT, UP + DOWN,
                 slot * SLOT + 1, UP - up, BAR, up,
                 slot * SLOT + 1, UP, BAR, down,
             )
@@ -74,7 +74,7 @@ CHART = """<figure class="daily">
 </figure>"""
 
 
-def in_words(day: Day) -> str:
+def _figures_in_words(day: Day) -> str:
     """12 Nov: 340 spent, 3 refused."""
     return f"{_date(day)}: {day.spent:,} spent, {day.refused:,} refused"
 

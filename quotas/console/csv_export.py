@@ -22,7 +22,7 @@ def stream(
     """Answer with the rows of all chunks as a file, each chunk read when the one before was sent."""
     disposition = content_disposition_header(True, name) or ""
     return StreamingHttpResponse(
-        _lines(columns, chunks, cells),
+        _csv_lines(columns, chunks, cells),
         content_type="text/csv; charset=utf-8",
         headers={"Content-Disposition": disposition},
     )
@@ -58,7 +58,7 @@ class _Pass:
         return text
 
 
-def _lines(
+def _csv_lines(
     columns: Sequence[str], chunks: Iterable[list[Row]], cells: Callable[[Row], Iterable[object]]
 ) -> Iterator[str]:
     writer: Any = csv.writer(_Pass())

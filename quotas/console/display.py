@@ -17,7 +17,7 @@ from quotas.rules.values import Quota
 UNITS_OF_TIME = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
-def in_words(seconds: int) -> str:
+def duration_in_words(seconds: int) -> str:
     """5400 is "1 h 30 min"."""
     words = []
     for unit, size in UNITS_OF_TIME:
@@ -26,12 +26,12 @@ def in_words(seconds: int) -> str:
     return " ".join(words) or "0 s"
 
 
-def length(plan: values.Plan) -> str:
+def period_in_words(plan: values.Plan) -> str:
     """How long a period of the plan is, in words."""
-    return in_words(int(plan.window.total_seconds())) if plan.window else "a month"
+    return duration_in_words(int(plan.window.total_seconds())) if plan.window else "a month"
 
 
-def clock_time(instant: datetime, text: str = "") -> SafeString:
+def time_tag(instant: datetime, text: str = "") -> SafeString:
     """The instant, or `text` with the instant behind it; in UTC, the time zone of the settings."""
     shown = f"{instant:%Y-%m-%d %H:%M:%S}"
     return format_html(
@@ -43,12 +43,12 @@ def chip(word: str, colour: str) -> SafeString:
     return format_html('<span class="chip {}">{}</span>', colour, word)
 
 
-def address(user_id: str) -> str:
+def quota_url(user_id: str) -> str:
     """Where the page of the user's quota is."""
     return reverse("admin:quotas_challengequota_change", args=[quote(user_id)])
 
 
-def who(entry: LedgerEntry) -> str:
+def actor_label(entry: LedgerEntry) -> str:
     actor = f"{entry.actor_kind} {entry.actor_id}"
     if (entry.actor_kind, entry.actor_id) == ("user", entry.user_id):
         actor = "the user"
@@ -56,7 +56,7 @@ def who(entry: LedgerEntry) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class QuotaDisplay:
     """How a quota stands at one instant, as staff read it."""
 
     quota: Quota
@@ -116,7 +116,7 @@ class Standing:
             return self.units
         seconds = self.quota.seconds_to_reset
         step = 1 if seconds < 60 else 60 if seconds < 86_400 else 3_600
-        return clock_time(self.quota.resets_at, in_words(math.ceil(seconds / step) * step))
+        return time_tag(self.quota.resets_at, duration_in_words(math.ceil(seconds / step) * step))
 
 
 def read_clock(quota: ChallengeQuota) -> datetime:
@@ -124,5 +124,5 @@ def read_clock(quota: ChallengeQuota) -> datetime:
     return cast(datetime, quota.now)  # type: ignore[attr-defined] # of effective_quotas
 
 
-def standing(quota: ChallengeQuota) -> Standing:
-    return Standing(quota.effective(read_clock(quota)), quota.deleted_at is not None)
+def display_of(quota: ChallengeQuota) -> QuotaDisplay:
+    return QuotaDisplay(quota.effective(read_clock(quota)), quota.deleted_at is not None)

@@ -7,12 +7,12 @@ from django.contrib import admin
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from quotas.console.display import address, clock_time, who
+from quotas.console.display import actor_label, quota_url, time_tag
 from quotas.console.lists import ReadOnlyAdmin
 from quotas.models import LedgerEntry
 from quotas.rules import values
 
-ENTRY_COLUMNS = (
+LEDGER_CSV_COLUMNS = (
     "seq", "id", "created_at", "kind", "cost", "delta", "balance_after", "plan", "plan_source",
     "plan_version", "quota_limit", "last_reset_date", "resets_at", "actor_kind", "actor_id", "act", "reason",
     "action", "metadata", "refund_of",
@@ -21,7 +21,7 @@ ENTRY_COLUMNS = (
 
 def entry_cells(entry: LedgerEntry) -> Iterator[object]:
     """The entry as it is kept, in the order of ENTRY_COLUMNS."""
-    for name in ENTRY_COLUMNS:
+    for name in LEDGER_CSV_COLUMNS:
         value = getattr(entry, name)
         if name == "metadata":
             value = value and json.dumps(value)
@@ -39,12 +39,12 @@ class LedgerEntryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="when (UTC)")
     def when(self, entry: LedgerEntry) -> SafeString:
-        return clock_time(entry.created_at)
+        return time_tag(entry.created_at)
 
     @admin.display(description="user")
     def of_user(self, entry: LedgerEntry) -> SafeString:
-        return format_html('<a href="{}">{}</a>', address(entry.user_id), entry.user_id)
+        return format_html('<a href="{}">{}</a>', quota_url(entry.user_id), entry.user_id)
 
     @admin.display
     def who(self, entry: LedgerEntry) -> str:
-        return who(entry)
+        return actor_label(entry)

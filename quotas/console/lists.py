@@ -11,7 +11,7 @@ from django.utils.functional import cached_property
 
 from quotas.models import ChallengeQuota
 
-MOST_COUNTED = 10_000  # rows; a list of more says so
+MAX_COUNTED = 10_000  # rows; a list of more says so
 
 
 class MoreThan(int):
@@ -21,10 +21,10 @@ class MoreThan(int):
         return f"more than {int(self):,}"
 
 
-def count_some(rows: QuerySet[Any]) -> int:
+def count_capped(rows: QuerySet[Any]) -> int:
     """How many rows there are, counted no further than MOST_COUNTED."""
-    found = rows.order_by().values("pk")[: MOST_COUNTED + 1].count()
-    return found if found <= MOST_COUNTED else MoreThan(MOST_COUNTED)
+    found = rows.order_by().values("pk")[: MAX_COUNTED + 1].count()
+    return found if found <= MAX_COUNTED else MoreThan(MAX_COUNTED)
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg] # Django's is not generic when it runs
@@ -32,7 +32,7 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg] # Django's is not ge
 
     @cached_property
     def count(self) -> int:
-        return count_some(cast(QuerySet[Model], self.object_list))
+        return count_capped(cast(QuerySet[Model], self.object_list))
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # nor is this

@@ -13,18 +13,18 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
-from quotas.console.display import Standing, chip, length, read_clock
-from quotas.console.lists import count_some, effective_quotas
+from quotas.console.display import QuotaDisplay, chip, period_in_words, read_clock
+from quotas.console.lists import count_capped, effective_quotas
 from quotas.models import ChallengeQuota, Plan, PlanRules, PlanVersion
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.values import Actor, OnChange, Request
 
-MOST_JUDGED = 1_000  # users, by the rules, for a preview
+MAX_JUDGED = 1_000  # users, by the rules, for a preview
 STATES = ("healthy", "low", "exhausted")
 
 
 @dataclass(frozen=True, slots=True)
-class Touched:
+class PlanImpact:
     """Whom a change of a plan would touch: how many users, and how those that were judged would stand."""
 
     users: int
@@ -44,19 +44,19 @@ class Touched:
         ]
 
 
-def touched(plan: values.Plan) -> Touched:
+def impact_of(plan: values.Plan) -> PlanImpact:
     """Judge by the rules what `plan` would be, instead of the plan of its name, to those who have it."""
     quotas = effective_quotas().filter(plan=plan.name, deleted_at=None)
-    judged = [quota.snapshot(read_clock(quota)) for quota in quotas.order_by()[:MOST_JUDGED]]
+    judged = [quota.snapshot(read_clock(quota)) for quota in quotas.order_by()[:MAX_JUDGED]]
     saved = [replace(snapshot, current_plan=plan) for snapshot in judged]
     moves = [replace(snapshot, target=replace(plan, name="")) for snapshot in judged]  # to his own is no move
     counted = [verbs.change_plan(move, Request(Actor("", "")), OnChange.KEEP) for move in moves]
-    return Touched(
-        users=count_some(ChallengeQuota.objects.filter(plan=plan.name, deleted_at=None)),
+    return PlanImpact(
+        users=count_capped(ChallengeQuota.objects.filter(plan=plan.name, deleted_at=None)),
         judged=len(judged),
-        now=Counter(Standing(verbs.effective(snapshot)).state for snapshot in judged),
-        saved=Counter(Standing(verbs.effective(snapshot)).state for snapshot in saved),
-        counted=Counter(Standing(it.quota).state for it in counted if isinstance(it, outcomes.Change)),
+        now=Counter(QuotaDisplay(verbs.effective(snapshot)).state for snapshot in judged),
+        saved=Counter(QuotaDisplay(verbs.effective(snapshot)).state for snapshot in saved),
+        counted=Counter(QuotaDisplay(it.quota).state for it in counted if isinstance(it, outcomes.Change)),
     )
 
 
@@ -113,7 +113,9 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             return first
         versions = PlanVersion.objects.filter(plan=object_id).order_by("-version")
         context = {
-            "versions": [(version, length(version.value)) for version in versions] if object_id else [],
+            "versions": [(version, period_in_words(version.value)) for version in versions]
+            if object_id
+            else [],
             "show_save_and_add_another": False,
             "show_save_and_continue": False,
         }
@@ -141,7 +143,7 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "plan": plan,
             "form": form,
             "edited": edited,
-            "touched": touched(plan.value),
+            "impact": impact_of(plan.value),
         }
         return TemplateResponse(request, "admin/quotas/plan_confirm.html", context)
 
@@ -151,7 +153,7 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display
     def period(self, plan: Plan) -> str:
-        return length(plan.value)
+        return period_in_words(plan.value)
 
     @admin.display(description="users")
     def users(self, plan: Plan) -> SafeString:

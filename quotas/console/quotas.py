@@ -23,22 +23,22 @@ from django.views.decorators.http import require_safe
 from quotas.console import csv_export
 from quotas.console.actions import AdjustForm, ChangePlanForm, Preview, ResetForm, preview
 from quotas.console.charts import daily_bars
-from quotas.console.display import address, length, read_clock, standing, who
-from quotas.console.ledger import ENTRY_COLUMNS, entry_cells
-from quotas.console.lists import MOST_COUNTED, ReadOnlyAdmin, effective_quotas
+from quotas.console.display import actor_label, display_of, period_in_words, quota_url, read_clock
+from quotas.console.ledger import LEDGER_CSV_COLUMNS, entry_cells
+from quotas.console.lists import MAX_COUNTED, ReadOnlyAdmin, effective_quotas
 from quotas.models import ChallengeQuota, PlanRules
-from quotas.reports.exhausted import MOST_EXHAUSTED, exhausted
-from quotas.reports.totals import of_user
+from quotas.reports.exhausted import MAX_EXHAUSTED, exhausted
+from quotas.reports.totals import days_of_user
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import KeyReused, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, PlanSource, Request
 
-MOST_IN_FILE = 5_000  # exhausted users, in a CSV file
-MOST_AT_ONCE = 500  # users that one action may change
-MOST_REFUSALS = 10  # of an action, that are told one by one
-MOST_ENTRIES = 50  # of the ledger, on the page of a quota
+MAX_EXHAUSTED_IN_FILE = 5_000  # exhausted users, in a CSV file
+MAX_USERS_PER_ACTION = 500  # users that one action may change
+MAX_REFUSALS_SHOWN = 10  # of an action, that are told one by one
+MAX_ENTRIES_SHOWN = 50  # of the ledger, on the page of a quota
 
-CHOSEN = {
+PLAN_SOURCE_LABELS = {
     PlanSource.STAFF: "by staff’s choice",
     PlanSource.BILLING: "by what is billed in Clerk",
     PlanSource.METADATA: "by the metadata in Clerk",
@@ -75,7 +75,7 @@ class SpendForm(forms.Form):
         return f"It would be paid. Left after it: {left}."
 
 
-class StateFilter(admin.SimpleListFilter):
+class QuotaStateFilter(admin.SimpleListFilter):
     """Exhausted goes by the ledger, where it has an index; low and healthy could be told by no index."""
 
     title = parameter_name = "state"
@@ -86,7 +86,7 @@ class StateFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() == "exhausted":
-            found = exhausted(getattr(request, "most_exhausted", MOST_EXHAUSTED))
+            found = exhausted(getattr(request, "most_exhausted", MAX_EXHAUSTED))
             if not found.is_all:
                 many = f"{len(found.user_ids):,}"
                 self.note = f"More may be exhausted; these are the {many} that reset soonest."
@@ -101,7 +101,7 @@ class QuotaAdmin(ReadOnlyAdmin):
     """Quotas as a request would find them now, and three acts on them, each with a reason."""
 
     list_display = ["user_id", "email", "plan", "remaining", "state", "resets_in"]
-    list_filter = [StateFilter, "plan"]
+    list_filter = [QuotaStateFilter, "plan"]
     search_fields = ["user_id__startswith", "email__startswith"]
     search_help_text = "The beginning of a user id, or of an e-mail address"
     actions = ["reset_now", "adjust", "change_plan", "export"]
@@ -128,7 +128,7 @@ class QuotaAdmin(ReadOnlyAdmin):
         found, _ = super().get_search_results(request, queryset, search_term)
         if not search_term:
             return found, False
-        return queryset.filter(pk__in=found.order_by().values("pk")[: MOST_COUNTED + 1]), False
+        return queryset.filter(pk__in=found.order_by().values("pk")[: MAX_COUNTED + 1]), False
 
     def has_act_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("quotas.change_challengequota")
@@ -138,27 +138,27 @@ class QuotaAdmin(ReadOnlyAdmin):
 
     @admin.display
     def remaining(self, quota: ChallengeQuota) -> str:
-        return standing(quota).meter
+        return display_of(quota).meter
 
     @admin.display
     def state(self, quota: ChallengeQuota) -> SafeString:
-        return standing(quota).chip
+        return display_of(quota).chip
 
     @admin.display
     def resets_in(self, quota: ChallengeQuota) -> str:
-        return standing(quota).resets_in
+        return display_of(quota).resets_in
 
     @admin.action(description=ResetForm.name, permissions=["act"])
     def reset_now(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
-        return self._act(request, quotas, ResetForm, may=self.has_act_permission(request))
+        return self._run_action(request, quotas, ResetForm, may=self.has_act_permission(request))
 
     @admin.action(description=AdjustForm.name, permissions=["act"])
     def adjust(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
-        return self._act(request, quotas, AdjustForm, may=self.has_act_permission(request))
+        return self._run_action(request, quotas, AdjustForm, may=self.has_act_permission(request))
 
     @admin.action(description=ChangePlanForm.name, permissions=["change_plan"])
     def change_plan(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
-        return self._act(request, quotas, ChangePlanForm, may=self.has_change_plan_permission(request))
+        return self._run_action(request, quotas, ChangePlanForm, may=self.has_change_plan_permission(request))
 
     @admin.action(description="Export as CSV", permissions=["view"])
     def export(
@@ -180,7 +180,7 @@ class QuotaAdmin(ReadOnlyAdmin):
         filters = request.GET.copy()
         filters.pop(SEARCH_VAR, None)  # the list's own search finds only so many
         request.GET = filters  # type: ignore[assignment] # a list only reads it
-        request.most_exhausted = MOST_IN_FILE  # type: ignore[attr-defined] # for StateFilter
+        request.max_exhausted = MAX_EXHAUSTED_IN_FILE  # type: ignore[attr-defined] # for StateFilter
         try:
             shown = self.get_changelist_instance(request)
         except IncorrectLookupParameters:
@@ -196,7 +196,7 @@ class QuotaAdmin(ReadOnlyAdmin):
             raise PermissionDenied
         quota = get_object_or_404(ChallengeQuota, pk=unquote(object_id))
         entries = csv_export.chunks_of(quota.entries.all(), "seq")
-        return csv_export.stream(f"ledger of {quota.user_id}.csv", ENTRY_COLUMNS, entries, entry_cells)
+        return csv_export.stream(f"ledger of {quota.user_id}.csv", LEDGER_CSV_COLUMNS, entries, entry_cells)
 
     def change_view(
         self,
@@ -209,8 +209,8 @@ class QuotaAdmin(ReadOnlyAdmin):
         if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
             raise PermissionDenied
         quota = get_object_or_404(self.get_queryset(request), pk=unquote(object_id))
-        now, may_read_ledger = standing(quota), self._may_read_ledger(request)
-        entries = quota.entries.order_by("-seq")[:MOST_ENTRIES] if may_read_ledger else ()
+        now, may_read_ledger = display_of(quota), self._may_read_ledger(request)
+        entries = quota.entries.order_by("-seq")[:MAX_ENTRIES_SHOWN] if may_read_ledger else ()
         question = SpendForm(request.GET if "spend" in request.GET else None, label_suffix="")
         context = {
             "title": quota.user_id,
@@ -218,20 +218,20 @@ class QuotaAdmin(ReadOnlyAdmin):
             "quota": quota,
             "now": now,
             "is_due": not now.is_deleted and quota.last_reset_date != now.quota.last_reset_date,
-            "chosen": CHOSEN[PlanSource(quota.plan_source)],
+            "chosen": PLAN_SOURCE_LABELS[PlanSource(quota.plan_source)],
             "policy": PlanRules.ResetPolicy(now.quota.plan.reset_policy).label,
-            "period": length(now.quota.plan),
+            "period": period_in_words(now.quota.plan),
             "question": question,
             "answer": question.answer(quota),
-            "chart": daily_bars(of_user(quota.user_id)),
-            "entries": [(entry, who(entry)) for entry in entries],
+            "chart": daily_bars(days_of_user(quota.user_id)),
+            "entries": [(entry, actor_label(entry)) for entry in entries],
             "may_act": self.has_act_permission(request) and not now.is_deleted,
             "may_change_plan": self.has_change_plan_permission(request) and not now.is_deleted,
             "may_read_ledger": may_read_ledger,
         }
         return self._page(request, "quota", context)
 
-    def _act(
+    def _run_action(
         self, request: HttpRequest, quotas: QuerySet[ChallengeQuota], kind: type[ResetForm], *, may: bool
     ) -> HttpResponse | None:
         """Ask for a reason, show before and after, and do it when that is confirmed."""
@@ -240,16 +240,16 @@ class QuotaAdmin(ReadOnlyAdmin):
         is_sent = "token" in request.POST
         if is_sent:  # by name, whatever the list's filters would show by now
             quotas = self.get_queryset(request).filter(pk__in=request.POST.getlist(ACTION_CHECKBOX_NAME))
-        rows = list(quotas[: MOST_AT_ONCE + 1])
-        if len(rows) > MOST_AT_ONCE:
-            too_many = f"At most {MOST_AT_ONCE} users at a time: nothing was done."
+        rows = list(quotas[: MAX_USERS_PER_ACTION + 1])
+        if len(rows) > MAX_USERS_PER_ACTION:
+            too_many = f"At most {MAX_USERS_PER_ACTION} users at a time: nothing was done."
             self.message_user(request, too_many, messages.ERROR)
             return None
         form = kind(request.POST) if is_sent else kind(initial={"token": uuid4()})
         actor = Actor("staff", request.user.get_username())
-        back = address(rows[0].user_id) if len(rows) == 1 else request.get_full_path()
+        back = quota_url(rows[0].user_id) if len(rows) == 1 else request.get_full_path()
         if form.is_valid() and "confirmed" in request.POST:
-            self._carry_out(request, form, [row.user_id for row in rows], actor)
+            self._apply(request, form, [row.user_id for row in rows], actor)
             return HttpResponseRedirect(back)
         shows_after = kind.shows_at_once or form.is_valid()
         context = {
@@ -257,7 +257,7 @@ class QuotaAdmin(ReadOnlyAdmin):
             "form": form,
             "action": request.POST["action"],
             "previews": [
-                preview(row, form, actor) if shows_after else Preview(row.user_id, standing(row))
+                preview(row, form, actor) if shows_after else Preview(row.user_id, display_of(row))
                 for row in rows
             ],
             "shows_after": shows_after,
@@ -266,23 +266,23 @@ class QuotaAdmin(ReadOnlyAdmin):
         }
         return self._page(request, "confirm", context)
 
-    def _carry_out(self, request: HttpRequest, form: ResetForm, user_ids: list[str], actor: Actor) -> None:
+    def _apply(self, request: HttpRequest, form: ResetForm, user_ids: list[str], actor: Actor) -> None:
         """Do it to each user by itself, and tell what became of them: in figures, if they are many."""
         receipts, refusals = [], []
         for user_id in user_ids:
             try:
-                receipts.append(form.carry_out(user_id, actor))
+                receipts.append(form.apply(user_id, actor))
             except KeyReused:
                 told = "this form was sent before, filled in otherwise. Open it anew."
                 refusals.append(f"Not done for {user_id}: {told}")
             except Refusal as refusal:
                 refusals.append(f"Not done for {user_id}: {refusal}")
-        for told in refusals[:MOST_REFUSALS]:
+        for told in refusals[:MAX_REFUSALS_SHOWN]:
             self.message_user(request, told, messages.ERROR)
-        if (more := len(refusals) - MOST_REFUSALS) > 0:
+        if (more := len(refusals) - MAX_REFUSALS_SHOWN) > 0:
             self.message_user(request, f"Not done for {more} more users.", messages.ERROR)
         if fresh := [receipt.quota for receipt in receipts if not receipt.is_replay]:
-            self.message_user(request, form.told(fresh), messages.SUCCESS)
+            self.message_user(request, form.success_message(fresh), messages.SUCCESS)
         if again := len(receipts) - len(fresh):
             told = f"This form had been sent before: nothing was done again for {again} of the users."
             self.message_user(request, told, messages.WARNING)
@@ -301,7 +301,7 @@ class QuotaAdmin(ReadOnlyAdmin):
 
 def quota_cells(quota: ChallengeQuota) -> Iterator[object]:
     """The quota as the list shows it, in the order of QUOTA_COLUMNS."""
-    now = standing(quota)
+    now = display_of(quota)
     yield from (quota.user_id, quota.email, quota.plan_id, now.state)
     yield from (now.quota.quota_limit, now.quota.used, now.quota.spendable)
     for at in (now.quota.last_reset_date, now.quota.resets_at, quota.deleted_at, now.quota.at):

@@ -11,8 +11,8 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.safestring import SafeString
 
-from quotas.access.service_keys import MEMORY
-from quotas.console.display import chip, clock_time
+from quotas.access.service_keys import KEY_CACHE_SECONDS
+from quotas.console.display import chip, time_tag
 from quotas.models import ServiceKey
 
 
@@ -36,7 +36,7 @@ class ServiceKeyForm(forms.ModelForm):  # type: ignore[type-arg]
         return expires_at
 
 
-class StateFilter(admin.SimpleListFilter):
+class KeyStateFilter(admin.SimpleListFilter):
     title = parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
@@ -58,7 +58,7 @@ class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     form = ServiceKeyForm
     list_display = ["name", "state", "key", "holds", "created", "expires", "last_used"]
-    list_filter = [StateFilter]
+    list_filter = [KeyStateFilter]
     search_fields = ["name", "prefix"]
     search_help_text = "A part of the name, or of the key's beginning without qs_"
     show_facets = admin.ShowFacets.NEVER
@@ -109,7 +109,7 @@ class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         for key in revoked:
             keys.filter(pk=key.pk, revoked_at=None).update(revoked_at=datetime.now(UTC))
             self.log_change(request, key, "Revoked.")
-        told = f"Revoked {len(revoked)} of {len(keys)}: they stop working within {MEMORY} seconds."
+        told = f"Revoked {len(revoked)} of {len(keys)}: they stop working within {KEY_CACHE_SECONDS} seconds."
         self.message_user(request, told, messages.SUCCESS)
 
     @admin.display
@@ -122,15 +122,15 @@ class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description="created (UTC)", ordering="created_at")
     def created(self, key: ServiceKey) -> SafeString:
-        return clock_time(key.created_at)
+        return time_tag(key.created_at)
 
     @admin.display(description="expires (UTC)", ordering="expires_at")
     def expires(self, key: ServiceKey) -> str:
-        return clock_time(key.expires_at) if key.expires_at else "never"
+        return time_tag(key.expires_at) if key.expires_at else "never"
 
     @admin.display(description="last used (UTC)", ordering="last_used_at")
     def last_used(self, key: ServiceKey) -> str:
-        return clock_time(key.last_used_at) if key.last_used_at else "never"
+        return time_tag(key.last_used_at) if key.last_used_at else "never"
 
     @admin.display
     def state(self, key: ServiceKey) -> SafeString:

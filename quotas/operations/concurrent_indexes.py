@@ -20,7 +20,7 @@ class AddIndex(migrations.AddIndex):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        if not _drop_beside_the_traffic(schema_editor, self.index.name):  # one that was half made
+        if not _drop_concurrently(schema_editor, self.index.name):  # one that was half made
             super().database_forwards(app_label, schema_editor, from_state, to_state)
             return
         model = to_state.apps.get_model(app_label, self.model_name)
@@ -33,7 +33,7 @@ class AddIndex(migrations.AddIndex):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        if not _drop_beside_the_traffic(schema_editor, self.index.name):
+        if not _drop_concurrently(schema_editor, self.index.name):
             super().database_backwards(app_label, schema_editor, from_state, to_state)
 
 
@@ -49,11 +49,11 @@ class RemoveIndex(migrations.RemoveIndex):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        if not _drop_beside_the_traffic(schema_editor, self.name):
+        if not _drop_concurrently(schema_editor, self.name):
             super().database_forwards(app_label, schema_editor, from_state, to_state)
 
 
-def _drop_beside_the_traffic(schema_editor: BaseDatabaseSchemaEditor, name: str) -> bool:
+def _drop_concurrently(schema_editor: BaseDatabaseSchemaEditor, name: str) -> bool:
     """Drop the index if it is there, where the database can do so without locking anybody out."""
     if schema_editor.connection.vendor != "postgresql":
         return False

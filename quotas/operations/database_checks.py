@@ -12,7 +12,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DatabaseError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-MOST_DRIFT = timedelta(seconds=2)
+MAX_CLOCK_DRIFT = timedelta(seconds=2)
 
 
 @register(Tags.database, deploy=True)
@@ -22,12 +22,12 @@ def check_pooling(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(Tags.database)
-def check_the_way_there(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+def check_connection(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Ask the database itself, if it can be asked: that it is away is for others to say."""
     if "default" not in (databases or ()) or connection.vendor != "postgresql":
         return []
     try:
-        return list(_what_it_tells())
+        return list(_database_faults())
     except DatabaseError:
         return []
 
@@ -59,9 +59,9 @@ def _contradictions() -> Iterator[CheckMessage]:
         )
 
 
-def _what_it_tells() -> Iterator[CheckMessage]:
+def _database_faults() -> Iterator[CheckMessage]:
     drift = _drift()
-    if drift > MOST_DRIFT:
+    if drift > MAX_CLOCK_DRIFT:
         yield Warning(
             f"This machine's clock and the database's are {drift.total_seconds():.0f} s apart: resets go by "
             "the database's, but tokens and deliveries are judged by this machine's, and may be refused.",
@@ -80,7 +80,7 @@ def _what_it_tells() -> Iterator[CheckMessage]:
 def _drift() -> timedelta:
     """How far our clock is off the database's, at least: the way there and back takes its time."""
     before = datetime.now(UTC)
-    clock: datetime = _ask(connection, "SELECT clock_timestamp()")
+    clock: datetime = _query_value(connection, "SELECT clock_timestamp()")
     return max(before - clock, clock - datetime.now(UTC), timedelta())
 
 
@@ -88,15 +88,15 @@ def _shares_sessions() -> bool:
     """Whether our session changes when somebody else takes the one that we had just now."""
     other = connection.copy()
     try:
-        session = _ask(connection, "SELECT pg_backend_pid()")
+        session = _query_value(connection, "SELECT pg_backend_pid()")
         other.set_autocommit(False)  # keeps the session that it gets
-        _ask(other, "SELECT 1")
-        return bool(_ask(connection, "SELECT pg_backend_pid()") != session)
+        _query_value(other, "SELECT 1")
+        return bool(_query_value(connection, "SELECT pg_backend_pid()") != session)
     finally:
         other.close()
 
 
-def _ask(database: BaseDatabaseWrapper, question: str) -> Any:
+def _query_value(database: BaseDatabaseWrapper, question: str) -> Any:
     with database.cursor() as cursor:
         cursor.execute(question)
         return cursor.fetchone()[0]

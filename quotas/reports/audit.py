@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from django.db import connection, transaction
 
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.reports.prune import LEAST_AGE
+from quotas.reports.prune import MIN_AGE
 from quotas.store.commit import clock
 
 Parameters = dict[str, Any]
@@ -215,7 +215,7 @@ REFUNDS = Check(
     },
 )
 
-KEYS = Check(
+DUPLICATE_KEYS = Check(
     """
     SELECT t.user_id, t.idempotency_key, MAX(t.seq) AS seq, COUNT(*) AS times
     FROM ledger_entries AS t WHERE {one} AND t.idempotency_key IS NOT NULL
@@ -224,11 +224,11 @@ KEYS = Check(
     {"duplicate key": ("times > 1", "{idempotency_key} is on {times} entries")},
 )
 
-CHECKS = (ENTRIES, EMPTY, PERIODS, REFUNDS, KEYS)
+CHECKS = (ENTRIES, EMPTY, PERIODS, REFUNDS, DUPLICATE_KEYS)
 
 
 @contextmanager
-def snapshot() -> Iterator[None]:
+def one_snapshot() -> Iterator[None]:
     """Let all that is read inside see one instant of the database, where it is PostgreSQL.
 
     In a transaction that has begun, and on SQLite, where it would hold up who spends, each statement
@@ -248,13 +248,13 @@ def faults(user_id: str | None = None) -> Iterator[Fault]:
 
     Read it to the end, or close it, before you ask the database for something else.
     """
-    with snapshot():
+    with one_snapshot():
         parameters = {
             "user_id": user_id,
-            "young": connection.ops.adapt_datetimefield_value(clock() - LEAST_AGE),
+            "young": connection.ops.adapt_datetimefield_value(clock() - MIN_AGE),
         }
         for check in CHECKS:
-            yield from _found(check, parameters)
+            yield from _faults_of(check, parameters)
 
 
 def census(user_id: str | None = None) -> Census:
@@ -264,7 +264,7 @@ def census(user_id: str | None = None) -> Census:
     return Census(ChallengeQuota.objects.filter(**one).count(), entries.count())
 
 
-def _found(check: Check, parameters: Parameters) -> Iterator[Fault]:
+def _faults_of(check: Check, parameters: Parameters) -> Iterator[Fault]:
     statement = check.statement(of_one_user=parameters["user_id"] is not None)
     with connection.chunked_cursor() as cursor:
         cursor.execute(statement, parameters)

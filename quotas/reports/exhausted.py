@@ -17,9 +17,9 @@ from quotas.rules.values import NO_IDS, Snapshot, State
 from quotas.store.commit import clock
 from quotas.store.sql import STATE_COLUMNS
 
-MOST_EXHAUSTED = 500  # that the console shows, and counts
-CHUNK = 1_000  # entries, and users, that are judged at once
-MOST_CHUNKS = 10  # so that one look is bounded, however many entries are of no account any more
+MAX_EXHAUSTED = 500  # that the console shows, and counts
+ROWS_PER_CHUNK = 1_000  # entries, and users, that are judged at once
+MAX_CHUNKS = 10  # so that one look is bounded, however many entries are of no account any more
 
 # Parameters: where to go on (resets_at, user id, seq), CHUNK. The entries that left nothing of a period
 # that still runs, over their own index. Not joined to the quotas: PostgreSQL might read all of these.
@@ -30,14 +30,14 @@ LEFT_NOTHING = """
 """
 
 
-class Found(NamedTuple):
+class ExhaustedUsers(NamedTuple):
     """Users who are exhausted now, and whether these are all of them."""
 
     user_ids: list[str]
     is_all: bool
 
 
-def exhausted(limit: int) -> Found:
+def exhausted(limit: int) -> ExhaustedUsers:
     """Return at most `limit` of the users who can spend nothing now, those who reset soonest first."""
     now = clock()
     found: dict[str, None] = {}  # in their order, and each once
@@ -48,8 +48,8 @@ def exhausted(limit: int) -> Found:
             continue
         found |= dict.fromkeys(_exhausted_of(states, now))
         if len(found) > limit:
-            return Found(list(found)[:limit], False)
-    return Found(list(found), is_all)
+            return ExhaustedUsers(list(found)[:limit], False)
+    return ExhaustedUsers(list(found), is_all)
 
 
 def _exhausted_of(states: list[State], now: datetime) -> Iterator[str]:
@@ -69,25 +69,25 @@ def _candidates(now: datetime) -> Iterator[list[State] | None]:
     """Yield all who may be exhausted, some at a time; None where the rest is left out."""
     quotas = ChallengeQuota.objects.filter(deleted_at=None)
     last: Any = (connection.ops.adapt_datetimefield_value(now), "", 0)
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         entries = _left_nothing(last)
         rows = quotas.filter(pk__in=[user_id for _, user_id, _ in entries]).values_list(*STATE_COLUMNS)
         states = {state.user_id: state for state in (State(*row) for row in rows)}
         # Only the newest entry tells what is left.
         yield [states[user] for _, user, seq in entries if user in states and states[user].seq == seq]
-        if len(entries) < CHUNK:
+        if len(entries) < ROWS_PER_CHUNK:
             break
         last = entries[-1]
     else:
         yield None
     empty = quotas.filter(plan__in=Plan.objects.filter(allowance=0)).order_by()
-    refill_to_nothing = [State(*row) for row in empty.values_list(*STATE_COLUMNS)[: CHUNK + 1]]
+    refill_to_nothing = [State(*row) for row in empty.values_list(*STATE_COLUMNS)[: ROWS_PER_CHUNK + 1]]
     yield refill_to_nothing
-    if len(refill_to_nothing) > CHUNK:
+    if len(refill_to_nothing) > ROWS_PER_CHUNK:
         yield None
 
 
 def _left_nothing(last: tuple[Any, str, int]) -> list[tuple[Any, str, int]]:
     with connection.cursor() as cursor:
-        cursor.execute(LEFT_NOTHING, [*last, CHUNK])
+        cursor.execute(LEFT_NOTHING, [*last, ROWS_PER_CHUNK])
         return list(cursor.fetchall())

@@ -10,7 +10,7 @@ from quotas.rules import outcomes, periods, values, verbs
 from quotas.rules.outcomes import Outcome, Refusal
 from quotas.rules.values import EntryKind, Quota, Snapshot, State
 
-MOST_ENTRIES = 100  # of the period that an explanation shows
+MAX_ENTRIES_EXPLAINED = 100  # of the period that an explanation shows
 
 
 class NotOpenedYet(Exception):
@@ -42,7 +42,7 @@ class Explanation:
         return self.spend if isinstance(self.spend, Refusal) else getattr(self.spend, "refusal", None)
 
 
-def page(user_id: str, *, before: int | None, limit: int) -> list[LedgerEntry]:
+def entries_page(user_id: str, *, before: int | None, limit: int) -> list[LedgerEntry]:
     """Return the newest `limit` entries, or those older than the seq `before`. Raises policy.Deleted."""
     if ChallengeQuota.objects.filter(pk=user_id, deleted_at__isnull=False).exists():
         raise outcomes.Deleted
@@ -73,7 +73,7 @@ def explain(user_id: str, at: datetime, cost: int) -> Explanation:
         is_deleted=state.deleted_at is not None,
         is_reset_due=not state.deleted_at and periods.is_due(rules, state, at),
         entries=list(
-            _entries(user_id).filter(seq__lte=entry.seq, period_seq=entry.period_seq)[:MOST_ENTRIES]
+            _entries(user_id).filter(seq__lte=entry.seq, period_seq=entry.period_seq)[:MAX_ENTRIES_EXPLAINED]
         ),
         spend=verbs.consume(snapshot, values.Request(values.Actor("user", user_id)), cost),
     )

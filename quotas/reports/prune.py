@@ -18,10 +18,10 @@ from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
 from quotas.store.commit import clock
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-LEAST_AGE = 35 * DAY  # of an entry that may go: keys are honoured at least that long
+MIN_AGE = 35 * DAY  # of an entry that may go: keys are honoured at least that long
 # By the calendar, with the hour of a clock that is set back; the other policies go by their period.
-LONGEST = {"daily": DAY + HOUR, "weekly": 7 * DAY + HOUR, "monthly": 31 * DAY + HOUR}
-USERS = 500  # ids in one query
+LONGEST_PERIODS = {"daily": DAY + HOUR, "weekly": 7 * DAY + HOUR, "monthly": 31 * DAY + HOUR}
+USERS_PER_QUERY = 500  # ids in one query
 
 DELETE = "DELETE FROM ledger_entries WHERE user_id = %s AND seq <= %s"
 
@@ -44,30 +44,30 @@ class Period(NamedTuple):
     entries: int
 
 
-class Step(NamedTuple):
+class PruneProgress(NamedTuple):
     """What was done since the last one."""
 
     users: int  # looked at
     entries: int  # removed
 
 
-def least_days() -> int:
+def min_days() -> int:
     """Return the age, in days, that an entry must have to go, by all plans as they are and were."""
     periods = [
-        LONGEST.get(policy, timedelta(seconds=seconds))
+        LONGEST_PERIODS.get(policy, timedelta(seconds=seconds))
         for plans in (Plan.objects, PlanVersion.objects)
         for policy, seconds in plans.values_list("reset_policy", "period_seconds")
     ]
-    return math.ceil(max(LEAST_AGE, 2 * max(periods, default=DAY)) / DAY)
+    return math.ceil(max(MIN_AGE, 2 * max(periods, default=DAY)) / DAY)
 
 
-def prune(days: int, *, batch: int, dry_run: bool = False) -> Iterator[Step]:
+def prune(days: int, *, batch: int, dry_run: bool = False) -> Iterator[PruneProgress]:
     """Remove the periods that were over `days` ago, in transactions of at most `batch` entries.
 
     A period that has more is a transaction of its own. What was done stays done if the caller
     stops, and the next run does the rest. Raises TooYoung before anything else.
     """
-    least = least_days()
+    least = min_days()
     if days < least:
         raise TooYoung(least)
     cut = clock() - days * DAY
@@ -78,17 +78,17 @@ def _users() -> Iterator[list[str]]:
     """Yield all user ids, some at a time, each time from where the last ones ended."""
     last = ""
     ids = ChallengeQuota.objects.order_by("pk").values_list("pk", flat=True)
-    while users := list(ids.filter(pk__gt=last)[:USERS]):
+    while users := list(ids.filter(pk__gt=last)[:USERS_PER_QUERY]):
         yield users
         last = users[-1]
 
 
-def _prune(users: list[str], cut: datetime, batch: int, *, dry_run: bool) -> Iterator[Step]:
+def _prune(users: list[str], cut: datetime, batch: int, *, dry_run: bool) -> Iterator[PruneProgress]:
     closed = (period for user_id in users for period in _closed(user_id, cut))
     for periods in _batches(closed, batch):
         found = sum(period.entries for period in periods)
-        yield Step(0, found if dry_run else _delete(periods))
-    yield Step(len(users), 0)
+        yield PruneProgress(0, found if dry_run else _delete(periods))
+    yield PruneProgress(len(users), 0)
 
 
 def _closed(user_id: str, cut: datetime) -> list[Period]:

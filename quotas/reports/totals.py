@@ -22,13 +22,13 @@ from quotas.store.commit import clock
 from quotas.store.errors import is_statement_timeout
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-SETTLING = timedelta(minutes=5)  # after an hour's end: by then all that was decided in it is stored
+CLOSE_DELAY = timedelta(minutes=5)  # after an hour's end: by then all that was decided in it is stored
 SKEW = timedelta(minutes=15)  # the clock that makes an entry's id may differ by this from the database's
 BUDGET = 1.0  # seconds that one look may spend on hours that nobody has summed yet
-MOST_HOURS = 24  # in one query
-MOST_ENTRIES = 10_000  # of one user
-MOST_REFUSALS = 10_000
-MOST_COUNTED = 10_000  # users
+MAX_HOURS_PER_QUERY = 24  # in one query
+MAX_ENTRIES_READ = 10_000  # of one user
+MAX_REFUSALS_READ = 10_000
+MAX_USERS_COUNTED = 10_000  # users
 
 # What the last ANALYZE found: rows, and the share of them that is not deleted.
 ESTIMATE = """
@@ -91,7 +91,7 @@ def estimated_users() -> About | None:
     with connection.cursor() as cursor:
         cursor.execute(ESTIMATE)
         estimate = int(cursor.fetchone()[0])
-    return About(estimate) if estimate > MOST_COUNTED else None
+    return About(estimate) if estimate > MAX_USERS_COUNTED else None
 
 
 def most_refused(days: int = 7, users: int = 10) -> Refusals:
@@ -100,45 +100,45 @@ def most_refused(days: int = 7, users: int = 10) -> Refusals:
     refusals = LedgerEntry.objects.filter(kind=EntryKind.REFUSED, created_at__gte=since).order_by(
         "-created_at"
     )
-    newest = list(refusals.values_list("user_id", flat=True)[:MOST_REFUSALS])
-    if len(newest) == MOST_REFUSALS:
-        since = refusals[MOST_REFUSALS - 1].created_at
+    newest = list(refusals.values_list("user_id", flat=True)[:MAX_REFUSALS_READ])
+    if len(newest) == MAX_REFUSALS_READ:
+        since = refusals[MAX_REFUSALS_READ - 1].created_at
     return Refusals(Counter(newest).most_common(users), since)
 
 
-def of_user(user_id: str, days: int = 30) -> list[Day]:
+def days_of_user(user_id: str, days: int = 30) -> list[Day]:
     """Return the user's newest days, oldest first, today the last.
 
     They are fewer where the newest MOST_ENTRIES entries do not reach back so far.
     """
     entries = LedgerEntry.objects.filter(user_id=user_id)
     newest = entries.aggregate(seq=Max("seq"))["seq"] or 0
-    entries = entries.filter(seq__gt=newest - MOST_ENTRIES)
+    entries = entries.filter(seq__gt=newest - MAX_ENTRIES_READ)
     today = clock().date()
     oldest = entries.order_by("seq").first()
     if oldest and oldest.seq > 1:  # of its day, and of those before, we may not see all
         days = max(1, min(days, (today - oldest.created_at.date()).days))  # today, in part if need be
     since = today - (days - 1) * DAY
-    found = _figures(entries.filter(created_at__gte=_midnight(since)), TruncDate("created_at"))
+    found = _figures(entries.filter(created_at__gte=_utc_midnight(since)), TruncDate("created_at"))
     return [Day(day, *found.get(day, (0, 0))) for day in (since + n * DAY for n in range(days))]
 
 
-def of_everyone(days: int = 30) -> Totals:
+def days_of_everyone(days: int = 30) -> Totals:
     """Return the newest days of all users together; what is missing of them is summed, within BUDGET."""
     now = clock()
-    first, settled = _midnight(now.date() - (days - 1) * DAY), _whole_hour(now - SETTLING)
+    first, settled = _utc_midnight(now.date() - (days - 1) * DAY), _whole_hour(now - CLOSE_DELAY)
     end = _whole_hour(now) + HOUR
-    hours = _settled(first, settled) | _of_hours(settled, end)
+    hours = _closed_hours(first, settled) | _of_hours(settled, end)
     newest_first = []
     for day in (now.date() - n * DAY for n in range(days)):
-        of_day = [hours.get(hour) for hour in _hours(_midnight(day), min(_midnight(day + DAY), end))]
+        of_day = [hours.get(hour) for hour in _hours(_utc_midnight(day), min(_utc_midnight(day + DAY), end))]
         if None in of_day:
             break
         newest_first.append(Day(day, *map(sum, zip(*of_day, strict=True))))
     return Totals(newest_first[::-1], days)
 
 
-def _settled(first: datetime, settled: datetime) -> dict[datetime, Figures]:
+def _closed_hours(first: datetime, settled: datetime) -> dict[datetime, Figures]:
     """Return the figures of the hours in between, the missing ones summed and kept, the newest first.
 
     What is kept of an hour is final. So two who look at once keep the same, whoever is first.
@@ -166,7 +166,7 @@ def _settled(first: datetime, settled: datetime) -> dict[datetime, Figures]:
         known |= summed
         missing = missing[len(summed) :]
         is_quick = time.monotonic() - began < BUDGET / 10
-        at_once = min(2 * at_once, MOST_HOURS) if is_quick else 1
+        at_once = min(2 * at_once, MAX_HOURS_PER_QUERY) if is_quick else 1
     return known
 
 
@@ -204,7 +204,7 @@ def _whole_hour(instant: datetime) -> datetime:
     return instant.replace(minute=0, second=0, microsecond=0)
 
 
-def _midnight(day: date) -> datetime:
+def _utc_midnight(day: date) -> datetime:
     return datetime.combine(day, datetime.min.time(), UTC)
 
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 ISSUER = "https://clerk.demo.example"
 ORIGIN = "http://localhost:3000"
-USERS = 1_200  # in three pages
+USER_COUNT = 1_200  # in three pages
 
 
 def session_token(
@@ -35,7 +35,7 @@ class PretendClerk:
         self.secret = "whsec_" + b64encode(secrets.token_bytes(24)).decode()
         self.users = [
             {"id": f"user_listed_{n:04}", "created_at": n, "updated_at": 1_700_000_000_000 + n}
-            for n in range(USERS)
+            for n in range(USER_COUNT)
         ]
 
     @property

@@ -29,7 +29,7 @@ from django.test.utils import override_settings
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules import outcomes, values, verbs
-from quotasite.demo.pretend_clerk import ISSUER, ORIGIN, USERS, PretendClerk
+from quotasite.demo.pretend_clerk import ISSUER, ORIGIN, USER_COUNT, PretendClerk
 
 NEW_USER, LATE_USER = "user_demo_new", "user_demo_late"
 HISTORY_USERS, HISTORY_DAYS = 300, 30
@@ -89,12 +89,12 @@ class Tour:
         self.expect(self.get("/api/quota", LATE_USER), 200, quota_remaining=self.allowance)
 
     def backfill(self) -> None:
-        self.tell(f"\n5. Backfill: {USERS} users in Clerk have no row yet.")
+        self.tell(f"\n5. Backfill: {USER_COUNT} users in Clerk have no row yet.")
         before = ChallengeQuota.objects.count()
         self.tell("   $ manage.py backfill_quotas")
         call_command("backfill_quotas")
-        if (made := ChallengeQuota.objects.count() - before) != USERS:
-            raise DemoFailed(f"the backfill should make {USERS} rows, and made {made}")
+        if (made := ChallengeQuota.objects.count() - before) != USER_COUNT:
+            raise DemoFailed(f"the backfill should make {USER_COUNT} rows, and made {made}")
 
     @property
     def allowance(self) -> int:
@@ -142,9 +142,9 @@ def seed_history() -> None:
         states.append(state)
         entries.extend(history)
     ChallengeQuota.objects.bulk_create(
-        ChallengeQuota(email=f"{state.user_id}@example.com", **_columns(state)) for state in states
+        ChallengeQuota(email=f"{state.user_id}@example.com", **_model_arguments(state)) for state in states
     )
-    LedgerEntry.objects.bulk_create(LedgerEntry(**_columns(entry)) for entry in entries)
+    LedgerEntry.objects.bulk_create(LedgerEntry(**_model_arguments(entry)) for entry in entries)
 
 
 def make_staff() -> tuple[str, str]:
@@ -223,7 +223,7 @@ def _uuid7(instant: datetime, chance: random.Random) -> UUID:
     )
 
 
-def _columns(record: values.State | values.Entry) -> dict[str, Any]:
+def _model_arguments(record: values.State | values.Entry) -> dict[str, Any]:
     """The record as arguments for its model; a quota's plan is a foreign key there."""
     columns = {column.name: getattr(record, column.name) for column in fields(record)}
     if isinstance(record, values.State):

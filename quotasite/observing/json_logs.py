@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-LONGEST = 500  # characters of a message
-MOST_FRAMES = 20  # of a traceback, the innermost
+MAX_MESSAGE = 500  # characters of a message
+MAX_FRAMES = 20  # of a traceback, the innermost
 
 # Our own lines hold no secret; this is for those of libraries, which may quote what they were given.
 SECRET = re.compile(
@@ -31,7 +31,7 @@ to_json = json.JSONEncoder(separators=(",", ":"), default=str).encode
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
-class Members(str):
+class EncodedFields(str):
     """Members of a JSON object that are encoded already, because a request cannot wait for it."""
 
 
@@ -41,14 +41,14 @@ class JSONLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = f"{_second(int(record.created))}.{int(record.msecs):03}Z"
         head = f'{{"time":"{at}","level":"{record.levelname.lower()}"'
-        if isinstance(record.msg, Members):
+        if isinstance(record.msg, EncodedFields):
             return f'{head},"logger":"{record.name}",{record.msg}}}'
         line: dict[str, Any] = {"logger": record.name}
         if own := request_id.get():
             line["request_id"] = own
-        line["message"] = harmless(record.getMessage())
+        line["message"] = redact(record.getMessage())
         if record.exc_info and record.exc_info[1]:
-            line.update(fault(record.exc_info[1]))
+            line.update(exception_fields(record.exc_info[1]))
         return f"{head},{to_json(line)[1:]}"
 
 
@@ -75,19 +75,21 @@ class OncePerRequest(logging.Filter):
         return bool(record.exc_info)
 
 
-def harmless(text: str) -> str:
-    return SECRET.sub("[hidden]", text[: 10 * LONGEST])[:LONGEST]  # a cut before might leave half a secret
+def redact(text: str) -> str:
+    return SECRET.sub("[hidden]", text[: 10 * MAX_MESSAGE])[
+        :MAX_MESSAGE
+    ]  # a cut before might leave half a secret
 
 
-def fault(error: BaseException) -> dict[str, Any]:
+def exception_fields(error: BaseException) -> dict[str, Any]:
     """What went wrong and where. PostgreSQL's DETAIL holds rows, so only a text's first line is told."""
     causes: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(causes) < 5:
         first = str(cause).strip().partition("\n")[0]
-        causes.append(f"{type(cause).__module__}.{type(cause).__qualname__}: {harmless(first)}")
+        causes.append(f"{type(cause).__module__}.{type(cause).__qualname__}: {redact(first)}")
         cause = cause.__cause__
-    frames = traceback.extract_tb(error.__traceback__)[-MOST_FRAMES:]
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
     return {"error": causes, "at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]}
 
 
@@ -114,9 +116,9 @@ def configure(config: dict[str, Any]) -> None:
     logging.config.dictConfig(config)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # else a line that cannot be made is told with all its arguments
-    threading.excepthook = _tell_of_thread
+    threading.excepthook = _log_thread_end
 
 
-def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+def _log_thread_end(ended: threading.ExceptHookArgs) -> None:
     if ended.exc_value is not None:
         logging.getLogger("quotasite.threads").error("A thread ended.", exc_info=ended.exc_value)

@@ -9,7 +9,14 @@ from django.http.response import HttpResponseBase
 
 from quotasite.observing.json_logs import request_id
 from quotasite.observing.probes import JSON_PATHS
-from quotasite.observing.request_log import BEGAN, Asker, Kind, asker, id_for, tell
+from quotasite.observing.request_log import (
+    BEGAN,
+    CallerFields,
+    RequestKind,
+    caller_of,
+    log_request,
+    request_id_for,
+)
 
 METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
 
@@ -22,7 +29,7 @@ class RequestLog:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         began = request.META.get(BEGAN) or perf_counter()
-        own = id_for(request.META.get("HTTP_X_REQUEST_ID", ""))
+        own = request_id_for(request.META.get("HTTP_X_REQUEST_ID", ""))
         token = request_id.set(own)
         try:
             response = self.get_response(request)
@@ -30,19 +37,21 @@ class RequestLog:
             request_id.reset(token)
         response.headers["X-Request-Id"] = own
         cost = getattr(response, "cost", None)
-        tell(kind_of(request, response, cost), asker_of(request), own, perf_counter() - began, cost)
+        log_request(
+            kind_of(request, response, cost), caller_of_request(request), own, perf_counter() - began, cost
+        )
         return response
 
 
-def kind_of(request: HttpRequest, response: HttpResponseBase, cost: int | None) -> Kind:
+def kind_of(request: HttpRequest, response: HttpResponseBase, cost: int | None) -> RequestKind:
     """The verb is the name that urls.py gives the address; all pages of the admin count as one."""
     method = request.method if request.method in METHODS else "other"
     match = request.resolver_match
     outcome, status = outcome_of(response, cost), response.status_code
     if match is None:  # a file, a preflight, or a refusal before the address was looked up
-        return Kind(method, None, "other", outcome, status)
+        return RequestKind(method, None, "other", outcome, status)
     verb = "admin" if match.app_names else match.url_name or "other"
-    return Kind(method, match.route, verb, outcome, status)
+    return RequestKind(method, match.route, verb, outcome, status)
 
 
 def outcome_of(response: HttpResponseBase, cost: int | None) -> str:
@@ -55,12 +64,12 @@ def outcome_of(response: HttpResponseBase, cost: int | None) -> str:
     return "ok" if cost is None else "granted"
 
 
-def asker_of(request: HttpRequest) -> Asker:
+def caller_of_request(request: HttpRequest) -> CallerFields:
     """Who asked, as far as is known by now: nobody is looked up for it."""
     staff = getattr(request, "_cached_user", None)
     if staff is not None and staff.pk:
-        return Asker("staff", str(staff.pk))
-    return asker(getattr(request, "user", None))
+        return CallerFields("staff", str(staff.pk))
+    return caller_of(getattr(request, "user", None))
 
 
 class PagePolicy(CSPMiddleware):

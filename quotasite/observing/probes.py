@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from quotas.access.session_tokens import key_source
-from quotas.api.problems import Problem, from_exception, unauthorized
+from quotas.api.problems import Problem, problem_for, unauthorized
 from quotas.store.errors import read_with_reconnect
 
 JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz", "/metrics")
@@ -37,7 +37,7 @@ def readyz(request: HttpRequest) -> HttpResponse:
     try:
         missing = read_with_reconnect(_unapplied_migrations)
     except (OperationalError, InterfaceError) as error:
-        problem = from_exception(error)
+        problem = problem_for(error)
         assert problem  # noqa: S101 - a dead database always has one
         return problem.response()
     if missing:
@@ -94,7 +94,7 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 def server_error(request: HttpRequest) -> HttpResponse:
     """503 where the database is away, else a 500 that says nothing of its cause."""
     error = sys.exc_info()[1]
-    known = from_exception(error) if isinstance(error, Exception) else None
+    known = problem_for(error) if isinstance(error, Exception) else None
     return _answer(request, known or Problem(500, "server_error", "This is a fault of the server, noted."))
 
 

@@ -16,7 +16,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 
 DRAIN_SECONDS = 1.0
-LAST = ("Connection", "close")
+CONNECTION_CLOSE = ("Connection", "close")
 LISTENS = "0A"  # in /proc/net/tcp
 RETURN = 0x06  # a packet filter's operation
 SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68  # Python does not name them
@@ -29,7 +29,7 @@ if parent_process():
 class Drain:
     """Stands before Granian's end of a worker. Answers that are sent while `is_on` need the header LAST."""
 
-    is_on = False
+    is_draining = False
 
     def listen(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take SIGTERM from Granian, which the master sends; SIGINT, which does the same, stays Granian's.
@@ -42,9 +42,9 @@ class Drain:
         loop.call_soon(loop.add_signal_handler, signal.SIGTERM, self._begin, loop)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self.is_on:  # systemd tells each worker, and then the master does
+        if self.is_draining:  # systemd tells each worker, and then the master does
             return
-        self.is_on = True
+        self.is_draining = True
         loop.call_later(DRAIN_SECONDS, signal.raise_signal, signal.SIGINT)
         with suppress(OSError):  # not Linux; then a connection made in the last instant may be lost
             send_new_connections_to_the_newest()

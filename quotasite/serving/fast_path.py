@@ -1,9 +1,9 @@
-"""The short way for the hottest requests: a user reads his quota, or spends of it.
+"""The fast path of the hottest requests: a user reads their quota, or spends from it.
 
-It stands in front of Django's handler, which costs more than all else that such a request does, and
-stays in the event loop, for a thread costs as much again. The token check, the verb and the fields of the
-answer are the functions that the views use; what the middleware adds is learned from an answer that went
-the whole way. So does all that is not plain, or fails.
+It answers in the event loop, in front of Django's handler, which costs more CPU than the rest of such a
+request; a thread would cost as much again. Token check, verb and response fields are the functions that the
+views use. The headers that the middleware adds are learned from a response of the full path. Unusual requests
+and errors go to the full path too.
 """
 
 import re
@@ -13,41 +13,44 @@ from json import JSONEncoder
 from time import perf_counter
 from typing import NamedTuple
 
-from quotas.access.callers import User, principal
+from quotas.access.callers import User, caller_from
 from quotas.access.jwks import WouldWait
 from quotas.api import idempotency, messages, views
 from quotas.api.strict_json import json_object
 from quotas.rules.values import MAX_UNITS
 from quotas.store.loop import Pool
-from quotasite.observing.request_log import Kind, asker, id_for, tell
+from quotasite.observing.request_log import RequestKind, caller_of, log_request, request_id_for
 
 CONSUME = "/api/v1/quota/consume"
 READ = {"/api/quota": messages.simple_quota, "/api/v1/quota": messages.full_quota}
-HOT = {("POST", CONSUME), *(("GET", path) for path in READ)}
-# Of the headers, what the middleware may judge a request by: for each combination its own are learned apart.
-JUDGED = ("host", "origin", "x-forwarded-proto")
-PLAIN = re.compile(
+FAST_REQUESTS = {("POST", CONSUME), *(("GET", path) for path in READ)}
+# The request headers that the middleware decides by: response headers are learned for each combination.
+HEADER_KEY_FIELDS = ("host", "origin", "x-forwarded-proto")
+PLAIN_HEADERS = re.compile(
     "accept(-encoding|-language)?|authorization|cache-control|connection|content-(length|type)|cookie|dnt|host|"
     "origin|idempotency-key|pragma|priority|referer|sec-[a-z-]+|user-agent|via|x-forwarded-[a-z-]+|x-real-ip|"
     "x-request-id"
 )
-# The headers of an answer: of one with any other nothing is learned.
-OWN = re.compile("(content-length|idempotent-replayed|ratelimit(-policy)?|x-request-id)$", re.IGNORECASE)
-ALIKE = re.compile(
+# Response headers that differ from answer to answer, and those that one key shares. A response with any
+# other header teaches nothing.
+PER_ANSWER_HEADERS = re.compile(
+    "(content-length|idempotent-replayed|ratelimit(-policy)?|x-request-id)$", re.IGNORECASE
+)
+SHARED_HEADERS = re.compile(
     "(access-control-(allow-origin|expose-headers)|allow|cache-control|content-type|cross-origin-opener-policy|"
     "referrer-policy|strict-transport-security|vary|x-content-type-options|x-frame-options)$",
     re.IGNORECASE,
 )
-MOST_LEARNED = 256
-MOST_NAMES = 1_024  # characters of a stranger that are kept
+MAX_LEARNED = 256
+MAX_NAMES_LENGTH = 1_024  # characters from a client that may be kept in memory
 
 Headers = list[tuple[str, str]]
-Way = tuple[str | None, ...]
-to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+HeaderKey = tuple[str | None, ...]
+encode_body = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-class Asked(NamedTuple):
-    """A request: its headers by their names in lower case, the body if it has come."""
+class Request(NamedTuple):
+    """A request with its whole body; header names are in lower case."""
 
     method: str
     path: str
@@ -58,91 +61,93 @@ class Asked(NamedTuple):
     began: float
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: int
     headers: Headers
     body: bytes
 
 
-class Detour(NamedTuple):
-    """The request goes the whole way: to be learned from, or because of what the view will raise again."""
+class UseFullPath(NamedTuple):
+    """The full path must answer: to learn its headers from, or with an error that the view raises again."""
 
-    unknown: Way | None = None
+    unknown: HeaderKey | None = None
     error: Exception | None = None
 
 
-class FastLane:
+class FastPath:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.learned: dict[Way, Headers] = {}
+        self.learned: dict[HeaderKey, Headers] = {}
 
-    async def answer(self, asked: Asked) -> Answer | Detour:
-        if (asked.method, asked.path) not in HOT or asked.query or not are_plain(asked.headers):
-            return Detour()
-        way = (asked.method, asked.path, asked.scheme, *map(asked.headers.get, JUDGED))
-        if (headers := self.learned.get(way)) is None:
-            return Detour(way)
+    async def respond(self, request: Request) -> Response | UseFullPath:
+        is_fast = (request.method, request.path) in FAST_REQUESTS
+        if not is_fast or request.query or not are_plain(request.headers):
+            return UseFullPath()
+        key = (request.method, request.path, request.scheme, *map(request.headers.get, HEADER_KEY_FIELDS))
+        if (headers := self.learned.get(key)) is None:
+            return UseFullPath(key)
         try:
-            return await self.plain_answer(asked, headers)
+            return await self._respond(request, headers)
         except WouldWait:
-            return Detour()
-        except Exception as error:  # noqa: BLE001 - the view raises it again, and says what it means
-            return Detour(error=error)
+            return UseFullPath()
+        except Exception as error:  # noqa: BLE001 - the view raises it again and turns it into a problem
+            return UseFullPath(error=error)
 
-    async def plain_answer(self, asked: Asked, headers: Headers) -> Answer | Detour:
-        who = principal(asked.headers.get("authorization", ""), may_wait=False)
-        if not isinstance(who, User):
-            return Detour()
+    async def _respond(self, request: Request, headers: Headers) -> Response | UseFullPath:
+        caller = caller_from(request.headers.get("authorization", ""), may_wait=False)
+        if not isinstance(caller, User):
+            return UseFullPath()
         cost = None
-        if shown := READ.get(asked.path):
-            if "content-length" in asked.headers:
-                return Detour()
-            quota = await self.pool.run_steps(views.quotas.reading(who.user_id, actor=who.actor))
-            kind = Kind("GET", asked.path[1:], "read", "ok", 200)
-            body, fields = shown(quota), views.fields(quota)
+        if message := READ.get(request.path):
+            if "content-length" in request.headers:
+                return UseFullPath()
+            quota = await self.pool.run_steps(views.quotas.reading(caller.user_id, actor=caller.actor))
+            kind = RequestKind("GET", request.path[1:], "read", "ok", 200)
+            body, fields = message(quota), views.quota_headers(quota)
         else:
-            if (order := plain_order(asked)) is None:
-                return Detour()
-            key = idempotency.idempotency_key(asked.headers.get("idempotency-key"))
-            steps = views.quotas.consuming(who.user_id, order.get("cost"), key=key, actor=who.actor)
-            async with self.pool.one_writer(who.user_id):
+            if (spend := plain_spend(request)) is None:
+                return UseFullPath()
+            key = idempotency.idempotency_key(request.headers.get("idempotency-key"))
+            steps = views.quotas.consuming(caller.user_id, spend.get("cost"), key=key, actor=caller.actor)
+            async with self.pool.one_writer(caller.user_id):
                 receipt = await self.pool.run_steps(steps)
             outcome = "replayed" if receipt.is_replay else "granted"
-            kind, cost = Kind("POST", asked.path[1:], "consume", outcome, 201), receipt.entry.cost
+            kind, cost = RequestKind("POST", request.path[1:], "consume", outcome, 201), receipt.entry.cost
             body = messages.consumption(receipt)
-            fields = views.fields(receipt.quota_now, is_replay=receipt.is_replay)
-        payload, request_id = to_json(body).encode(), id_for(asked.headers.get("x-request-id", ""))
+            fields = views.quota_headers(receipt.quota_now, is_replay=receipt.is_replay)
+        payload = encode_body(body).encode()
+        request_id = request_id_for(request.headers.get("x-request-id", ""))
         own = [("X-Request-Id", request_id), ("Content-Length", str(len(payload)))]
-        tell(kind, asker(who), request_id, perf_counter() - asked.began, cost)
-        return Answer(kind.status, [*headers, *fields.items(), *own], payload)
+        log_request(kind, caller_of(caller), request_id, perf_counter() - request.began, cost)
+        return Response(kind.status, [*headers, *fields.items(), *own], payload)
 
-    def learn(self, way: Way, status: int, headers: Headers) -> None:
-        """Learn from an answer that went the whole way what is added to all of its kind."""
-        if sum(map(len, filter(None, way))) > MOST_NAMES:
+    def learn(self, key: HeaderKey, status: int, headers: Headers) -> None:
+        """Keep the headers that a response of the full path shares with all responses of its key."""
+        if sum(map(len, filter(None, key))) > MAX_NAMES_LENGTH:
             return
-        others = [header for header in headers if not OWN.match(header[0])]
-        if status in (200, 201) and all(ALIKE.match(name) for name, _ in others):
-            if len(self.learned) >= MOST_LEARNED:
+        others = [header for header in headers if not PER_ANSWER_HEADERS.match(header[0])]
+        if status in (200, 201) and all(SHARED_HEADERS.match(name) for name, _ in others):
+            if len(self.learned) >= MAX_LEARNED:
                 self.learned.clear()
-            self.learned[way] = others
+            self.learned[key] = others
 
 
 def are_plain(headers: Iterable[str]) -> bool:
     names = " ".join(headers)
-    return len(names) <= MOST_NAMES and _are_plain(names)
+    return len(names) <= MAX_NAMES_LENGTH and _are_plain(names)
 
 
-@lru_cache(maxsize=1_024)  # of what strangers write, hence MOST_NAMES
+@lru_cache(maxsize=1_024)  # of strings that clients choose, hence MAX_NAMES_LENGTH
 def _are_plain(names: str) -> bool:
-    return all(map(PLAIN.fullmatch, names.split()))
+    return all(map(PLAIN_HEADERS.fullmatch, names.split()))
 
 
-def plain_order(asked: Asked) -> dict[str, int] | None:
-    """The body, if it asks for a cost or for nothing."""
-    length = asked.headers.get("content-length", "")
-    if asked.headers.get("content-type") != "application/json" or not re.fullmatch("[1-9][0-9]?", length):
+def plain_spend(request: Request) -> dict[str, int] | None:
+    """The body, if it is an object with a valid cost or with nothing."""
+    length = request.headers.get("content-length", "")
+    if request.headers.get("content-type") != "application/json" or not re.fullmatch("[1-9][0-9]?", length):
         return None
-    if len(asked.body) != int(length):
+    if len(request.body) != int(length):
         return None
-    cost = (order := json_object(asked.body)).get("cost", 1)
-    return order if order.keys() <= {"cost"} and type(cost) is int and 1 <= cost <= MAX_UNITS else None
+    cost = (spend := json_object(request.body)).get("cost", 1)
+    return spend if spend.keys() <= {"cost"} and type(cost) is int and 1 <= cost <= MAX_UNITS else None

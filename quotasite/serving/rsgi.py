@@ -1,9 +1,9 @@
-"""The site as Granian serves it: bodies are awaited in its event loop, the hottest requests answered there.
+"""The site as Granian serves it: request bodies are awaited in its event loop, and the fast path runs there.
 
-A server that gives each request a thread at once can be stopped by whoever sends headers and no body: 50
-such clients froze one of 16 threads. Here a request gets a thread when its body has come, within
-BODY_SECONDS, and only if the fast lane leaves it to one. So the threads, each with its session at the
-database, can be few: WEB_THREADS.
+A server that gives each request a thread at once can be stopped by clients that send headers and no body: 50
+of them froze one with 16 threads. Here a request gets a thread only when its body has arrived, within
+BODY_SECONDS, and only if the fast path hands it over. So few threads are enough (WEB_THREADS), each with a
+database session.
 """
 
 import asyncio
@@ -18,42 +18,45 @@ from time import perf_counter
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
-from quotasite.serving.drain import LAST, Drain  # hears the end that is told while the rest is loaded
-from quotasite.wsgi import application  # sets Django up, which the others need
+from quotasite.serving.drain import (  # hears the end that is told while the rest is loaded
+    CONNECTION_CLOSE,
+    Drain,
+)
+from quotasite.wsgi import application  # sets up Django, which the imports below need
 
 # isort: split
 from django.conf import settings
 
-from quotas.api.middleware import LATE
-from quotas.api.views import RAISED
+from quotas.api.middleware import BODY_TIMED_OUT
+from quotas.api.views import FAST_PATH_ERROR
 from quotas.store.errors import Result
 from quotas.store.loop import Pool
 from quotas.store.thread import vendor
 from quotasite.observing.request_log import BEGAN
-from quotasite.serving.fast_path import Answer, Asked, Detour, FastLane
+from quotasite.serving.fast_path import FastPath, Headers, Request, Response, UseFullPath
 
 BODY_SECONDS = 10
-CHUNK_SECONDS = 30  # for a client to take a piece of a long answer
-BARE = ("CONTENT_LENGTH", "CONTENT_TYPE")  # without HTTP_ before their names
+CHUNK_SECONDS = 30  # for a client to read a chunk of a long response
+UNPREFIXED = ("CONTENT_LENGTH", "CONTENT_TYPE")  # in the WSGI environment without HTTP_
 
 
-class Request(NamedTuple):
-    """A request that is here as a whole; `scope` and `protocol` are Granian's."""
+class Exchange(NamedTuple):
+    """A request whose body has arrived or timed out; `scope` and `protocol` are Granian's."""
 
     scope: Any
     protocol: Any
     body: bytes
-    is_late: bool  # it did not come
+    body_timed_out: bool
     began: float
 
 
 class Site:
-    """What Granian calls, in front of a WSGI application."""
+    """The callable that Granian serves, in front of a WSGI application."""
 
     def __init__(self, application: WSGIApplication) -> None:
         self.application = application
         self.jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
-        self.lane: FastLane | None = None
+        self.fast_path: FastPath | None = None
         self.drain = Drain()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -62,38 +65,25 @@ class Site:
         for _ in range(settings.WEB_THREADS):
             Thread(target=self._work, daemon=True).start()
         if settings.FAST_LANE and vendor() == "postgresql":
-            self.lane = FastLane(Pool(settings.LANE_CONNECTIONS, self.run_in_thread))
+            self.fast_path = FastPath(Pool(settings.LANE_CONNECTIONS, self.run_in_thread))
         gc.collect()
-        gc.freeze()  # what is here by now stays: no collection need look at it
+        gc.freeze()  # objects made so far live as long as the worker: no collection needs to visit them
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        began, body, is_late, headers = perf_counter(), b"", False, scope.headers
-        # One that is too long is left unread: it is refused by its length.
-        length = headers.get("content-length", "")
-        if length.isdecimal() and 0 < int(length) <= settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
-            try:
-                async with asyncio.timeout(BODY_SECONDS):
-                    body = await protocol()
-            except TimeoutError:
-                is_late = True
-        detour = Detour()
-        if self.lane and not is_late:
-            items = headers.items()
-            asked = Asked(
-                scope.method, scope.path, scope.query_string, scope.scheme, dict(items), body, began
-            )
-            if len(asked.headers) == len(items) == len(headers):  # none is there twice, or garbled
-                answer = await self.lane.answer(asked)
-                if isinstance(answer, Answer):
-                    status, own, content = answer
-                    protocol.response_bytes(status, [*own, LAST] if self.drain.is_on else own, content)
-                    return
-                detour = answer
-        request = Request(scope, protocol, body, is_late, began)
-        await self.run_in_thread(partial(self._answer, request, detour))
+        began = perf_counter()
+        body, body_timed_out = await _read_body(scope, protocol)
+        handover = UseFullPath()
+        if self.fast_path and not body_timed_out and (request := _request(scope, body, began)):
+            response = await self.fast_path.respond(request)
+            if isinstance(response, Response):
+                protocol.response_bytes(response.status, self._with_drain(response.headers), response.body)
+                return
+            handover = response
+        exchange = Exchange(scope, protocol, body, body_timed_out, began)
+        await self.run_in_thread(partial(self._respond, exchange, handover))
 
     def run_in_thread(self, function: Callable[[], Result]) -> "asyncio.Future[Result]":
-        """Have one of the threads do what would block the loop."""
+        """Let one of the threads run what would block the event loop."""
         done: asyncio.Future[Result] = self.loop.create_future()
         self.jobs.put((function, done))
         return done
@@ -102,36 +92,40 @@ class Site:
         while True:
             function, done = self.jobs.get()
             try:
-                settle = partial(_settle, done, function(), None)
-            except BaseException as error:  # noqa: BLE001 - a thread that ended would be missing for good
-                settle = partial(_settle, done, None, error)
-            self.loop.call_soon_threadsafe(settle)
+                resolve = partial(_resolve, done, function(), None)
+            except BaseException as error:  # noqa: BLE001 - a thread that ends is never replaced
+                resolve = partial(_resolve, done, None, error)
+            self.loop.call_soon_threadsafe(resolve)
 
-    def _answer(self, request: Request, detour: Detour) -> None:
-        told: list[Any] = []
+    def _respond(self, exchange: Exchange, handover: UseFullPath) -> None:
+        """Answer by the full path: Django's WSGI application."""
+        started: list[Any] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], failed: Any = None) -> Any:
-            told[:] = int(status[:3]), headers
+            started[:] = int(status[:3]), headers
 
-        environ = environment(request.scope, request.body)
-        environ[BEGAN], environ[LATE], environ[RAISED] = request.began, request.is_late, detour.error
+        environ = environment(exchange.scope, exchange.body)
+        environ[BEGAN], environ[BODY_TIMED_OUT] = exchange.began, exchange.body_timed_out
+        environ[FAST_PATH_ERROR] = handover.error
         chunks: Any = self.application(environ, start_response)
         try:
-            status, headers = told
-            if self.lane and detour.unknown:
-                self.lane.learn(detour.unknown, status, headers)
-            if self.drain.is_on:
-                headers = [*headers, LAST]
+            status, headers = started
+            if self.fast_path and handover.unknown:
+                self.fast_path.learn(handover.unknown, status, headers)
+            headers = self._with_drain(headers)
             if getattr(chunks, "streaming", False) and not chunks.has_header("Content-Length"):
-                self._stream(request.protocol.response_stream(status, headers), chunks)
+                self._stream(exchange.protocol.response_stream(status, headers), chunks)
             else:
-                request.protocol.response_bytes(status, headers, b"".join(chunks))
+                exchange.protocol.response_bytes(status, headers, b"".join(chunks))
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
 
+    def _with_drain(self, headers: Headers) -> Headers:
+        return [*headers, CONNECTION_CLOSE] if self.drain.is_draining else headers
+
     def _stream(self, transport: Any, chunks: Any) -> None:
-        """Send what is too long to hold piece by piece, as fast as the client takes it."""
+        """Send a response that is too long to hold in memory, as fast as the client reads it."""
 
         async def send(chunk: bytes) -> None:
             await transport.send_bytes(chunk)
@@ -140,8 +134,29 @@ class Site:
             asyncio.run_coroutine_threadsafe(send(chunk), self.loop).result(CHUNK_SECONDS)
 
 
-def _settle(done: "asyncio.Future[Result]", found: Result, error: BaseException | None) -> None:
-    if done.done():  # cancelled, that is
+async def _read_body(scope: Any, protocol: Any) -> tuple[bytes, bool]:
+    """Return the body, and whether it timed out. One that is too long stays unread: its length is refused."""
+    length = scope.headers.get("content-length", "")
+    if not length.isdecimal() or not 0 < int(length) <= settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
+        return b"", False
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await protocol(), False
+    except TimeoutError:
+        return b"", True
+
+
+def _request(scope: Any, body: bytes, began: float) -> Request | None:
+    """The request for the fast path; None if a header occurs twice or is garbled."""
+    items = scope.headers.items()
+    headers = dict(items)
+    if not len(headers) == len(items) == len(scope.headers):
+        return None
+    return Request(scope.method, scope.path, scope.query_string, scope.scheme, headers, body, began)
+
+
+def _resolve(done: "asyncio.Future[Result]", found: Result, error: BaseException | None) -> None:
+    if done.done():  # cancelled
         return
     if error:
         done.set_exception(error)
@@ -150,10 +165,10 @@ def _settle(done: "asyncio.Future[Result]", found: Result, error: BaseException 
 
 
 def environment(scope: Any, body: bytes) -> WSGIEnvironment:
-    """Return PEP 3333's form of a request.
+    """Return the WSGI environment of a request (PEP 3333).
 
-    A value that is not ASCII stands there as U+FFFD: Granian leaves such a header out, and a garbled
-    Idempotency-Key must not be taken for none.
+    A header with a non-ASCII value, which Granian omits, becomes U+FFFD: otherwise a garbled Idempotency-Key
+    would count as a missing one.
     """
     environ = {
         "REQUEST_METHOD": scope.method,
@@ -174,21 +189,21 @@ def environment(scope: Any, body: bytes) -> WSGIEnvironment:
     }
     items = scope.headers.items()
     for name, value in items:
-        if key := _key(name):
+        if key := _environ_key(name):
             environ[key] = f"{environ[key]},{value}" if key in environ else value
     if len(scope.headers) > len({name for name, _ in items}):
-        for key in filter(None, map(_key, scope.headers)):
+        for key in filter(None, map(_environ_key, scope.headers)):
             environ.setdefault(key, "\ufffd")
     return environ
 
 
 @lru_cache(maxsize=256)
-def _key(name: str) -> str:
-    """Its name there; none for one with an underscore, which could pass for another with a dash."""
+def _environ_key(name: str) -> str:
+    """The header's name in the environment; "" if it has an underscore and so could imitate another."""
     if "_" in name:
         return ""
     key = name.upper().replace("-", "_")
-    return key if key in BARE else f"HTTP_{key}"
+    return key if key in UNPREFIXED else f"HTTP_{key}"
 
 
 site = Site(application)

@@ -16,17 +16,17 @@ from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
 
 from quotas.console.charts import daily_bars
-from quotas.console.display import address, in_words
-from quotas.console.lists import MoreThan, count_some
+from quotas.console.display import duration_in_words, quota_url
+from quotas.console.lists import MoreThan, count_capped
 from quotas.models import ChallengeQuota
 from quotas.reports import totals
-from quotas.reports.exhausted import MOST_EXHAUSTED, exhausted
+from quotas.reports.exhausted import MAX_EXHAUSTED, exhausted
 from quotas.reports.totals import Refusals, Totals
 from quotas.store.errors import is_statement_timeout, read_with_reconnect
 from quotasite.staff.lockout import is_locked_out, seconds_locked
 
 STATEMENT_SECONDS = 5  # of one statement of a page
-WHO_SEES_FIGURES = ("quotas.view_challengequota", "quotas.view_ledgerentry")
+FIGURES_PERMISSIONS = ("quotas.view_challengequota", "quotas.view_ledgerentry")
 
 # For this transaction: a page neither takes long, nor more than one core from those who spend.
 BOUNDS = """
@@ -36,7 +36,7 @@ BOUNDS = """
 # To check a password takes a core for a third of a second, as a hundred reads do, and any stranger may ask.
 ONE_PASSWORD = Lock()  # of this process; waiting would take the threads away from those who spend
 
-View = TypeVar("View", bound=Callable[..., HttpResponseBase])
+ViewFunction = TypeVar("ViewFunction", bound=Callable[..., HttpResponseBase])
 
 
 class Overview(NamedTuple):
@@ -49,12 +49,12 @@ class Overview(NamedTuple):
 
     @classmethod
     def now(cls) -> "Overview":
-        found = exhausted(MOST_EXHAUSTED)
+        found = exhausted(MAX_EXHAUSTED)
         count = len(found.user_ids)
         return cls(
-            users=totals.estimated_users() or count_some(ChallengeQuota.objects.filter(deleted_at=None)),
+            users=totals.estimated_users() or count_capped(ChallengeQuota.objects.filter(deleted_at=None)),
             exhausted=count if found.is_all else MoreThan(count),
-            totals=totals.of_everyone(),
+            totals=totals.days_of_everyone(),
             refusals=totals.most_refused(),
         )
 
@@ -79,10 +79,10 @@ class Overview(NamedTuple):
     @property
     def most_refused(self) -> list[tuple[str, str, int]]:
         """User ids, where their pages are, and how often."""
-        return [(user_id, address(user_id), times) for user_id, times in self.refusals.users]
+        return [(user_id, quota_url(user_id), times) for user_id, times in self.refusals.users]
 
 
-class Site(AdminSite):
+class ConsoleSite(AdminSite):
     """Stock Django's, with an overview on the first page, and bounded where it is only looked at."""
 
     site_header = site_title = "Quotasite"
@@ -90,7 +90,7 @@ class Site(AdminSite):
     index_title = "Overview"
     enable_nav_sidebar = False  # base_site.html has a bar instead
 
-    def admin_view(self, view: View, cacheable: bool = False) -> View:
+    def admin_view(self, view: ViewFunction, cacheable: bool = False) -> ViewFunction:
         return self._bounded(super().admin_view(view, cacheable))
 
     @method_decorator(never_cache)
@@ -110,7 +110,7 @@ class Site(AdminSite):
         seconds = seconds_locked(request)
         told = (
             "There were too many failed log-ins under this name from your address. Even the right password "
-            f"is refused for the next {in_words(60 * math.ceil(seconds / 60))}."
+            f"is refused for the next {duration_in_words(60 * math.ceil(seconds / 60))}."
         )
         return self._refuse_login(request, 429, "Too many failed log-ins", told, seconds)
 
@@ -126,7 +126,7 @@ class Site(AdminSite):
 
     def _overview(self, request: HttpRequest) -> dict[str, Any]:
         """The figures of the first page; it is there without them too, where they take too long."""
-        if not request.user.has_perms(WHO_SEES_FIGURES):
+        if not request.user.has_perms(FIGURES_PERMISSIONS):
             return {}
         try:
             with transaction.atomic():
@@ -136,7 +136,7 @@ class Site(AdminSite):
                 raise
             return {"is_late": True}
 
-    def _bounded(self, view: View) -> View:
+    def _bounded(self, view: ViewFunction) -> ViewFunction:
         """Answer a GET in one transaction whose statements are bounded, on a connection that works.
 
         A transaction, because a time-out for the session would go on to others behind a pooler. What
@@ -168,7 +168,7 @@ class Site(AdminSite):
                 }
                 return TemplateResponse(request, "admin/too_long.html", context, status=503)
 
-        return cast(View, answer)
+        return cast(ViewFunction, answer)
 
 
 def _bound_statements() -> None:

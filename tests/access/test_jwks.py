@@ -27,7 +27,7 @@ def _configured(settings, monkeypatch):
     settings.CLERK_ISSUER = ISSUER
     settings.CLERK_AUTHORIZED_PARTIES = [PARTY]
     monkeypatch.setattr(jwks, "_key_sets", {})
-    monkeypatch.setattr(session_tokens, "_proofs", {})
+    monkeypatch.setattr(session_tokens, "_verified", {})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 

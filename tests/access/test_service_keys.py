@@ -48,9 +48,9 @@ each_endpoint = pytest.mark.parametrize(("method", "path", "scope", "body"), END
 
 @pytest.fixture(autouse=True)
 def _forgetful() -> Iterator[None]:
-    service_keys._remembered.clear()
+    service_keys._cache.clear()
     yield
-    service_keys._remembered.clear()
+    service_keys._cache.clear()
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_an_unknown_or_forged_key_is_refused(forge, method, path, scope, body):
     key, text = ServiceKey.make("a server", SCOPES)
     answer = Service(forge(text)).send(method, path, body, ANY_KEY)
     assert unauthorized(answer, "key_unknown")
-    assert (ChallengeQuota.objects.count(), service_keys._remembered) == (0, {})
+    assert (ChallengeQuota.objects.count(), service_keys._cache) == (0, {})
     key.refresh_from_db()
     assert key.last_used_at is None
 
@@ -286,7 +286,7 @@ def test_a_key_is_read_once_in_ten_seconds(later):
 def test_the_look_up_is_one_round_trip_and_then_none(wire, later):  # noqa: F811
     service = service_with()
     service.get("quota")
-    service_keys._remembered.clear()
+    service_keys._cache.clear()
     trips = []
     for passed in (0, 0, 11):
         later(passed)
@@ -327,22 +327,22 @@ def test_a_scope_that_is_taken_away_works_no_longer_than_ten_seconds(later):
 def test_a_key_that_is_remembered_expires_on_the_second():
     service = service_with()
     service.get("quota")
-    [(digest, held)] = service_keys._remembered.items()
-    service_keys._remembered[digest] = replace(held, expires_at=datetime.now(UTC))
+    [(digest, held)] = service_keys._cache.items()
+    service_keys._cache[digest] = replace(held, expires_at=datetime.now(UTC))
     assert unauthorized(service.get("quota"), "key_expired")
 
 
 def test_the_memory_has_an_end(monkeypatch):
-    monkeypatch.setattr(service_keys, "MOST_REMEMBERED", 3)
+    monkeypatch.setattr(service_keys, "MAX_CACHED_KEYS", 3)
     for _ in range(8):
         assert service_with().get("/api/v1/plans").status_code == 200
-        assert len(service_keys._remembered) <= 3
+        assert len(service_keys._cache) <= 3
 
 
 def test_the_memory_does_not_hold_the_key_itself():
     service = service_with()
     service.get("quota")
-    assert service.key[12:] not in repr(service_keys._remembered)
+    assert service.key[12:] not in repr(service_keys._cache)
 
 
 def test_the_last_use_is_noted_at_most_once_a_minute():
@@ -353,7 +353,7 @@ def test_the_last_use_is_noted_at_most_once_a_minute():
         if age is not None:
             ServiceKey.objects.update(last_used_at=datetime.now(UTC) - age)
         before = ServiceKey.objects.get().last_used_at
-        service_keys._remembered.clear()
+        service_keys._cache.clear()
         service.get("quota")
         return before, ServiceKey.objects.get().last_used_at
 
@@ -368,9 +368,9 @@ def test_the_last_use_is_noted_at_most_once_a_minute():
 
 def test_a_process_that_comes_second_does_not_note_the_use_again():
     key, _ = ServiceKey.make("a server", SCOPES)
-    service_keys._note_use(key)
+    service_keys._record_use(key)
     noted = ServiceKey.objects.get().last_used_at
-    service_keys._note_use(key)  # as it was read before
+    service_keys._record_use(key)  # as it was read before
     assert ServiceKey.objects.get().last_used_at == noted
 
 

@@ -47,7 +47,7 @@ def _configured(settings, monkeypatch):
     settings.CLERK_JWKS_URL = ""
     settings.CLERK_ISSUER = ISSUER
     settings.CLERK_AUTHORIZED_PARTIES = [PARTY]
-    monkeypatch.setattr(session_tokens, "_proofs", {})
+    monkeypatch.setattr(session_tokens, "_verified", {})
 
 
 GENUINE: dict[str, Callable[[Mint], str]] = {

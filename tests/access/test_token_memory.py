@@ -57,7 +57,7 @@ def _configured(settings, monkeypatch):
     settings.CLERK_JWKS_URL = ""
     for name, (usual, *_) in SETTINGS.items():
         setattr(settings, name, usual)
-    monkeypatch.setattr(session_tokens, "_proofs", {})
+    monkeypatch.setattr(session_tokens, "_verified", {})
 
 
 def outcome(text):
@@ -68,13 +68,13 @@ def outcome(text):
 
 
 def outcome_of_a_full_check(text):
-    remembered = dict(session_tokens._proofs)
-    session_tokens._proofs.clear()
+    remembered = dict(session_tokens._verified)
+    session_tokens._verified.clear()
     try:
         return outcome(text)
     finally:
-        session_tokens._proofs.clear()
-        session_tokens._proofs.update(remembered)
+        session_tokens._verified.clear()
+        session_tokens._verified.update(remembered)
 
 
 steps = st.lists(
@@ -91,7 +91,7 @@ steps = st.lists(
 def test_the_memory_answers_as_a_full_check_does_whatever_changes_between(steps):
     for name, (usual, *_) in SETTINGS.items():
         setattr(live, name, usual)
-    session_tokens._proofs.clear()
+    session_tokens._verified.clear()
     with time_machine.travel(NOW, tick=False) as clock:
         for what, value in steps:
             if what == "wait":
@@ -152,11 +152,11 @@ def test_a_key_that_is_replaced_ends_what_it_proved(settings):
 def test_a_token_that_is_refused_is_not_remembered(name):
     with time_machine.travel(NOW, tick=False):
         assert outcome(TOKENS[name])[0] is TokenRefused
-    assert session_tokens._proofs == {}
+    assert session_tokens._verified == {}
 
 
 def test_the_memory_is_bounded_and_lets_go_of_the_expired_first(monkeypatch):
-    monkeypatch.setattr(session_tokens, "MOST_REMEMBERED", 8)
+    monkeypatch.setattr(session_tokens, "MAX_REMEMBERED_TOKENS", 8)
     with time_machine.travel(NOW, tick=False) as clock:
         for n in range(5):
             verify(mint(sub=f"user_{n}", exp=NOW + 10))
@@ -164,7 +164,7 @@ def test_the_memory_is_bounded_and_lets_go_of_the_expired_first(monkeypatch):
             verify(mint(sub=f"user_{n}", exp=NOW + 60))
         clock.shift(20)
         verify(mint(sub="user_8", exp=NOW + 60))
-        assert {proof.session.user_id for proof in session_tokens._proofs.values()} == {
+        assert {proof.session.user_id for proof in session_tokens._verified.values()} == {
             "user_5",
             "user_6",
             "user_7",
@@ -172,19 +172,19 @@ def test_the_memory_is_bounded_and_lets_go_of_the_expired_first(monkeypatch):
         }
         for n in range(9, 40):
             verify(mint(sub=f"user_{n}", exp=NOW + 60))
-            assert len(session_tokens._proofs) <= 8
+            assert len(session_tokens._verified) <= 8
 
 
 def test_neither_the_token_nor_its_claims_are_kept():
     text = mint(email="me@example.com")
     verify(text)
-    kept = repr(session_tokens._proofs)
+    kept = repr(session_tokens._verified)
     assert "me@example.com" not in kept
     assert not any(part in kept for part in text.split("."))
 
 
 def test_a_memory_in_use_by_many_threads_answers_each_right(monkeypatch):
-    monkeypatch.setattr(session_tokens, "MOST_REMEMBERED", 4)
+    monkeypatch.setattr(session_tokens, "MAX_REMEMBERED_TOKENS", 4)
     texts = [mint(sub=f"user_{n}", exp=time.time() + 60, key=private_key) for n in range(12)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: verify(texts[n % 12]).user_id == f"user_{n % 12}", range(600)))

@@ -84,7 +84,7 @@ def test_a_fault_of_the_server_is_a_problem_that_says_nothing_of_its_cause(api, 
     def fail(*_):
         raise RuntimeError("the secret is 1234")
 
-    monkeypatch.setattr("quotas.api.rate_limit.fields", fail)
+    monkeypatch.setattr("quotas.api.rate_limit.rate_limit_headers", fail)
     answer = api.quota()
     assert (answer.status_code, answer["Content-Type"]) == (500, "application/problem+json")
     assert answer.json()["code"] == "server_error"

@@ -645,7 +645,7 @@ def quick(wire) -> Iterator[Service]:  # noqa: F811
     assert made.get("quota").status_code == 200
     wire.reset()
     yield made
-    service_keys._remembered.clear()
+    service_keys._cache.clear()
 
 
 @pytest.mark.postgres

@@ -147,7 +147,7 @@ def test_many_refusals_are_told_in_short(
     users = [f"user_{number}" for number in range(6)]
     for number, user_id in enumerate(users):
         make_quota(user_id, remaining=20 if number == 5 else 0)
-    monkeypatch.setattr(quotas, "MOST_REFUSALS", 2)
+    monkeypatch.setattr(quotas, "MAX_REFUSALS_SHOWN", 2)
     told = confirm(staff, "adjust", *users, delta="-1")
     assert re.findall(r"Not done for (\w+):", told) == ["user_0", "user_1"]
     assert "Not done for 3 more users." in told

@@ -78,7 +78,7 @@ def test_an_unlimited_quota_has_no_meter(staff: Client, make_quota: Make) -> Non
     ("seconds", "words"), [(0, "0 s"), (59, "59 s"), (5_400, "1 h 30 min"), (90_061, "1 d 1 h 1 min 1 s")]
 )
 def test_a_time_is_said_in_words(seconds: int, words: str) -> None:
-    assert display.in_words(seconds) == words
+    assert display.duration_in_words(seconds) == words
 
 
 def test_the_time_to_the_reset_is_rounded_up(staff: Client, make_quota: Make, shift: Shift) -> None:
@@ -126,7 +126,7 @@ def test_counting_stops(staff: Client, make_quota: Make, monkeypatch: pytest.Mon
     for number in range(4):
         make_quota(f"user_{number}")
     assert "4 quotas" in text(staff.get(LIST))
-    monkeypatch.setattr(lists, "MOST_COUNTED", 3)
+    monkeypatch.setattr(lists, "MAX_COUNTED", 3)
     with CaptureQueriesContext(connection) as captured:
         assert "more than 3 quotas" in text(staff.get(LIST))
     assert any("LIMIT 4" in query["sql"] for query in captured)
@@ -266,7 +266,7 @@ def test_too_many_users_at_a_time_are_refused(
 ) -> None:
     make_quota("user_1", remaining=0)
     make_quota("user_2", remaining=0)
-    monkeypatch.setattr(quotas, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(quotas, "MAX_USERS_PER_ACTION", 1)
     assert "At most 1 users at a time" in confirm(staff, "reset_now", "user_1", "user_2")
     assert (balance("user_1"), balance("user_2")) == (0, 0)
 

@@ -159,7 +159,7 @@ def test_the_list_says_when_it_does_not_show_all_who_are_exhausted(
         make_quota(f"user_{number}")
         ChallengeQuota.objects.consume(f"user_{number}", 20)
     assert "More may be" not in text(viewer.get(LIST, {"state": "exhausted"}))
-    monkeypatch.setattr("quotas.console.quotas.MOST_EXHAUSTED", 2)
+    monkeypatch.setattr("quotas.console.quotas.MAX_EXHAUSTED", 2)
     page = text(viewer.get(LIST, {"state": "exhausted"}))
     assert "More may be exhausted; these are the 2 that reset soonest." in page
     assert "2 quotas" in page

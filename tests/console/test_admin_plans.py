@@ -90,8 +90,8 @@ def test_a_preview_of_many_says_that_it_is_a_sample(
 ) -> None:
     for number in range(4):
         make_quota(f"user_{number}")
-    monkeypatch.setattr(plans, "MOST_JUDGED", 2)
-    monkeypatch.setattr(lists, "MOST_COUNTED", 3)
+    monkeypatch.setattr(plans, "MAX_JUDGED", 2)
+    monkeypatch.setattr(lists, "MAX_COUNTED", 3)
     shown = edit(root, allowance="5")
     assert "more than 3 users have this plan" in shown
     assert "Judged by the rules were 2 of them" in shown

@@ -94,7 +94,7 @@ def test_no_user_id_is_a_formula_or_breaks_a_row_or_a_header(
     ChallengeQuota.objects.update(user_id=hostile)
     LedgerEntry.objects.update(user_id=hostile)
     assert ids(rows(viewer, QUOTAS)) == [f"'{hostile}" if hostile[0] in "=-@" else hostile]
-    link = display.address(hostile).replace("/change/", "/ledger.csv")
+    link = display.quota_url(hostile).replace("/change/", "/ledger.csv")
     answer = viewer.get(link)
     assert len(read(text(answer))) == 1
     assert answer["Content-Disposition"].startswith("attachment; ")
@@ -155,7 +155,7 @@ def test_an_export_of_a_search_is_not_cut_off_where_the_list_stops_counting(
 ) -> None:
     for number in range(4):
         make_quota(f"user_{number}")
-    monkeypatch.setattr("quotas.console.quotas.MOST_COUNTED", 1)
+    monkeypatch.setattr("quotas.console.quotas.MAX_COUNTED", 1)
     assert len(rows(viewer, QUOTAS, q="user")) == 4
 
 

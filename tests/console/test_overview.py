@@ -76,7 +76,7 @@ def test_more_exhausted_users_than_are_counted_are_said_to_be_more(
 ) -> None:
     for number in range(2):
         make_quota(f"user_{number}", remaining=0)
-    monkeypatch.setattr(site, "MOST_EXHAUSTED", 1)
+    monkeypatch.setattr(site, "MAX_EXHAUSTED", 1)
     assert tile(text(staff.get(INDEX)), "Exhausted now") == "more than 1"
 
 

@@ -110,7 +110,9 @@ def test_on_sqlite_it_says_that_it_is_not_for_that() -> None:
 def test_it_carries_out_what_the_dry_run_shows() -> None:
     shown = command("--dry-run").splitlines()[1:-1]
     assert command().splitlines() == [*shown, "All is distributed."]
-    assert read_schema().places == dict.fromkeys(citus.BY_USER, "h") | dict.fromkeys(citus.EVERYWHERE, "n")
+    assert read_schema().places == dict.fromkeys(citus.DISTRIBUTED_TABLES, "h") | dict.fromkeys(
+        citus.REFERENCE_TABLES, "n"
+    )
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -125,7 +127,7 @@ def test_afterwards_every_key_of_a_users_rows_has_the_user_in_it_and_the_referen
     references = read_schema().references
     command()
     schema = read_schema()
-    assert all("user_id" in key.columns for key in schema.keys if key.table in citus.BY_USER)
+    assert all("user_id" in key.columns for key in schema.keys if key.table in citus.DISTRIBUTED_TABLES)
     assert schema.references == references
 
 
@@ -157,7 +159,7 @@ def test_every_table_with_a_users_id_has_its_place() -> None:
         for field in model._meta.local_concrete_fields
         if field.column == "user_id" and "varchar" in (field.db_type(connection) or "")
     }
-    assert of_users == set(citus.BY_USER)
+    assert of_users == set(citus.DISTRIBUTED_TABLES)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ ONE_USERS = {
 
 def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The parts of a plan that read a table of users' rows."""
-    if node.get("Relation Name") in citus.BY_USER and node["Node Type"] != "ModifyTable":
+    if node.get("Relation Name") in citus.DISTRIBUTED_TABLES and node["Node Type"] != "ModifyTable":
         yield node
     for child in node.get("Plans", []):
         yield from scans(child)

@@ -99,13 +99,13 @@ def test_a_direct_database_with_our_time_is_clean() -> None:
 def test_a_clock_that_is_more_than_two_seconds_off_is_told(
     monkeypatch: pytest.MonkeyPatch, seconds: int, told: list[str]
 ) -> None:
-    ask = database_checks._ask
+    ask = database_checks._query_value
 
     def ask_another_clock(database: object, question: str) -> object:
         answer = ask(database, question)
         return answer + timedelta(seconds=seconds) if "clock" in question else answer
 
-    monkeypatch.setattr(database_checks, "_ask", ask_another_clock)
+    monkeypatch.setattr(database_checks, "_query_value", ask_another_clock)
     assert ids() == told
 
 

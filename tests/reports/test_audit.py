@@ -362,7 +362,7 @@ def test_a_busy_ledger_shows_no_fault_that_is_none(make_quota: Callable[..., Cha
 def test_what_is_counted_is_what_is_audited(make_quota: Callable[..., ChallengeQuota]) -> None:
     make_quota(allowance=1_000_000)
     with Spenders():
-        with audit.snapshot():
+        with audit.one_snapshot():
             counted = audit.census()
             assert list(audit.faults()) == []
             assert audit.census() == counted

@@ -152,11 +152,11 @@ def test_each_is_counted_once_and_none_who_is_not_exhausted(make_quota: Make) ->
 
 
 def test_a_look_is_bounded_and_says_so(make_quota: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quotas.reports.exhausted.CHUNK", 2)
+    monkeypatch.setattr("quotas.reports.exhausted.ROWS_PER_CHUNK", 2)
     for number in range(5):
         make_quota(f"user_{number}", remaining=0)
     assert len(exhausted(9).user_ids) == 5
-    monkeypatch.setattr("quotas.reports.exhausted.MOST_CHUNKS", 2)
+    monkeypatch.setattr("quotas.reports.exhausted.MAX_CHUNKS", 2)
     assert (len(exhausted(9).user_ids), exhausted(9).is_all) == (4, False)
 
 

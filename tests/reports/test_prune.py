@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.reports import audit
 from quotas.reports import prune as pruning
-from quotas.reports.prune import TooYoung, least_days, prune
+from quotas.reports.prune import TooYoung, min_days, prune
 from quotas.rules import outcomes
 from quotas.store.commit import clock
 from tests.conftest import STAFF, USER
@@ -125,7 +125,7 @@ def test_a_user_loses_only_what_is_his_own(live: Callable[..., None], shift: Shi
 def test_more_users_than_one_query_names_are_pruned(
     live: Callable[..., None], shift: Shift, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning, "USERS", 2)
+    monkeypatch.setattr(pruning, "USERS_PER_QUERY", 2)
     users = [f"user_{n}" for n in range(1, 6)]
     live(2, *users)
     for user_id in users:
@@ -184,7 +184,7 @@ def test_an_interrupted_run_leaves_a_sound_ledger_and_the_next_one_does_the_rest
 )
 def test_a_cut_younger_than_two_periods_is_refused(reset_policy: str, period: timedelta, least: int) -> None:
     Plan(name="p", reset_policy=reset_policy, period_seconds=int(period.total_seconds())).save()
-    assert least_days() == least
+    assert min_days() == least
     with pytest.raises(CommandError, match=f"The least age is {least} days"):
         command("--older-than", str(least - 1))
     assert command("--older-than", str(least)) == "looked at 0 users, removed 0 entries\n"

@@ -54,13 +54,13 @@ def test_a_day_is_what_all_users_spent_in_it(unlimited: None, noon: datetime) ->
     spend(midnight - DAY, 3)
     spend(midnight - timedelta(microseconds=1), 5, "user_2")
     spend(midnight, 7)
-    found = totals.of_everyone().days
+    found = totals.days_of_everyone().days
     assert [day(found, ago) for ago in (0, 1, 2)] == [(7, 0), (8, 0), (0, 0)]
     assert found[-1].date == noon.date()
 
 
 def test_thirty_days_are_told_with_the_empty_ones(noon: datetime) -> None:
-    found = totals.of_everyone()
+    found = totals.days_of_everyone()
     assert [day.date for day in found.days] == [noon.date() - n * DAY for n in reversed(range(30))]
     assert {(day.spent, day.refused) for day in found.days} == {(0, 0)}
 
@@ -73,21 +73,21 @@ def test_a_day_begins_at_midnight_to_the_microsecond(
     spend(midnight - HOUR / 2, 3)
     spend(midnight, 4)
     monkeypatch.setattr(totals, "clock", lambda: midnight + after)
-    found = totals.of_everyone().days
+    found = totals.days_of_everyone().days
     assert (len(found), day(found, 0), day(found, 1)) == (30, (4, 0), (3, 0))
 
 
 def test_what_was_refused_is_counted_and_not_summed(unlimited: None, noon: datetime) -> None:
     for user_id in ("user_1", "user_2"):
         spend(noon - DAY, 9, user_id, kind="refused")
-    assert day(totals.of_everyone().days, 1) == (0, 2)
+    assert day(totals.days_of_everyone().days, 1) == (0, 2)
 
 
 def test_a_refund_leaves_what_was_spent(make_quota: Make) -> None:
     make_quota()
     receipt = ChallengeQuota.objects.consume("user_1", 4)
     ChallengeQuota.objects.refund("user_1", receipt.entry.id, reason="it failed", actor=SERVICE)
-    assert [day.spent for day in totals.of_user("user_1")][-1] == 4
+    assert [day.spent for day in totals.days_of_user("user_1")][-1] == 4
 
 
 def test_a_spend_writes_no_total(make_quota: Make) -> None:
@@ -99,18 +99,18 @@ def test_a_spend_writes_no_total(make_quota: Make) -> None:
 
 def test_hours_that_are_over_are_read_once(unlimited: None, noon: datetime) -> None:
     spend(noon - DAY, 3)
-    assert day(totals.of_everyone().days, 1) == (3, 0)
+    assert day(totals.days_of_everyone().days, 1) == (3, 0)
     assert HourlyTotal.objects.count() == 29 * 24 + 12
     with CaptureQueriesContext(connection) as captured:
-        assert day(totals.of_everyone().days, 1) == (3, 0)
+        assert day(totals.days_of_everyone().days, 1) == (3, 0)
     assert len(captured) == 2  # the hours that are kept, and what came since in the ledger
 
 
 def test_today_is_told_up_to_now(unlimited: None, noon: datetime) -> None:
     spend(noon - 2 * HOUR, 3)
-    assert day(totals.of_everyone().days, 0) == (3, 0)
+    assert day(totals.days_of_everyone().days, 0) == (3, 0)
     spend(noon, 4)
-    assert day(totals.of_everyone().days, 0) == (7, 0)
+    assert day(totals.days_of_everyone().days, 0) == (7, 0)
 
 
 def test_an_hour_is_kept_only_when_it_has_settled(
@@ -118,52 +118,52 @@ def test_an_hour_is_kept_only_when_it_has_settled(
 ) -> None:
     just_over = noon.replace(minute=4)
     monkeypatch.setattr(totals, "clock", lambda: just_over)
-    totals.of_everyone()
+    totals.days_of_everyone()
     spend(noon - timedelta(minutes=20), 6)  # decided before twelve, and stored only now
-    assert day(totals.of_everyone().days, 0) == (6, 0)
+    assert day(totals.days_of_everyone().days, 0) == (6, 0)
     monkeypatch.setattr(totals, "clock", lambda: noon)
-    assert day(totals.of_everyone().days, 0) == (6, 0)
+    assert day(totals.days_of_everyone().days, 0) == (6, 0)
     assert HourlyTotal.objects.get(hour=noon.replace(hour=11, minute=0)).spent == 6
 
 
 def test_what_is_pruned_stays_in_the_totals(unlimited: None, noon: datetime) -> None:
     spend(noon - DAY, 3)
-    totals.of_everyone()
+    totals.days_of_everyone()
     LedgerEntry.objects.all().delete()
-    assert day(totals.of_everyone().days, 1) == (3, 0)
+    assert day(totals.days_of_everyone().days, 1) == (3, 0)
 
 
 def test_one_look_sums_so_much_and_says_how_far_it_is(
     unlimited: None, noon: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(totals, "BUDGET", 0.0)
-    found = totals.of_everyone()
+    found = totals.days_of_everyone()
     assert (found.days, found.asked, found.is_complete) == ([], 30, False)
     monkeypatch.setattr(totals, "BUDGET", 60.0)
-    assert totals.of_everyone().is_complete
+    assert totals.days_of_everyone().is_complete
 
 
 def test_the_newest_days_come_first(unlimited: None, noon: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
     spend(noon - DAY, 3)
-    monkeypatch.setattr(totals, "MOST_HOURS", 1)
+    monkeypatch.setattr(totals, "MAX_HOURS_PER_QUERY", 1)
     ticks = itertools.count()  # one each time somebody looks at the clock: twice for a step
     monkeypatch.setattr(totals.time, "monotonic", lambda: float(next(ticks)))
     monkeypatch.setattr(totals, "BUDGET", 81.0)
-    found = totals.of_everyone()
+    found = totals.days_of_everyone()
     assert HourlyTotal.objects.count() == 40  # twelve of today, yesterday, and four
     assert (len(found.days), day(found.days, 1)) == (2, (3, 0))
-    assert totals.of_everyone().days[-2:] == found.days
+    assert totals.days_of_everyone().days[-2:] == found.days
 
 
 def test_what_lies_between_known_hours_is_summed_without_counting_them_twice(
     unlimited: None, noon: datetime
 ) -> None:
     spend(noon - 2 * DAY, 3)
-    totals.of_everyone()
+    totals.days_of_everyone()
     HourlyTotal.objects.filter(hour__in=[noon.replace(minute=0) - n * HOUR for n in (2, 30, 60)]).delete()
     kept = set(HourlyTotal.objects.values_list("hour", flat=True))
     HourlyTotal.objects.filter(hour__in=kept).update(spent=1)
-    found = totals.of_everyone()
+    found = totals.days_of_everyone()
     assert found.is_complete
     assert day(found.days, 5) == (24, 0)
 
@@ -175,7 +175,7 @@ def test_a_clock_that_is_off_by_some_minutes_loses_no_entry(unlimited: None, noo
         off = int((noon - 3 * HOUR + timedelta(minutes=minutes)).timestamp() * 1000)
         dated = UUID(int=(off << 80) + newest.id.int % (1 << 80))
         LedgerEntry.objects.filter(pk=newest.pk).update(id=dated)
-    assert day(totals.of_everyone().days, 0) == (2, 0)
+    assert day(totals.days_of_everyone().days, 0) == (2, 0)
 
 
 @pytest.mark.postgres
@@ -187,7 +187,7 @@ def test_two_who_look_at_once_count_nothing_twice(make_quota: Make, noon: dateti
 
     def look() -> None:
         start.wait()
-        found.append(day(totals.of_everyone().days, 1))
+        found.append(day(totals.days_of_everyone().days, 1))
         connection.close()
 
     threads = [Thread(target=look) for _ in range(4)]
@@ -203,13 +203,13 @@ def test_a_user_has_days_of_his_own(unlimited: None, noon: datetime) -> None:
     spend(noon - DAY, 3)
     spend(noon - DAY, 5, "user_2")
     spend(noon - 40 * DAY, 7)
-    found = totals.of_user("user_1")
+    found = totals.days_of_user("user_1")
     assert (len(found), day(found, 0), day(found, 1), found[-1].date) == (30, (0, 0), (3, 0), noon.date())
     assert sum(day.spent for day in found) == 3
 
 
 def test_a_user_without_a_quota_has_empty_days() -> None:
-    assert {(day.spent, day.refused) for day in totals.of_user("nobody")} == {(0, 0)}
+    assert {(day.spent, day.refused) for day in totals.days_of_user("nobody")} == {(0, 0)}
 
 
 def test_of_a_users_many_entries_the_newest_are_looked_at_and_only_whole_days_told(
@@ -217,8 +217,8 @@ def test_of_a_users_many_entries_the_newest_are_looked_at_and_only_whole_days_to
 ) -> None:
     for ago in (9, 8, 2, 2, 1):
         spend(noon - ago * DAY)
-    monkeypatch.setattr(totals, "MOST_ENTRIES", 2)  # the older one is of the day before yesterday
-    assert [(day.date, day.spent) for day in totals.of_user("user_1")] == [
+    monkeypatch.setattr(totals, "MAX_ENTRIES_READ", 2)  # the older one is of the day before yesterday
+    assert [(day.date, day.spent) for day in totals.days_of_user("user_1")] == [
         (noon.date() - DAY, 1),
         (noon.date(), 0),
     ]
@@ -236,7 +236,7 @@ def test_who_meets_the_limit_most_often_comes_first(unlimited: None, noon: datet
 def test_of_many_refusals_the_newest_are_looked_at(
     unlimited: None, noon: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(totals, "MOST_REFUSALS", 2)
+    monkeypatch.setattr(totals, "MAX_REFUSALS_READ", 2)
     for user_id, ago in [("user_1", 1), ("user_2", 2), ("user_2", 3)]:
         spend(noon - ago * DAY, 1, user_id, kind="refused")
     assert totals.most_refused() == ([("user_1", 1), ("user_2", 1)], noon - 2 * DAY)
@@ -252,5 +252,5 @@ def test_many_users_are_estimated_and_the_deleted_left_out(
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE challenge_quotas")
     assert totals.estimated_users() is None
-    monkeypatch.setattr(totals, "MOST_COUNTED", 4)
+    monkeypatch.setattr(totals, "MAX_USERS_COUNTED", 4)
     assert str(totals.estimated_users()) == "about 5"

@@ -179,13 +179,13 @@ def test_a_spend_of_unknown_outcome_is_not_made_again_by_the_view(
 
 
 def test_a_fault_of_our_own_is_a_500_that_says_nothing(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "fields", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(views, "quota_headers", lambda *_, **__: 1 / 0)
     answer = lane.get()
     assert (answer.status_code, answer.json()["code"]) == (500, "server_error")
 
 
 def test_a_forged_token_is_refused(lane: Lane) -> None:
-    session_tokens._proofs.clear()
+    session_tokens._verified.clear()
     forged = keys.mint()[:-4] + "AAAA"
     assert lane.get(HTTP_AUTHORIZATION=f"Bearer {forged}").status_code == 401
 
@@ -201,13 +201,13 @@ def test_an_answer_with_a_header_that_may_be_one_users_own_is_not_learned_from(
     settings_for_clerk: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lane = Lane(is_new=True)
-    monkeypatch.setattr(views, "fields", lambda *_, **__: {"Set-Cookie": "his=own"})
+    monkeypatch.setattr(views, "quota_headers", lambda *_, **__: {"Set-Cookie": "his=own"})
     assert lane.get()["Set-Cookie"] == "his=own"
     assert lane.handler.lane.learned == {}
 
 
 def test_strange_origins_do_not_fill_the_memory(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quotasite.serving.fast_path.MOST_LEARNED", 5)
+    monkeypatch.setattr("quotasite.serving.fast_path.MAX_LEARNED", 5)
     for number in range(7):
         assert "access-control-allow-origin" not in lane.get(HTTP_ORIGIN=f"https://{number}.example")
     assert len(lane.handler.lane.learned) <= 5

@@ -181,12 +181,12 @@ def test_a_refused_form_is_told_without_the_page_that_it_came_from(client: Any, 
         (WEBHOOK_SECRET, "[hidden]"),
         ("sk_live_abc", "[hidden]"),
         ("Cookie: sessionid=abc; csrftoken=def", "Cookie: [hidden]"),
-        ("x" * 10_000, "x" * json_logs.LONGEST),
-        ("[" + "a" * 1_000_000 + "@b.example", "[" + "a" * (json_logs.LONGEST - 1)),
+        ("x" * 10_000, "x" * json_logs.MAX_MESSAGE),
+        ("[" + "a" * 1_000_000 + "@b.example", "[" + "a" * (json_logs.MAX_MESSAGE - 1)),
     ],
 )
 def test_what_a_library_quotes_is_hidden(text: str, told: str) -> None:
-    assert json_logs.harmless(text) == told
+    assert json_logs.redact(text) == told
 
 
 def test_no_character_can_end_a_line(lines: Lines) -> None:
@@ -202,7 +202,7 @@ def test_a_thread_that_dies_is_told_of(lines: Lines) -> None:
     def die() -> None:
         raise ValueError("of what")
 
-    hook, threading.excepthook = threading.excepthook, json_logs._tell_of_thread  # pytest has its own
+    hook, threading.excepthook = threading.excepthook, json_logs._log_thread_end  # pytest has its own
     try:
         thread = threading.Thread(target=die)
         thread.start()

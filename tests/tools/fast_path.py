@@ -15,13 +15,21 @@ from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from django.test.client import ClientHandler
 
-from quotas.api.views import RAISED
+from quotas.api.views import FAST_PATH_ERROR
 from quotas.store.commit import Steps
 from quotas.store.errors import Result
 from quotas.store.loop import LoopSession, Pool
 from quotas.store.plan_cache import clear
 from quotas.store.thread import Prepared, in_transaction
-from quotasite.serving.fast_path import HOT, JUDGED, Asked, Detour, FastLane, Headers, Way
+from quotasite.serving.fast_path import (
+    FAST_REQUESTS,
+    HEADER_KEY_FIELDS,
+    FastPath,
+    HeaderKey,
+    Headers,
+    Request,
+    UseFullPath,
+)
 
 # What the lane learns from a first answer to the test client; test_fast_lane.py sees that it is so.
 HEADERS = {
@@ -37,10 +45,11 @@ HEADERS = {
 ALLOW = {"GET": "GET, HEAD, OPTIONS", "POST": "POST, OPTIONS"}
 
 
-def learned() -> dict[Way, Headers]:
+def learned() -> dict[HeaderKey, Headers]:
     """What the lane knows of the test client once it has sent one request of each kind."""
     return {
-        (*hot, "http", *(None for _ in JUDGED)): [*{**HEADERS, "Allow": ALLOW[hot[0]]}.items()] for hot in HOT
+        (*hot, "http", *(None for _ in HEADER_KEY_FIELDS)): [*{**HEADERS, "Allow": ALLOW[hot[0]]}.items()]
+        for hot in FAST_REQUESTS
     }
 
 
@@ -114,26 +123,26 @@ class LaneHandler(ClientHandler):
     def __init__(self, *, is_new: bool = False) -> None:
         super().__init__(enforce_csrf_checks=False)
         self.whole_ways = 0
-        self.lane = FastLane(OwnPool())
+        self.lane = FastPath(OwnPool())
         self.lane.learned = {} if is_new else learned()
 
     def __call__(self, environ: dict[str, Any]) -> HttpResponseBase:
         answer = asyncio.run(self.lane.answer(asked(environ)))
-        if isinstance(answer, Detour):
+        if isinstance(answer, UseFullPath):
             return self.whole_way(environ, answer)
         response = HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
         response.wsgi_request = WSGIRequest(environ)  # type: ignore[attr-defined] # as ClientHandler sets it
         return response
 
-    def whole_way(self, environ: dict[str, Any], detour: Detour) -> HttpResponseBase:
+    def whole_way(self, environ: dict[str, Any], detour: UseFullPath) -> HttpResponseBase:
         self.whole_ways += 1
-        response = super().__call__({**environ, RAISED: detour.error})
+        response = super().__call__({**environ, FAST_PATH_ERROR: detour.error})
         if detour.unknown:
             self.lane.learn(detour.unknown, response.status_code, list(response.items()))
         return response
 
 
-def asked(environ: dict[str, Any]) -> Asked:
+def asked(environ: dict[str, Any]) -> Request:
     """The request as the server tells the lane of it."""
     body = environ["wsgi.input"].read()
     environ["wsgi.input"] = BytesIO(body)
@@ -143,4 +152,4 @@ def asked(environ: dict[str, Any]) -> Asked:
         if name.startswith("HTTP_") or (name in ("CONTENT_TYPE", "CONTENT_LENGTH") and value)
     }
     method, path, query = (environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
-    return Asked(method, path, query, environ["wsgi.url_scheme"], headers, body, perf_counter())
+    return Request(method, path, query, environ["wsgi.url_scheme"], headers, body, perf_counter())

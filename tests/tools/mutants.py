@@ -42,8 +42,8 @@ MUTANTS = [
     Mutant(
         "due by the plan as it is now",
         VERBS,
-        "if not is_due(snapshot.rules, state, snapshot.now):",
-        "if not is_due(snapshot.plan, state, snapshot.now):",
+        "if not is_due(snapshot.plan_in_force, state, snapshot.now):",
+        "if not is_due(snapshot.current_plan, state, snapshot.now):",
         (
             "rules/test_periods.py::test_a_period_ends_by_the_rules_it_began_under",
             "rules/test_plans.py::test_an_edited_plan_takes_effect_at_the_users_next_reset",
@@ -297,7 +297,7 @@ MUTANTS = [
     Mutant(
         "a key is not looked up",
         COMMIT,
-        "*([look.key] if keyed else [])",
+        "*([key] if keyed else [])",
         "*([None] if keyed else [])",
         (
             "rules/test_refunds.py::test_a_key_gives_back_once",
@@ -315,7 +315,7 @@ MUTANTS = [
     Mutant(
         "rules are remembered under any version",
         COMMIT,
-        "_known_plans.get((state.plan, state.plan_version)) if state else plan",
+        "plan_cache.get(state.plan, state.plan_version) if state else plan",
         "plan",
         ("store/test_loop.py::test_a_period_goes_on_by_the_version_it_began_under",),
         postgres=True,
@@ -323,8 +323,8 @@ MUTANTS = [
     Mutant(
         "a connection that died in the event loop is no reason to look again",
         LOOP,
-        "is_cut_off=self.raw.closed",
-        "is_cut_off=False",
+        "is_lost=self.raw.closed",
+        "is_lost=False",
         (
             "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
             "[kept statements-fast lane-no key]",
@@ -334,7 +334,7 @@ MUTANTS = [
     Mutant(
         "a connection is lent on with somebody else's answer on its way",
         LOOP,
-        "if session.awaited:",
+        "if session.pending:",
         "if False:",
         ("store/test_loop.py::test_who_gives_up_leaves_no_answer_to_the_next",),
         postgres=True,
@@ -386,7 +386,7 @@ MUTANTS = [
     Mutant(
         "staff give the choice back without the row's lock",
         COMMIT,
-        'locked = look.also == "clerk" or attempt >=',
+        'locked = query.include == "clerk" or attempt >=',
         "locked = attempt >=",
         (
             "webhooks/test_clerk_plans.py::test_a_word_that_comes_while_staff_give_the_choice_back_is_waited_for",

@@ -15,8 +15,8 @@ from pytest_django import Settings
 
 from tests.tools.clerk_api import ClerkAPI, make_user, make_users
 from webhooks.clerk.backend_api import ClerkError, count_users, walk_users
-from webhooks.clerk.deliveries import DeliveryRefused, secret_fault, verify
-from webhooks.clerk.payloads import ClerkUser, NotConfigured, OddUser, read_user
+from webhooks.clerk.deliveries import DeliveryRefused, secret_fault, verify_delivery
+from webhooks.clerk.payloads import ClerkUser, NotConfigured, UnusablePayload, read_user
 
 pytestmark = pytest.mark.once
 
@@ -105,7 +105,7 @@ ATTACKS: dict[str, tuple[Callable[[], Sent], str]] = {
 def test_a_delivery_that_is_not_clerks_is_refused_with_the_reason(attack: str) -> None:
     send, reason = ATTACKS[attack]
     with pytest.raises(DeliveryRefused) as refused:
-        verify(*send())
+        verify_delivery(*send())
     assert reason in refused.value.detail
 
 
@@ -114,42 +114,42 @@ def test_a_refusal_costs_little_however_much_is_sent() -> None:
     started = time.process_time()
     for attack in ("20,000 signatures", "deep nesting", "endless id"):
         with pytest.raises(DeliveryRefused):
-            verify(*ATTACKS[attack][0]())
+            verify_delivery(*ATTACKS[attack][0]())
     assert time.process_time() - started < 1
 
 
 @pytest.mark.usefixtures("_secrets")
 @pytest.mark.parametrize("secret", [SECRET, SECOND])
 def test_a_delivery_signed_with_either_secret_is_verified(secret: str) -> None:
-    assert verify(*signed(secret=secret)).id == ID
+    assert verify_delivery(*signed(secret=secret)).id == ID
 
 
 @pytest.mark.usefixtures("_secrets")
 @pytest.mark.parametrize("at", [NOW - 300, NOW + 300])
 def test_five_minutes_either_way_are_tolerated(at: int) -> None:
-    assert verify(*signed(at=at)).type == "user.created"
+    assert verify_delivery(*signed(at=at)).type == "user.created"
 
 
 @pytest.mark.usefixtures("_secrets")
 def test_header_names_are_read_in_any_case_and_other_versions_are_skipped() -> None:
     body, headers = signed()
     headers["svix-signature"] = f"v1a,AAAA {headers['svix-signature']} v2,BBBB"
-    assert verify(body, {name.title(): value for name, value in headers.items()}).id == ID
+    assert verify_delivery(body, {name.title(): value for name, value in headers.items()}).id == ID
 
 
 def test_without_a_usable_secret_nothing_is_believed(settings: Settings) -> None:
     for secrets in ([], ["abc"], ["whsec_"], ["sk_test_aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]):
         settings.CLERK_WEBHOOK_SIGNING_SECRET = secrets
         with pytest.raises(NotConfigured, match="CLERK_WEBHOOK_SIGNING_SECRET"):
-            verify(*signed())
+            verify_delivery(*signed())
 
 
 @pytest.mark.usefixtures("_secrets")
 def test_a_malformed_secret_is_passed_over(settings: Settings) -> None:
     settings.CLERK_WEBHOOK_SIGNING_SECRET = ["whsec_", SECRET]
-    assert verify(*signed()).id == ID
+    assert verify_delivery(*signed()).id == ID
     with pytest.raises(DeliveryRefused):
-        verify(*signed(secret="whsec_"))
+        verify_delivery(*signed(secret="whsec_"))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ EVENTS: dict[str, dict[str, object]] = {
 def test_each_event_is_read_with_its_time_in_seconds_or_milliseconds(event_type: str, timestamp: int) -> None:
     data = EVENTS[event_type]
     envelope = {"object": "event", "type": event_type, "timestamp": timestamp, "data": data}
-    delivery = verify(*signed(json.dumps(envelope).encode()))
+    delivery = verify_delivery(*signed(json.dumps(envelope).encode()))
     assert (delivery.type, delivery.data) == (event_type, data)
     assert delivery.occurred_at == datetime(2024, 5, 28, 8, tzinfo=UTC)
 
@@ -204,13 +204,13 @@ def test_each_event_is_read_with_its_time_in_seconds_or_milliseconds(event_type:
 @pytest.mark.usefixtures("_secrets")
 @pytest.mark.parametrize("timestamp", [None, True, "1716883200", 0, -1, 10**12 * 9, 10**400, [], 1.5])
 def test_an_absurd_time_is_read_as_none(timestamp: object) -> None:
-    assert verify(*signed(json.dumps({"timestamp": timestamp}).encode())).occurred_at is None
+    assert verify_delivery(*signed(json.dumps({"timestamp": timestamp}).encode())).occurred_at is None
 
 
 @pytest.mark.usefixtures("_secrets")
 @pytest.mark.parametrize("event_type", [None, 1, "", "a\nb", "a\0", "\ud800", "t" * 129])
 def test_an_absurd_type_is_unknown_and_absent_data_is_empty(event_type: object) -> None:
-    delivery = verify(*signed(json.dumps({"type": event_type, "data": None}).encode()))
+    delivery = verify_delivery(*signed(json.dumps({"type": event_type, "data": None}).encode()))
     assert (delivery.type, delivery.data) == ("unknown", {})
 
 
@@ -259,13 +259,13 @@ def test_an_absurd_updated_at_is_read_as_none(updated_at: object) -> None:
     ],
 )
 def test_an_odd_id_is_told(user_id: object, reason: str) -> None:
-    with pytest.raises(OddUser, match=reason):
+    with pytest.raises(UnusablePayload, match=reason):
         read_user({"id": user_id})
 
 
 @pytest.mark.parametrize("email", ["a\0@example.com", "\ud83d@example.com", "e" * 321])
 def test_an_email_that_cannot_be_stored_is_odd(email: str) -> None:
-    with pytest.raises(OddUser, match="the e-mail"):
+    with pytest.raises(UnusablePayload, match="the e-mail"):
         read_user(make_user(1, email_addresses=[{"id": "idn_1", "email_address": email}]))
 
 

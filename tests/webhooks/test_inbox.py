@@ -203,7 +203,7 @@ def test_why_an_event_was_ignored_outlives_a_second_try(deliver, again, settings
 
 
 def test_too_many_at_once_are_refused_before_the_first(deliver, again, monkeypatch):
-    monkeypatch.setattr("webhooks.admin.MOST_AT_ONCE", 1)
+    monkeypatch.setattr("webhooks.admin.MAX_EVENTS_PER_ACTION", 1)
     for svix_id in ("msg_1", "msg_2"):
         deliver(*item("active", plan="gold"), svix_id=svix_id)
     Plan.objects.create(name="gold", allowance=7)
@@ -270,7 +270,7 @@ def test_old_deliveries_are_removed_and_young_ones_stay(deliver):
 
 
 def test_many_go_batch_by_batch(deliver, monkeypatch):
-    monkeypatch.setattr("webhooks.management.commands.prune_inbox.BATCH", 2)
+    monkeypatch.setattr("webhooks.management.commands.prune_inbox.ROWS_PER_DELETE", 2)
     for n in range(5):
         deliver("session.created", {}, svix_id=f"msg_{n}")
         age(f"msg_{n}", 40)

@@ -15,7 +15,7 @@ from pytest_django import Settings
 from quotas.models import ChallengeQuota
 from tests.conftest import sign
 from tests.tools.javascript import CLERK, HERE, SVIX, ask, install, run
-from webhooks.clerk.deliveries import DeliveryRefused, verify
+from webhooks.clerk.deliveries import DeliveryRefused, verify_delivery
 from webhooks.models import WebhookEvent
 
 RECORDED = json.loads((HERE / "js_delivery.json").read_text("utf-8"))
@@ -97,7 +97,7 @@ def test_clerks_own_javascript_believes_what_we_believe_and_nothing_else(
 
 def is_believed(body: bytes, headers: dict[str, str]) -> bool:
     try:
-        return bool(verify(body, headers))
+        return bool(verify_delivery(body, headers))
     except DeliveryRefused:
         return False
 
@@ -114,7 +114,7 @@ def test_a_recorded_delivery_of_javascript_opens_a_quota_over_http_at_its_time(s
 def test_a_recorded_delivery_of_javascript_is_verified_at_its_time(settings: Settings) -> None:
     settings.CLERK_WEBHOOK_SIGNING_SECRET = [RECORDED["secret"]]
     with at_its_time():
-        delivery = verify(RECORDED["body"].encode(), RECORDED["headers"])
+        delivery = verify_delivery(RECORDED["body"].encode(), RECORDED["headers"])
     assert (delivery.type, delivery.data["first_name"]) == ("user.updated", "Zoë 🎉 é")
 
 
@@ -122,7 +122,7 @@ def test_what_is_signed_is_the_bytes_and_not_their_meaning(settings: Settings) -
     settings.CLERK_WEBHOOK_SIGNING_SECRET = [RECORDED["secret"]]
     again = json.dumps(json.loads(RECORDED["body"])).encode()
     with at_its_time(), pytest.raises(DeliveryRefused, match="does not match"):
-        verify(again, RECORDED["headers"])
+        verify_delivery(again, RECORDED["headers"])
 
 
 def at_its_time() -> time_machine.travel:

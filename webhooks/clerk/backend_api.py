@@ -17,8 +17,8 @@ ASKED_LIMIT = 100  # users by id in one request; Clerk's own limit too
 TIMEOUT = httpx.Timeout(30, connect=5)  # seconds
 THROTTLED_TRIES = 10  # answers of 429 in a row
 FAILED_TRIES = 5  # answers of 5xx and lost connections in a row
-LONGEST_WAIT = 60  # seconds
-SECRET_KEY = re.compile(r"sk_(test|live)_[!-~]+")
+MAX_WAIT = 60  # seconds
+SECRET_KEY_FORM = re.compile(r"sk_(test|live)_[!-~]+")
 
 Params = Mapping[str, str | Sequence[str]]  # a list is sent as a parameter that is repeated
 
@@ -109,7 +109,7 @@ def last_id(page: list[dict[str, object]]) -> str:
 
 def _connect() -> httpx.Client:
     # Checked here because httpx shows a key with a line break in it, whole, in its own error.
-    if not SECRET_KEY.fullmatch(settings.CLERK_SECRET_KEY):
+    if not SECRET_KEY_FORM.fullmatch(settings.CLERK_SECRET_KEY):
         raise NotConfigured(
             "CLERK_SECRET_KEY is needed to ask Clerk for its users: set it to the key (sk_test_… or "
             "sk_live_…) that Clerk's dashboard shows under API keys."
@@ -139,7 +139,7 @@ def _get(client: httpx.Client, path: str, params: Params, on_wait: Callable[[flo
     throttled = failed = 0
     while True:
         try:
-            return _ask(client, path, params)
+            return _send(client, path, params)
         except ClerkError as error:
             if error.status == 429:
                 throttled, pause = throttled + 1, error.retry_after
@@ -152,7 +152,7 @@ def _get(client: httpx.Client, path: str, params: Params, on_wait: Callable[[flo
         on_wait(pause)
 
 
-def _ask(client: httpx.Client, path: str, params: Params) -> object:
+def _send(client: httpx.Client, path: str, params: Params) -> object:
     try:
         response = client.get(path, params=params)
     except httpx.RequestError as error:
@@ -193,7 +193,7 @@ def _retry_after(response: httpx.Response) -> float:
     seconds = response.headers.get("Retry-After", "")
     if not re.fullmatch("[0-9]{1,9}", seconds):
         return 10.0
-    return float(min(max(int(seconds), 1), LONGEST_WAIT))
+    return float(min(max(int(seconds), 1), MAX_WAIT))
 
 
 def _plain(text: object) -> str:

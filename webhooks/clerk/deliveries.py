@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 
-from webhooks.clerk.payloads import DELIVERY_ID, NotConfigured, _instant
+from webhooks.clerk.payloads import DELIVERY_ID, NotConfigured, instant_from
 
 SIGNED_HEADERS = ("svix-id", "svix-timestamp", "svix-signature")
 HEADERS_LIMIT = 8_192  # characters; a signature takes 47, and every one of them is compared
@@ -33,7 +33,7 @@ class Delivery:
     data: dict[str, object]
 
 
-def verify(body: bytes, headers: Mapping[str, str]) -> Delivery:
+def verify_delivery(body: bytes, headers: Mapping[str, str]) -> Delivery:
     """Return the delivery, if one of the configured secrets signed exactly these bytes just now.
 
     Raises DeliveryRefused, or NotConfigured if there is no secret to verify with.
@@ -105,7 +105,7 @@ def _read_delivery(delivery_id: str, body: bytes) -> Delivery:
         instance_id=instance_id if isinstance(instance_id, str) else "",
         type=_event_type(envelope.get("type")),
         # Milliseconds in Clerk's documentation, seconds in its own examples.
-        occurred_at=_instant(timestamp) or _instant(timestamp, timedelta(seconds=1)),
+        occurred_at=instant_from(timestamp) or instant_from(timestamp, timedelta(seconds=1)),
         data=data if isinstance(data, dict) else {},
     )
 

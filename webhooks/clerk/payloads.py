@@ -26,7 +26,7 @@ class NotConfigured(Exception):
     """A setting that is needed is missing or malformed; the text names it and its form."""
 
 
-class OddUser(ValueError):
+class UnusablePayload(ValueError):
     """A user that cannot be given a quota; the text is the reason, without the value."""
 
 
@@ -55,10 +55,12 @@ def read_user(data: Mapping[str, object]) -> ClerkUser:
     """
     user_id = data.get("id")
     if not isinstance(user_id, str) or not user_id:
-        raise OddUser("the id is missing")
+        raise UnusablePayload("the id is missing")
     if not USER_ID.fullmatch(user_id):
-        raise OddUser("the id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
-    return ClerkUser(user_id, _primary_email(data), _instant(data.get("updated_at")), _plan_in_metadata(data))
+        raise UnusablePayload("the id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
+    return ClerkUser(
+        user_id, _primary_email(data), instant_from(data.get("updated_at")), _plan_in_metadata(data)
+    )
 
 
 def read_item(data: Mapping[str, object]) -> ClerkItem:
@@ -68,20 +70,20 @@ def read_item(data: Mapping[str, object]) -> ClerkItem:
     """
     item_id, payer, plan = data.get("id"), data.get("payer"), data.get("plan")
     if not isinstance(item_id, str) or not DELIVERY_ID.fullmatch(item_id):
-        raise OddUser("the item's id is missing, or not 1 to 128 letters, digits, dots, _ or -")
+        raise UnusablePayload("the item's id is missing, or not 1 to 128 letters, digits, dots, _ or -")
     payer = payer if isinstance(payer, dict) else {}
     user_id = payer.get("user_id") or ""  # Clerk writes "" where an organization pays
     if not user_id and not payer.get("organization_id"):
-        raise OddUser("nobody pays for the item")
+        raise UnusablePayload("nobody pays for the item")
     if user_id and not (isinstance(user_id, str) and USER_ID.fullmatch(user_id)):
-        raise OddUser("the payer's id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
-    slug = _slug(plan.get("slug")) if isinstance(plan, dict) else ""
-    return ClerkItem(item_id, str(user_id), slug, _instant(data.get("updated_at")))
+        raise UnusablePayload("the payer's id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
+    slug = _slug_from(plan.get("slug")) if isinstance(plan, dict) else ""
+    return ClerkItem(item_id, str(user_id), slug, instant_from(data.get("updated_at")))
 
 
 def signed_up_at(data: Mapping[str, object]) -> datetime | None:
     """Read when a user of the Backend API was made, which is also his place in the walk."""
-    return _instant(data.get("created_at"))
+    return instant_from(data.get("created_at"))
 
 
 def _primary_email(data: Mapping[str, object]) -> str:
@@ -99,23 +101,23 @@ def _plan_in_metadata(data: Mapping[str, object]) -> str | None:
     key, metadata = settings.CLERK_PLAN_METADATA_KEY, data.get("public_metadata")
     if not key:
         return None
-    return _slug(metadata.get(key)) if isinstance(metadata, dict) else ""
+    return _slug_from(metadata.get(key)) if isinstance(metadata, dict) else ""
 
 
-def _slug(value: object) -> str:
+def _slug_from(value: object) -> str:
     """Return the slug of a plan, which need not be known here; "" for what can be none."""
     return value if isinstance(value, str) and SLUG.fullmatch(value) else ""
 
 
 def _storable(email: str) -> str:
     if len(email) > EMAIL_LIMIT:
-        raise OddUser(f"the e-mail is longer than {EMAIL_LIMIT} characters")
+        raise UnusablePayload(f"the e-mail is longer than {EMAIL_LIMIT} characters")
     if re.search("[\0\ud800-\udfff]", email):
-        raise OddUser("the e-mail holds U+0000 or half of a surrogate pair")
+        raise UnusablePayload("the e-mail holds U+0000 or half of a surrogate pair")
     return email
 
 
-def _instant(value: object, unit: timedelta = MILLISECOND) -> datetime | None:
+def instant_from(value: object, unit: timedelta = MILLISECOND) -> datetime | None:
     """Read a whole count of `unit` since 1970; None unless it falls in this century."""
     if not isinstance(value, int):
         return None

@@ -25,7 +25,7 @@ class Command(BaseCommand):
     def handle(self, *, user: str | None, as_json: bool, **options: Any) -> None:
         begun = time.monotonic()
         count = 0
-        with explain_database_errors(), audit.snapshot():
+        with explain_database_errors(), audit.one_snapshot():
             users, entries = audit.census(user)
             for fault in audit.faults(user):
                 count += 1

@@ -9,9 +9,9 @@ from tqdm import tqdm
 from quotas.management.arguments import positive
 from quotas.management.failures import explain_database_errors, explain_interrupt
 from quotas.models import ChallengeQuota
-from quotas.reports.prune import Step, TooYoung, prune
+from quotas.reports.prune import PruneProgress, TooYoung, prune
 
-BATCH = 5_000  # entries a transaction
+ENTRIES_PER_TRANSACTION = 5_000  # entries a transaction
 
 
 class Command(BaseCommand):
@@ -24,7 +24,11 @@ class Command(BaseCommand):
         parser.add_argument("--older-than", type=positive, metavar="DAYS", required=True)
         parser.add_argument("--dry-run", action="store_true", help="tell what would go, and remove nothing")
         parser.add_argument(
-            "--batch", type=positive, metavar="N", default=BATCH, help="entries a transaction (%(default)s)"
+            "--batch",
+            type=positive,
+            metavar="N",
+            default=ENTRIES_PER_TRANSACTION,
+            help="entries a transaction (%(default)s)",
         )
 
     def handle(self, *, older_than: int, dry_run: bool, batch: int, **options: Any) -> None:
@@ -39,7 +43,7 @@ class Command(BaseCommand):
     def stays(self, *, dry_run: bool) -> str:
         return f": {self.summary(dry_run=dry_run)}. Run it again for the rest."
 
-    def follow(self, steps: Iterator[Step]) -> None:
+    def follow(self, steps: Iterator[PruneProgress]) -> None:
         with tqdm(unit=" users", disable=None) as bar:  # None: shown on a terminal only
             if not bar.disable:
                 bar.total = ChallengeQuota.objects.count()

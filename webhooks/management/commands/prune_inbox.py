@@ -9,8 +9,8 @@ from quotas.management.arguments import positive
 from quotas.management.failures import explain_database_errors
 from webhooks.models import WebhookEvent
 
-LEAST_AGE = 7  # days; Clerk sends an event again for little more than one
-BATCH = 5_000  # rows a statement
+MIN_AGE_DAYS = 7  # days; Clerk sends an event again for little more than one
+ROWS_PER_DELETE = 5_000  # rows a statement
 
 
 class Command(BaseCommand):
@@ -24,8 +24,8 @@ class Command(BaseCommand):
         parser.add_argument("--dry-run", action="store_true", help="tell what would go, and remove nothing")
 
     def handle(self, *, older_than: int, dry_run: bool, **options: Any) -> None:
-        if older_than < LEAST_AGE:
-            raise CommandError(f"The least age is {LEAST_AGE} days.")
+        if older_than < MIN_AGE_DAYS:
+            raise CommandError(f"The least age is {MIN_AGE_DAYS} days.")
         removed = 0
         try:
             cut = datetime.now(UTC) - timedelta(days=older_than)
@@ -37,7 +37,7 @@ class Command(BaseCommand):
                 if dry_run:
                     removed = old.count()
                 while not dry_run and (
-                    batch := list(old.order_by("handled_at").values_list("pk", flat=True)[:BATCH])
+                    batch := list(old.order_by("handled_at").values_list("pk", flat=True)[:ROWS_PER_DELETE])
                 ):
                     removed += WebhookEvent.objects.filter(pk__in=batch).delete()[0]
         finally:

@@ -1,4 +1,4 @@
-"""The tables: plans, quotas and their ledger, and what stands beside them."""
+"""The tables: plans, quotas, their ledger, Clerk's plan assignments, hourly totals and service keys."""
 
 import hashlib
 import secrets
@@ -19,18 +19,18 @@ from quotas.rules.values import MAX_UNITS, EntryKind, Quota, Snapshot
 from quotas.store.manager import QuotaManager
 
 UNITS = (MinValueValidator(0), MaxValueValidator(MAX_UNITS))
-DAY_SECONDS = 86_400  # seconds
+DAY_SECONDS = 86_400
 
 
 def validate_timezone(name: str) -> None:
     try:
         ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # an unknown name is a KeyError, a path outside the others
+    except (KeyError, ValueError, OSError):  # KeyError for an unknown name, the others for a path
         raise ValidationError("Name a time zone such as Europe/Berlin or UTC.") from None
 
 
 def validate_actions(actions: object) -> None:
-    """Demand {"name": cost}: names of 1 to 64 characters, costs from 1 to MAX_UNITS."""
+    """Require {"name": cost}: names of 1 to 64 characters, costs from 1 to MAX_UNITS."""
     if not isinstance(actions, dict) or not all(
         values.ACTION_NAME.fullmatch(name) and type(cost) is int and 1 <= cost <= MAX_UNITS
         for name, cost in actions.items()
@@ -39,7 +39,7 @@ def validate_actions(actions: object) -> None:
 
 
 class PlanRules(models.Model):
-    """What a plan says, in one of its versions."""
+    """The rules of a plan in one version."""
 
     class ResetPolicy(models.TextChoices):
         ROLLING = "rolling", "rolling: a period after the last reset"
@@ -89,7 +89,7 @@ class PlanRules(models.Model):
 
 
 class Plan(PlanRules):
-    """How much a user gets, and when it comes back, as of now."""
+    """A plan in its newest version: how many units a user gets, and when the quota resets."""
 
     name = models.CharField(
         max_length=40,
@@ -121,16 +121,16 @@ class Plan(PlanRules):
         return self.name
 
     def save(self, **options: Any) -> None:
-        """Save, and append a version if the rules are new; running periods go on by the old one."""
+        """Save, and add a version if a rule has changed; running periods continue under the old one."""
         rules = {rule: getattr(self, rule) for rule in self.RULES}
         with transaction.atomic():
-            # One edit at a time. A lock on the last version would not show us the one that we waited for.
+            # One edit at a time. Lock the plan, not its last version: after a wait there may be a later one.
             Plan.objects.select_for_update(no_key=True).filter(pk=self.name).first()
             last = PlanVersion.objects.filter(plan_id=self.name).order_by("version").last()
             is_new = last is None or any(rules[rule] != getattr(last, rule) for rule in rules)
             self.version = (last.version if last else 0) + is_new
-            if (some := options.get("update_fields")) is not None:
-                options["update_fields"] = {*some, *self.RULES, "version"}
+            if (names := options.get("update_fields")) is not None:
+                options["update_fields"] = {*names, *self.RULES, "version"}
             super().save(**options)
             if is_new:
                 PlanVersion.objects.create(
@@ -143,11 +143,11 @@ class Plan(PlanRules):
 
 
 class PlanVersion(PlanRules):
-    """A plan as it was from `valid_from` on; versions are only ever added."""
+    """The rules of a plan from `valid_from` on. A version is never changed."""
 
     id = models.UUIDField(primary_key=True)
     plan = models.ForeignKey(Plan, on_delete=models.PROTECT, related_name="versions", db_index=False)
-    valid_from = models.DateTimeField()  # by the database's clock, as the entries
+    valid_from = models.DateTimeField()  # by the database's clock, as in the ledger
 
     class Meta:
         db_table = "plan_versions"
@@ -162,7 +162,7 @@ class PlanVersion(PlanRules):
 
 
 class ChallengeQuota(models.Model):
-    """One user's quota. It is changed by the manager's verbs alone, and never deleted."""
+    """One user's quota. Only the manager's verbs change it; it is never deleted."""
 
     user_id = models.CharField(max_length=128, primary_key=True)
     email = models.CharField(max_length=320, blank=True, default="")
@@ -187,7 +187,7 @@ class ChallengeQuota(models.Model):
         ordering = ["user_id"]
         verbose_name = "quota"
         permissions = [("change_plan_of_quota", "Can change the plan of a quota")]
-        indexes = [  # none on a column that a spend changes: it would end PostgreSQL's HOT updates
+        indexes = [  # none on a column that a spend changes: it would prevent HOT updates
             models.Index(fields=["plan"], name="quotas_plan"),
             models.Index(fields=["email"], name="quotas_email", opclasses=["varchar_pattern_ops"]),
             models.Index(fields=["user_id"], name="quotas_deleted", condition=Q(deleted_at__isnull=False)),
@@ -210,7 +210,7 @@ class ChallengeQuota(models.Model):
         return self.user_id
 
     def save(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError("A quota is changed by a verb of its manager, so that the ledger knows of it.")
+        raise TypeError("Change a quota with a verb of its manager: the ledger must record it.")
 
     def delete(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError("A quota is never deleted: its manager's delete() leaves a tombstone.")
@@ -234,28 +234,28 @@ class ChallengeQuota(models.Model):
         )
 
     def snapshot(self, now: datetime) -> Snapshot:
-        """What the store would read of this row at `now`, to decide by without storing."""
+        """Return the snapshot that the store would read at `now`, for an outcome that is not stored."""
         plan = self.plan.value
         in_force = plan
         if self.plan_version != plan.version:
-            # Of all, not by a query of its own: a list of quotas has them prefetched.
+            # No query for one version: a list of quotas has prefetched all.
             in_force = next(
                 version.value for version in self.plan.versions.all() if version.version == self.plan_version
             )
         return Snapshot(self.user_id, now, plan, in_force, self.state, None, None, values.NO_IDS)
 
     def effective(self, now: datetime) -> Quota:
-        """The quota as a request at `now` would find it, a reset that is due included."""
+        """Return the quota that a request at `now` would find, after a reset if it is due."""
         return verbs.effective(self.snapshot(now))
 
 
 class LedgerEntry(models.Model):
-    """One act on a quota, and the state that it left. Entries are only ever added."""
+    """One event of a quota, and the state after it. Never changed; `prune_ledger` removes old entries."""
 
     KINDS: ClassVar = [(kind.value, kind.value) for kind in EntryKind]
 
     id = models.UUIDField(primary_key=True)
-    # No constraint: it would cost each spend a look-up, and a quota's row never goes away.
+    # No foreign-key constraint: it would cost each spend a look-up, and a quota's row is never deleted.
     user = models.ForeignKey(
         ChallengeQuota,
         on_delete=models.DO_NOTHING,
@@ -290,7 +290,7 @@ class LedgerEntry(models.Model):
 
     class Meta:
         db_table = "ledger_entries"
-        ordering = ["-id"]  # ids are time-ordered: the newest first, over the primary key
+        ordering = ["-id"]  # ids are time-ordered: the newest first, by the primary key
         verbose_name_plural = "ledger entries"
         indexes = [
             models.Index(
@@ -306,7 +306,7 @@ class LedgerEntry(models.Model):
             models.Index(
                 fields=["created_at", "user"], name="ledger_refusals", condition=Q(kind=EntryKind.REFUSED)
             ),
-            # Spends are found without, being many, and are spared it.
+            # Not for spends: so frequent that a scan by id finds them, and each would have to update it.
             models.Index(fields=["kind", "id"], name="ledger_kinds", condition=~Q(kind=EntryKind.CONSUMED)),
         ]
         constraints = [
@@ -329,11 +329,10 @@ class LedgerEntry(models.Model):
 
 
 class PlanAssignment(models.Model):
-    """Clerk's latest word on which plan a user has: one for each item that he was billed for, one for
-    his metadata. Staff's own choice is on the quota's row.
+    """Clerk's latest plan assignment to a user: one for each billed item, and one for the user's metadata.
 
-    Each item has a word of its own, because items end and begin in no order: only so does every order
-    of Clerk's events lead to one plan.
+    Items begin and end independently, and their events may arrive in any order. With one row for each item,
+    every order leads to the same plan. A plan that staff chose is in the quota's row instead.
     """
 
     class Source(models.TextChoices):
@@ -343,9 +342,9 @@ class PlanAssignment(models.Model):
     id = models.UUIDField(primary_key=True)
     user_id = models.CharField(max_length=128)
     source = models.CharField(max_length=8, choices=Source)
-    external_id = models.CharField(max_length=128, blank=True)  # the item's; "" for metadata
-    plan = models.CharField(max_length=128, blank=True)  # its slug, which may be unknown here; "" is none
-    updated_at = models.DateTimeField()  # Clerk's
+    external_id = models.CharField(max_length=128, blank=True)  # of the billed item; "" for metadata
+    plan = models.CharField(max_length=128, blank=True)  # a slug that may be unknown here; "" is none
+    updated_at = models.DateTimeField()  # by Clerk's clock
 
     class Meta:
         db_table = "plan_assignments"
@@ -360,9 +359,9 @@ class PlanAssignment(models.Model):
 
 
 class HourlyTotal(models.Model):
-    """What one hour came to, for all users together. No spend writes here: see quotas/totals.py."""
+    """The totals of one hour over all users. Spends do not write here: see quotas/reports/totals.py."""
 
-    hour = models.DateTimeField(primary_key=True)  # its beginning, by the clock of the entries
+    hour = models.DateTimeField(primary_key=True)  # its beginning, by the database's clock
     spent = models.BigIntegerField()
     refused = models.BigIntegerField()
 
@@ -374,7 +373,7 @@ class HourlyTotal(models.Model):
 
 
 class ServiceKey(models.Model):
-    """What one of the product's own servers signs in with. The key itself is shown once, and not kept."""
+    """The key by which one of the product's own servers signs in. Its text is shown once and not stored."""
 
     SCOPES: ClassVar = ("read", "consume", "refund", "adjust", "admin")
 
@@ -399,7 +398,7 @@ class ServiceKey(models.Model):
     def make(
         cls, name: str, scopes: Iterable[str], expires_at: datetime | None = None
     ) -> tuple["ServiceKey", str]:
-        """Store a new key and return it with its text, which can never be shown again."""
+        """Store a new key; return it with its text, which is not stored."""
         prefix = secrets.token_hex(4)
         text = f"qs_{prefix}_{secrets.token_urlsafe(32)}"
         digest = cls.digest_of(text)

@@ -1,4 +1,4 @@
-"""What the tests of the HTTP contract share: a signed-in client, quotas to spend, time, deliveries."""
+"""Fixtures of the HTTP contract's tests: a signed-in client, quotas to spend, time, webhook deliveries."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ from quotas.rules.values import Actor, Snapshot
 from quotas.store import commit, plan_cache
 from quotasite.demo.tour import shift
 from tests.tools import keys
-from tests.tools.fast_path import LaneHandler, outside
+from tests.tools.fast_path import FastPathHandler, outside
 
 USER = "user_1"
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"the first secret of the webhook.").decode()
@@ -31,13 +31,13 @@ STAFF = Actor("staff", "a test")
 
 @pytest.fixture(autouse=True)
 def _plans_are_forgotten() -> None:
-    """Each test begins with plans of its own, whose versions have been counted before."""
+    """Empty the plan cache: another test's plan may have the same name and version."""
     plan_cache.clear()
 
 
 @dataclass(frozen=True)
 class Api:
-    """The API as one signed-in user calls it. A fault of the server comes back as a 500, not raised."""
+    """The API as one signed-in user calls it. An exception in the server is a 500 here, and not raised."""
 
     user_id: str = USER
     claims: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Api:
         return Api(user_id, claims, self.client)
 
     def send(self, method: str, path: str, raw: bytes | str = b"", **headers: str) -> HttpResponse:
-        """Send `raw` as JSON, but for what the headers say: Content_Type stands for Content-Type."""
+        """Send `raw`, as JSON unless the headers differ. Content_Type stands for the header Content-Type."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         token = keys.mint(**{"sub": self.user_id, **self.claims})
         usual = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -87,15 +87,15 @@ def settings_for_clerk(settings: Settings) -> Settings:
 def api(settings_for_clerk: Settings, request: pytest.FixtureRequest) -> Api:
     """The API by one of its two paths: each test of the contract runs on both (tests/tools/fast_path.py)."""
     api = Api()
-    if getattr(request, "param", "") == "fast lane":
-        api.client.handler = LaneHandler()
+    if getattr(request, "param", "") == "fast path":
+        api.client.handler = FastPathHandler()
     return api
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Both ways on PostgreSQL; the portable half is content with one."""
+    """Run each test of `api` on both paths on PostgreSQL; SQLite has no fast path."""
     if "api" in metafunc.fixturenames and not os.environ["DATABASE_URL"].startswith("sqlite"):
-        metafunc.parametrize("api", ["whole way", "fast lane"], indirect=True)
+        metafunc.parametrize("api", ["full path", "fast path"], indirect=True)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def make_quota(db: None) -> Callable[..., ChallengeQuota]:
 
 @pytest.fixture(name="shift")
 def _shift() -> Callable[[str, timedelta], None]:
-    """Move a user's rows back in time, so that to the product it is as if he had waited."""
+    """Move a user's rows back in time, as if that much time had passed."""
     return shift
 
 
@@ -133,8 +133,8 @@ def step_in(monkeypatch: pytest.MonkeyPatch) -> StepIn:
     def arrange(act: Callable[[], object]) -> None:
         read, acts = commit._read_snapshot, [act]
 
-        def read_and_let_act(user_id: str, look: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
-            snapshot = yield from read(user_id, look)
+        def read_and_let_act(user_id: str, query: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
+            snapshot = yield from read(user_id, query)
             while acts:
                 outside(acts.pop())
             return snapshot
@@ -146,7 +146,7 @@ def step_in(monkeypatch: pytest.MonkeyPatch) -> StepIn:
 
 @pytest.fixture
 def deliver(settings_for_clerk: Settings) -> Callable[..., HttpResponse]:
-    """Post an event of Clerk's, signed as Svix documents it; `body` stands for the whole envelope."""
+    """Post a webhook event from Clerk, signed as Svix documents it; `body` replaces the whole envelope."""
     client = Client(raise_request_exception=False)
 
     def post(*event: object, path: str = "/webhooks/clerk", **given: Any) -> HttpResponse:
@@ -166,7 +166,7 @@ def delivery(
     body: bytes | None = None,
     **headers: str,
 ) -> tuple[bytes, dict[str, str]]:
-    """The body and the headers of a delivery; what is given as Svix_Id stands for the header svix-id."""
+    """Return the body and the headers of a delivery. Svix_Id stands for the header svix-id."""
     at = int(time.time()) if timestamp is None else timestamp
     if body is None:
         envelope = {"object": "event", "type": event_type, "timestamp": at, "data": data}

@@ -1,4 +1,4 @@
-"""When a period ends, and where the one that holds an instant begins."""
+"""When the running period ends, and when the period that contains an instant begins: the reset policies."""
 
 from calendar import monthrange
 from collections.abc import Callable
@@ -10,19 +10,17 @@ from quotas.rules.values import Plan, State
 
 
 class ResetPolicy(NamedTuple):
-    """When a running period is over, and where the period that holds an instant begins."""
-
-    ends_at: Callable[[Plan, State], datetime]
-    begins_at: Callable[[Plan, State, datetime], datetime]
+    ends_at: Callable[[Plan, State], datetime]  # the end of the running period
+    begins_at: Callable[[Plan, State, datetime], datetime]  # the begin of the one that contains an instant
 
 
 def _on_grid(
     index: Callable[[Plan, datetime, datetime], int], boundary: Callable[[Plan, datetime, int], datetime]
 ) -> ResetPolicy:
-    """Periods that meet at numbered boundaries; many missed ones cost as little as one.
+    """Return a policy whose periods meet at numbered boundaries. Many missed periods cost no more than one.
 
-    `index` gives the number of the boundary near an instant. Where a clock is set back it may be off
-    by one, so the neighbours are looked at too.
+    `index` returns the number of a boundary near an instant. It may be off by one (a month's boundary may lie
+    later in that month, and clocks are set back), so the neighbours are tried too.
     """
 
     def ends_at(plan: Plan, state: State) -> datetime:
@@ -43,13 +41,13 @@ def _local_day(plan: Plan, instant: datetime) -> date:
 
 
 def _midnight(plan: Plan, day: date) -> datetime:
-    """The first instant of a local day, in UTC; a midnight that DST skips is the first after it."""
+    """Return the first instant of a local day, in UTC. If DST skips midnight, it is the end of the gap."""
     zone = ZoneInfo(plan.timezone)
     wall = datetime.combine(day, time(), zone)
     late = wall.astimezone(UTC)
     if late.astimezone(zone).replace(tzinfo=None) == wall.replace(tzinfo=None):
         return late
-    early = wall.replace(fold=1).astimezone(UTC)  # in a gap: by the offset behind it
+    early = wall.replace(fold=1).astimezone(UTC)  # in a gap: by the offset after it, so before the gap
     while late - early > timedelta.resolution:
         middle = early + (late - early) / 2
         is_there = middle.astimezone(zone).replace(tzinfo=None) >= wall.replace(tzinfo=None)
@@ -63,7 +61,10 @@ def _month(plan: Plan, anchor: datetime, instant: datetime) -> int:
 
 
 def _day_of_month(plan: Plan, anchor: datetime, number: int) -> datetime:
-    """The anchor's day of the month, or the month's last; never carried over to the month after."""
+    """Return the anchor's day in month `number`, or that month's last day if it is shorter.
+
+    It counts from the anchor: a short month does not move the boundaries after it.
+    """
     year, month = divmod(number, 12)
     last = monthrange(year, month + 1)[1]
     return _midnight(plan, date(year, month + 1, min(_local_day(plan, anchor).day, last)))
@@ -82,7 +83,7 @@ RESET_POLICIES = {
         index=lambda plan, anchor, instant: _local_day(plan, instant).toordinal(),
         boundary=lambda plan, anchor, number: _midnight(plan, date.fromordinal(number)),
     ),
-    "weekly": _on_grid(  # the first day of the calendar, number 1, was a Monday
+    "weekly": _on_grid(  # day 1 is 1 January of year 1, a Monday
         index=lambda plan, anchor, instant: (_local_day(plan, instant).toordinal() - 1) // 7,
         boundary=lambda plan, anchor, number: _midnight(plan, date.fromordinal(number * 7 + 1)),
     ),
@@ -95,5 +96,5 @@ def resets_at(plan: Plan, state: State) -> datetime:
 
 
 def is_due(plan: Plan, state: State, now: datetime) -> bool:
-    """A period is half-open: at its very end it is over."""
+    """Return whether the running period is over. Its end is the first instant of the next one."""
     return now >= resets_at(plan, state)

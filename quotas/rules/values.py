@@ -1,4 +1,4 @@
-"""What the rules are told and what they answer with: values, and nothing that acts."""
+"""The values that the rules take and return: plans, states, entries, snapshots, requests and quotas."""
 
 import math
 import re
@@ -10,13 +10,11 @@ from typing import Any
 from uuid import UUID
 
 MAX_UNITS = 2_147_483_647
-USER_ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")  # use fullmatch: `$` lets a newline through
+USER_ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")  # use fullmatch: `$` also matches before a final newline
 ACTION_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class EntryKind(StrEnum):
-    """What an entry of the ledger tells."""
-
     OPENED = "opened"
     RESET = "reset"
     CONSUMED = "consumed"
@@ -28,7 +26,7 @@ class EntryKind(StrEnum):
 
 
 class PlanSource(StrEnum):
-    """Who chose a user's plan. Staff outrank Clerk's billing, that its metadata, these the default plan."""
+    """Who chose a user's plan. Staff outrank Clerk's billing, which outranks Clerk's metadata."""
 
     STAFF = "staff"
     BILLING = "billing"
@@ -37,7 +35,7 @@ class PlanSource(StrEnum):
 
 
 class OnChange(StrEnum):
-    """What a change of plan makes of the running period."""
+    """What a change of plan does to the running period; see `verbs.change_plan`."""
 
     KEEP = "keep"
     RESET = "reset"
@@ -49,39 +47,39 @@ NAMED_PERIODS = {"daily": timedelta(days=1), "weekly": timedelta(weeks=1), "mont
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan as it stood in one of its versions."""
+    """One version of a plan."""
 
     name: str
     version: int
-    allowance: int | None  # units a period; None is unlimited
+    allowance: int | None  # units per period; None is unlimited
     reset_policy: str  # a key of RESET_POLICIES
     period: timedelta
     timezone: str
-    actions: Mapping[str, int] = field(default_factory=dict)  # named action -> cost
+    actions: Mapping[str, int] = field(default_factory=dict)  # cost by action name
 
     @property
     def window(self) -> timedelta | None:
-        """How long a period is, by name: a day may have 23 hours, and months differ too much to say."""
+        """The nominal length of a period: a day may have 23 hours. None for months, which differ too much."""
         return NAMED_PERIODS.get(self.reset_policy, self.period)
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks: user, service, staff, webhook or command; `act` is who stands behind an impersonated user."""
+    """The author of a request; `act` is the impersonator of a user, if any."""
 
-    kind: str
+    kind: str  # user, service, staff, webhook or command
     id: str
     act: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A user's row, but for what Clerk alone says of him (e-mail)."""
+    """A user's row, except the e-mail and its time, which no rule reads."""
 
     user_id: str
     plan: str
-    plan_source: str  # of PlanSource
-    plan_version: int  # by which the running period goes
+    plan_source: str  # a value of PlanSource
+    plan_version: int  # in force in the running period
     quota_limit: int | None  # the running period's allowance; None is unlimited
     quota_remaining: int  # 0 when unlimited
     last_reset_date: datetime
@@ -95,7 +93,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the ledger, with the state after it."""
+    """A ledger entry: what happened, and the state after it."""
 
     id: UUID
     user_id: str
@@ -121,29 +119,29 @@ class Entry:
     metadata: Mapping[str, Any] | None
     idempotency_key: str | None
     fingerprint: str
-    refund_of: UUID | None  # the entry that a refund is tied to
+    refund_of: UUID | None  # the consumption that a refund belongs to
 
     @property
     def amount(self) -> int:
-        """What a refund gave back; an unlimited quota gets the units on paper."""
+        """The units that a refund gave back; those of an unlimited quota change no balance."""
         return self.cost if self.quota_limit is None else self.delta
 
     @property
     def is_period_closed(self) -> bool:
-        """Whether a refund came too late, in a later period than the spend: it asks for nothing then."""
+        """Whether a refund came after the period of its consumption: such a refund has a cost of 0."""
         return self.cost == 0
 
 
-NO_IDS = (UUID(int=0), UUID(int=0))  # for a snapshot that is only judged: nothing of it is stored
+NO_IDS = (UUID(int=0), UUID(int=0))  # for a snapshot whose outcome is never stored
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one read of the database found.
+    """What one read of the database found about a user.
 
-    `plan` is the user's plan as it is now, by which the next period will go; `rules` the version by
-    which the running one goes. Without a row `state` is None and both are the default plan. `entry`
-    is the one that the request's idempotency key already made, under `entry_plan`.
+    `current_plan` is the user's plan in its newest version, under which the next period runs; `plan_in_force`
+    is the version under which the running period runs. Without a row `state` is None and both are the default
+    plan. `entry` is the one that an earlier request with the same idempotency key made, under `entry_plan`.
     """
 
     user_id: str
@@ -153,34 +151,34 @@ class Snapshot:
     state: State | None
     entry: Entry | None
     entry_plan: Plan | None
-    entry_ids: tuple[UUID, UUID]  # fresh: no change needs more
-    consumption: Entry | None = None  # what a refund is about,
-    refunded: int = 0  # and the units of it that were asked back before
-    target: Plan | None = None  # what a change of plan is to lead to,
-    target_source: str = PlanSource.STAFF.value  # and whose choice that is
+    entry_ids: tuple[UUID, UUID]  # for new entries: no change makes more than two
+    consumption: Entry | None = None  # the entry to refund,
+    refunded: int = 0  # and its units that earlier refunds asked for
+    target: Plan | None = None  # the plan to change to,
+    target_source: str = PlanSource.STAFF.value  # and the source of that choice
 
     @property
     def now(self) -> datetime:
-        """The database's clock, held back from running behind the row's last change."""
+        """The database's clock, or the time of the row's last change if the clock was set back."""
         return max(self.clock, self.state.updated_at) if self.state else self.clock
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Who asks, and what the entry shall remember of it."""
+    """The author of a request, and what its entry records."""
 
     actor: Actor
     reason: str = ""
     action: str = ""
     metadata: Mapping[str, Any] | None = None
-    idempotency_key: str | None = None  # as stored: verb:kind of principal:key
+    idempotency_key: str | None = None  # as stored: verb:kind of actor:key
     fingerprint: str = ""
     refund_of: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How a quota stands at one instant: what every answer is made from."""
+    """A quota at the instant `at`, as the API and the admin show it."""
 
     user_id: str
     plan: Plan
@@ -196,7 +194,7 @@ class Quota:
 
     @property
     def spendable(self) -> int:
-        """Units that can be spent now."""
+        """The units that can be spent; MAX_UNITS if unlimited."""
         return MAX_UNITS if self.quota_limit is None else self.quota_remaining
 
     @property
@@ -205,7 +203,7 @@ class Quota:
 
     @property
     def seconds_to_reset(self) -> int:
-        """Whole seconds until the reset, rounded up."""
+        """Whole seconds from `at` to the reset, rounded up; 0 if it is past."""
         return max(0, math.ceil((self.resets_at - self.at) / timedelta(seconds=1)))
 
 

@@ -1,8 +1,8 @@
-"""The rules of a quota, and nothing else: a snapshot in, an outcome out.
+"""The rules of a quota. Each verb is one pure function from a snapshot to an outcome.
 
-Every verb is one pure function. It takes a `Snapshot` (what the database held at one instant of its
-own clock) and returns a `Change` to store, a `Refusal`, or a `Replay` of what was already done.
-Nothing here reads a clock, a setting or a database, so each rule can be tested with a table.
+A verb takes a `Snapshot` (what the database held at one instant of its own clock) and a `Request`. It returns
+a `Change` to store, a `Refusal`, or a `Replay` of an earlier request with the same idempotency key. Nothing
+here reads a clock, a setting or a database, so a table of inputs and outcomes is enough to test a rule.
 """
 
 from dataclasses import replace
@@ -42,24 +42,24 @@ from quotas.rules.values import (
 
 
 def current(snapshot: Snapshot, request: Request) -> Outcome:
-    """The quota as it stands now: opened if missing, reset if due."""
+    """Open the quota if it is missing, reset it if it is due, and change nothing else."""
     return _already_decided(snapshot, request) or _bring_up_to_date(snapshot, request)
 
 
 def open_missing(snapshot: Snapshot, request: Request) -> Outcome:
-    """Make the row if there is none; leave any other as it is."""
+    """Open the quota if it is missing; leave an existing one as it is, due or not."""
     if snapshot.state:
         return _already_decided(snapshot, request) or _unchanged(snapshot, snapshot.state)
     return _open(snapshot, request)
 
 
 def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Outcome:
-    """Spend `cost` units (default: what the plan asks for the action, or 1), all or nothing.
+    """Spend `cost` units (default: the plan's price of the action, or 1 without one), all or nothing.
 
-    A user may name a higher cost for an action than the plan does, and no lower one.
+    A user may pay more than the price of an action, but not less. Other actors may pay any cost.
     """
-    if answer := _already_decided(snapshot, request):
-        return answer
+    if decided := _already_decided(snapshot, request):
+        return decided
     change = _bring_up_to_date(snapshot, request)
     if request.action and request.action not in change.plan_in_force.actions:
         return UnknownAction(change.plan_in_force, request.action)
@@ -77,7 +77,7 @@ def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Ou
     refusal = Exhausted(change.quota, cost, snapshot.current_plan)
     if change.state.refused_at:
         return refusal
-    unkeyed = replace(request, idempotency_key=None, fingerprint="")  # a refusal never holds a key
+    unkeyed = replace(request, idempotency_key=None, fingerprint="")  # a refusal must not use up the key
     refused = _append(change, unkeyed, EntryKind.REFUSED, cost=cost, refused_at=snapshot.now)
     return replace(refused, refusal=refusal)
 
@@ -85,10 +85,10 @@ def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Ou
 def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> Outcome:
     """Give back `amount` units (default: all that is left) of the snapshot's consumption.
 
-    A balance is never lifted above the allowance by it, and a closed period gets nothing back.
+    It never lifts the balance above the allowance, and gives nothing back after the consumption's period.
     """
-    if answer := _already_decided(snapshot, request):
-        return answer
+    if decided := _already_decided(snapshot, request):
+        return decided
     spend = snapshot.consumption
     if spend is None or spend.kind != EntryKind.CONSUMED:
         return ConsumptionNotFound()
@@ -107,26 +107,26 @@ def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> O
 
 
 def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Outcome:
-    """Give the user the snapshot's target plan; from or to unlimited every way is a reset.
+    """Move the user to the snapshot's target plan. From or to an unlimited plan it is always a reset.
 
-    Keep takes what was used from the new allowance; prorate adds the difference for the part of the
-    period that is still to come. Both go on in the same period, which ends as the new plan says (it is
-    counted from now if that would be past), and neither leaves less than 0. To the plan that he has,
-    only whose choice it is may change.
+    Reset begins a new period with the new allowance. Keep subtracts the units already used from the new
+    allowance; prorate adds the difference of the allowances for the rest of the period. Both continue the
+    running period and leave at least 0. The new plan sets the end of that period; if that end is past, the
+    period is counted from now. If the user already has the target plan, only its source may change.
     """
-    if answer := _already_decided(snapshot, request):
-        return answer
+    if decided := _already_decided(snapshot, request):
+        return decided
     if (target := snapshot.target) is None:
         return UnknownPlan()
     change = _bring_up_to_date(snapshot, request)
     state, now = change.state, snapshot.now
-    moved: dict[str, Any] = {"plan_source": snapshot.target_source}
+    changes: dict[str, Any] = {"plan_source": snapshot.target_source}
     if target.name == state.plan:
-        if moved["plan_source"] == state.plan_source:
+        if changes["plan_source"] == state.plan_source:
             return change
-        return _append(change, request, EntryKind.PLAN_CHANGED, **moved)
+        return _append(change, request, EntryKind.PLAN_CHANGED, **changes)
     ends_at = change.resets_at
-    moved |= {
+    changes |= {
         "plan": target.name,
         "plan_version": target.version,
         "quota_limit": target.allowance,
@@ -134,59 +134,59 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
     change = replace(change, plan_in_force=target)
     if on_change == OnChange.RESET or state.quota_limit is None or target.allowance is None:
         delta = (target.allowance or 0) - state.quota_remaining
-        moved |= {"last_reset_date": now, "anchor_at": now, "period_seq": state.seq + 1, "refused_at": None}
-        return _append(change, request, EntryKind.PLAN_CHANGED, delta=delta, **moved)
+        changes |= {"last_reset_date": now, "anchor_at": now, "period_seq": state.seq + 1, "refused_at": None}
+        return _append(change, request, EntryKind.PLAN_CHANGED, delta=delta, **changes)
     if on_change == OnChange.KEEP:
         left = target.allowance - max(0, state.quota_limit - state.quota_remaining)
     else:
-        tick = timedelta.resolution  # in integers: a timedelta times 2147483647 would overflow
+        tick = timedelta.resolution  # integers: a timedelta times MAX_UNITS would overflow
         length, to_come = (ends_at - state.last_reset_date) // tick, (ends_at - now) // tick
         left = state.quota_remaining + (target.allowance - state.quota_limit) * to_come // length
-    if resets_at(target, state) <= now:  # by the new plan it would be over, and refilled at once
-        moved["last_reset_date"] = now
+    if resets_at(target, state) <= now:  # otherwise the next request would find it due and refill it
+        changes["last_reset_date"] = now
     left = min(max(0, left), MAX_UNITS)
-    return _append(change, request, EntryKind.PLAN_CHANGED, delta=left - state.quota_remaining, **moved)
+    return _append(change, request, EntryKind.PLAN_CHANGED, delta=left - state.quota_remaining, **changes)
 
 
 def follow_assignments(snapshot: Snapshot, request: Request) -> Outcome:
-    """Give the user the snapshot's target plan, which is Clerk's word, unless staff chose his plan.
+    """Move the user to the plan that Clerk's assignments lead to (the target), unless staff chose their plan.
 
-    The period goes on, and what was used counts against the new allowance.
+    The period continues, and the units already used count against the new allowance.
     """
     state, target = snapshot.state, snapshot.target
     if not state or state.deleted_at or not target:
         return change_plan(snapshot, request, OnChange.KEEP)
     is_followed = (state.plan, state.plan_source) == (target.name, snapshot.target_source)
     if is_followed or state.plan_source == PlanSource.STAFF:
-        return _unchanged(snapshot, state)  # not even reset: nobody asked for it
+        return _unchanged(snapshot, state)  # without a due reset: no user sent this request
     return change_plan(snapshot, request, OnChange.KEEP)
 
 
 def adjust(snapshot: Snapshot, request: Request, delta: int) -> Outcome:
-    """Add `delta` units (negative: take them away) until the next reset."""
-    if answer := _already_decided(snapshot, request):
-        return answer
+    """Add `delta` units, or remove them if it is negative, until the next reset."""
+    if decided := _already_decided(snapshot, request):
+        return decided
     change = _bring_up_to_date(snapshot, request)
     if change.state.quota_limit is None:
         return AdjustmentOutOfRange("This quota has no limit: there is nothing to adjust.")
     remaining = change.state.quota_remaining
     if not 0 <= remaining + delta <= MAX_UNITS:
         return AdjustmentOutOfRange(
-            f"An adjustment by {delta:+d} would leave {remaining + delta}; "
-            f"a balance is from 0 to {MAX_UNITS}, and it is {remaining} now."
+            f"An adjustment by {delta:+d} would leave {remaining + delta}: "
+            f"the balance is {remaining}, and must stay from 0 to {MAX_UNITS}."
         )
     return _append(change, request, EntryKind.ADJUSTED, delta=delta)
 
 
 def reset(snapshot: Snapshot, request: Request) -> Outcome:
-    """Refill to the plan's allowance, due or not."""
-    if answer := _already_decided(snapshot, request):
-        return answer
+    """Refill to the plan's allowance, whether or not the quota is due."""
+    if decided := _already_decided(snapshot, request):
+        return decided
     return _new_period(_bring_up_to_date(snapshot, request), request)
 
 
 def delete(snapshot: Snapshot, request: Request) -> Outcome:
-    """Close the quota for good. The row stays as a tombstone that no later event brings back."""
+    """Close the quota permanently. The row stays as a tombstone, which no later event reopens."""
     state = snapshot.state
     if state and state.deleted_at:
         return _unchanged(snapshot, state)
@@ -195,14 +195,14 @@ def delete(snapshot: Snapshot, request: Request) -> Outcome:
 
 
 def effective(snapshot: Snapshot) -> Quota:
-    """The quota as a request would find it, a tombstone's as it was left; nothing is changed."""
+    """Return the quota that a request would find, or the last one of a deleted user. Nothing is stored."""
     if snapshot.state and snapshot.state.deleted_at:
         return _unchanged(snapshot, snapshot.state).quota
     return _bring_up_to_date(snapshot, Request(Actor("", ""))).quota
 
 
 def _already_decided(snapshot: Snapshot, request: Request) -> Refusal | Replay | None:
-    """The answer that stands before any rule of a verb is asked, if there is one."""
+    """Return the outcome that every verb has for a deleted user or a used key; None in other cases."""
     if snapshot.state and snapshot.state.deleted_at:
         return Deleted()
     if (entry := snapshot.entry) is None:
@@ -222,7 +222,7 @@ def _already_decided(snapshot: Snapshot, request: Request) -> Refusal | Replay |
 
 
 def _bring_up_to_date(snapshot: Snapshot, request: Request) -> Change:
-    """The quota in the period that holds `now`."""
+    """The quota in the period that contains `now`."""
     state = snapshot.state
     if state is None:
         return _open(snapshot, request)
@@ -258,7 +258,10 @@ def _open(snapshot: Snapshot, request: Request) -> Change:
 
 
 def _new_period(change: Change, request: Request, kind: EntryKind = EntryKind.RESET) -> Change:
-    """A period by the plan as it is now. Before its time only a rolling one begins anew."""
+    """Begin a period under the current plan version.
+
+    Before the running period ends this only refills it, unless the policy is rolling: that period begins now.
+    """
     plan, state = change.snapshot.current_plan, change.state
     begins_at = RESET_POLICIES[plan.reset_policy].begins_at(plan, state, change.snapshot.now)
     return _append(
@@ -275,16 +278,16 @@ def _new_period(change: Change, request: Request, kind: EntryKind = EntryKind.RE
 
 
 def _append(
-    change: Change, request: Request, kind: EntryKind, *, cost: int = 0, delta: int = 0, **moves: Any
+    change: Change, request: Request, kind: EntryKind, *, cost: int = 0, delta: int = 0, **changes: Any
 ) -> Change:
-    """Return `change` with one entry more, and the state that it leaves."""
+    """Return `change` with one more entry and the state after it; `changes` are fields of that state."""
     snapshot, before = change.snapshot, change.state
     state = replace(
         before,
         seq=before.seq + 1,
         quota_remaining=before.quota_remaining + delta,
         updated_at=snapshot.now,
-        **moves,
+        **changes,
     )
     ends_at = resets_at(change.plan_in_force, state)
     entry = Entry(

@@ -1,9 +1,8 @@
-"""The store against a model of it: every verb in any order, and after each step both hold the same.
+"""The store against a model of it: any verbs in any order, and after each step both hold the same.
 
-The model keeps rows, ledger and the plans' versions in memory and asks policy.py itself, so what the
-database was asked, what it answered and what it kept are all compared with what they should be. Time
-is the machine's: the clock in each snapshot is replaced, so that a step can fall on the very
-microsecond at which a period ends.
+The model keeps rows, ledger and plan versions in memory and calls the rules itself. So each snapshot that the
+store reads, each outcome and each stored row is compared with what it should be. The state machine sets the
+clock of each snapshot, so that a step can fall on the microsecond at which a period ends.
 """
 
 import os
@@ -54,7 +53,7 @@ users = st.sampled_from(USERS)
 keys = st.sampled_from([None, "k1", "k2"])
 actors = st.sampled_from([Actor("service", "sk_1"), STAFF])
 reasons = st.sampled_from(["a gift", "it failed"])
-places = st.integers(0, 1_000)  # of an entry in a ledger, counted from the newest
+places = st.integers(0, 1_000)  # positions of an entry in a ledger, counted from the newest
 new_rules = st.fixed_dictionaries(
     {},
     optional={
@@ -68,15 +67,15 @@ new_rules = st.fixed_dictionaries(
 
 
 class Model:
-    """What the database should hold, and what it should find."""
+    """What the database should hold, and the snapshots that it should return."""
 
     def __init__(self) -> None:
         self.versions: dict[str | None, list[Plan]] = {}
         self.default: str | None = None
         self.states: dict[str, State] = {}
         self.ledgers: dict[str, list[Entry]] = {user_id: [] for user_id in USERS}
-        # Clerk's word on each user's items, and when it was given: (plan, time) by (source, item)
-        self.words: dict[str, dict[tuple[str, str], tuple[str, int]]] = {user_id: {} for user_id in USERS}
+        # Clerk's plan assignments to each user: (plan, time) by (source, item)
+        self.assigned: dict[str, dict[tuple[str, str], tuple[str, int]]] = {user_id: {} for user_id in USERS}
 
     def save_plan(self, plan: Plan) -> int:
         known = self.versions.setdefault(plan.name, [])
@@ -85,11 +84,12 @@ class Model:
         return len(known)
 
     def find(
-        self, user_id: str, clock: datetime, ids: tuple[UUID, UUID], look: commit.SnapshotQuery
+        self, user_id: str, clock: datetime, ids: tuple[UUID, UUID], query: commit.SnapshotQuery
     ) -> Snapshot:
         state, ledger = self.states.get(user_id), self.ledgers[user_id]
         plan = self.versions[state.plan if state else self.default][-1]
-        entry = next((e for e in ledger if look.key and e.idempotency_key == look.key), None)
+        key = query.idempotency_key
+        entry = next((e for e in ledger if key and e.idempotency_key == key), None)
         found = Snapshot(
             user_id=user_id,
             clock=clock,
@@ -100,35 +100,35 @@ class Model:
             entry_plan=self.versions[entry.plan][entry.plan_version - 1] if entry else None,
             entry_ids=ids,
         )
-        if look.also == "consumption":
-            asked_back = sum(e.cost for e in ledger if e.refund_of == look.what)
-            consumption = next((e for e in ledger if e.id == look.what), None)
-            return replace(found, consumption=consumption, refunded=asked_back)
-        if look.also == "target":
-            versions = self.versions.get(look.what)
+        if query.include == "consumption":
+            refunded = sum(e.cost for e in ledger if e.refund_of == query.argument)
+            consumption = next((e for e in ledger if e.id == query.argument), None)
+            return replace(found, consumption=consumption, refunded=refunded)
+        if query.include == "target":
+            versions = self.versions.get(query.argument)
             return replace(found, target=versions[-1] if versions else None)
-        if look.also == "clerk":
-            name, source = self.clerks_word(user_id)
+        if query.include == "clerk":
+            name, source = self.clerks_assignment(user_id)
             return replace(found, target=self.versions[name][-1], target_source=source)
         return found
 
-    def clerks_word(self, user_id: str) -> tuple[str | None, str]:
-        """The plan that Clerk's words lead to, and which of them."""
+    def clerks_assignment(self, user_id: str) -> tuple[str | None, str]:
+        """Return the plan that Clerk's assignments lead to, and its source."""
         for source in ("billing", "metadata"):
-            said = [
-                (at, plan) for (by, _), (plan, at) in self.words[user_id].items() if by == source and plan
+            plans = [
+                (at, plan) for (by, _), (plan, at) in self.assigned[user_id].items() if by == source and plan
             ]
-            if said:
-                plan = max(said)[1]
+            if plans:
+                plan = max(plans)[1]
                 return (plan, source) if plan in self.versions else (self.default, "default")
         return self.default, "default"
 
     def note(self, user_id: str, item: tuple[str, str], plan: str, at: int) -> bool:
-        """Note the word on an item if it is the latest; at one time the end of it is the last word."""
-        last = self.words[user_id].get(item)
+        """Keep the assignment of an item if it is the latest; of two at the same time the item's end wins."""
+        last = self.assigned[user_id].get(item)
         if last and (last[1] > at or (last[1] == at and item[0] == "billing" and plan and not last[0])):
             return False
-        self.words[user_id][item] = plan, at
+        self.assigned[user_id][item] = plan, at
         return True
 
     def keep(self, outcome: Outcome) -> None:
@@ -138,7 +138,7 @@ class Model:
 
 
 class Machine(RuleBasedStateMachine):
-    steps: Counter[str] = Counter()  # by what came of them, over all runs
+    steps: Counter[str] = Counter()  # by result, over all runs
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Machine(RuleBasedStateMachine):
         self.read, commit._read_snapshot = commit._read_snapshot, self.read_at_our_time
         for table in (models.PlanAssignment, LedgerEntry, ChallengeQuota, PlanVersion, models.Plan):
             table.objects.all().delete()
-        plan_cache.clear()  # which are made anew
+        plan_cache.clear()  # the plans are made again
         for name, rules in PLANS.items():
             self.save(models.Plan(name=name, actions={"generate": 3}, **rules))
         self.make_default("free")
@@ -162,8 +162,8 @@ class Machine(RuleBasedStateMachine):
                 assert_sound(user_id)
                 assert_fair(ledger)
 
-    def read_at_our_time(self, user_id: str, look: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
-        snapshot = yield from self.read(user_id, look)
+    def read_at_our_time(self, user_id: str, query: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
+        snapshot = yield from self.read(user_id, query)
         assert abs(snapshot.clock - datetime.now(UTC)) < timedelta(minutes=1)
         self.seen = replace(snapshot, clock=self.now)
         return self.seen
@@ -237,7 +237,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def try_again(self) -> None:
-        """Ask for the same as in the last step, as a client does whose answer was lost."""
+        """Repeat the last step, as a client does after a lost response."""
         self.last_step()
 
     @rule(user_id=users)
@@ -248,7 +248,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         user_id=users,
         place=places,
-        whose=st.sampled_from(["his spend", "his spend", "his spend", "his entry", "another's spend"]),
+        whose=st.sampled_from(["own spend", "own spend", "own spend", "own entry", "another's spend"]),
         amount=st.none() | st.integers(1, 6),
         reason=reasons,
         key=keys,
@@ -268,7 +268,7 @@ class Machine(RuleBasedStateMachine):
         entries = [
             entry.id
             for entry in self.model.ledgers[owner]
-            if entry.kind == "consumed" or whose == "his entry"
+            if entry.kind == "consumed" or whose == "own entry"
         ]
         consumption = entries[-1 - place % min(4, len(entries))] if entries else UUID(int=place)
         self.step(
@@ -277,7 +277,7 @@ class Machine(RuleBasedStateMachine):
             consumption,
             amount,
             rule=partial(verbs.refund, amount=amount),
-            look=("consumption", consumption),
+            include=("consumption", consumption),
             actor=actor,
             key=key,
             reason=reason,
@@ -309,8 +309,8 @@ class Machine(RuleBasedStateMachine):
         self, user_id: str, plan: str | None, on_change: OnChange, key: str | None, actor: Actor
     ) -> None:
         rule = partial(verbs.change_plan, on_change=on_change)
-        look = ("target", plan) if plan else ("clerk", None)
-        self.step("change_plan", user_id, plan, on_change, rule=rule, look=look, actor=actor, key=key)
+        include = ("target", plan) if plan else ("clerk", None)
+        self.step("change_plan", user_id, plan, on_change, rule=rule, include=include, actor=actor, key=key)
 
     @rule(
         user_id=users,
@@ -319,8 +319,8 @@ class Machine(RuleBasedStateMachine):
         at=st.integers(1, 40),
     )
     def assign_plan(self, user_id: str, item: tuple[str, str], plan: str, at: int) -> None:
-        """Clerk says of an item which plan it stands for, in any order of its times."""
-        # Two words of one time about one user have no order of their own: each item has its own times.
+        """Clerk assigns the plan of an item, in any order of its times."""
+        # Two assignments of the same time to one user have no defined order: give each item times of its own.
         at = 4 * at + ["item_1", "item_2", ""].index(item[1])
         self.open_missing(user_id, WEBHOOK)
         state = self.model.states.get(user_id)
@@ -336,7 +336,7 @@ class Machine(RuleBasedStateMachine):
             return
         assert answer is is_noted
         if not is_noted:
-            self.steps["a late word"] += 1
+            self.steps["a late assignment"] += 1
             return
         assert self.seen is not None
         found = self.model.find(user_id, self.now, self.seen.entry_ids, commit.SnapshotQuery(None, "clerk"))
@@ -354,34 +354,34 @@ class Machine(RuleBasedStateMachine):
         self,
         verb: str,
         user_id: str,
-        *asked: Any,
+        *arguments: Any,
         rule: Callable[[Snapshot, Request], Outcome],
         actor: Actor | None = None,
         key: str | None = None,
-        look: tuple[str, Any] = ("", None),
-        **remembered: Any,
+        include: tuple[str, Any] = ("", None),
+        **recorded: Any,
     ) -> None:
-        """Carry out the verb; demand that it found, said and left what the model finds, says and holds."""
+        """Call the verb; assert that it read, returned and stored the same as the model."""
         self.last_step = partial(
-            self.step, verb, user_id, *asked, rule=rule, actor=actor, key=key, look=look, **remembered
+            self.step, verb, user_id, *arguments, rule=rule, actor=actor, key=key, include=include, **recorded
         )
-        given = {"actor": actor, "key": key, **remembered}
+        given = {"actor": actor, "key": key, **recorded}
         answer = answer_of(
             partial(
                 getattr(ChallengeQuota.objects, verb),
                 user_id,
-                *asked,
+                *arguments,
                 **{name: value for name, value in given.items() if value is not None},
             )
         )
         by = actor or Actor("user", user_id)
-        request = Request(by, **remembered)
+        request = Request(by, **recorded)
         if key:
-            mark = repr((asked, remembered))
+            mark = repr((arguments, recorded))
             request = replace(request, idempotency_key=f"{verb}:{by.kind}:{key}", fingerprint=mark)
         assert self.seen is not None
         found = self.model.find(
-            user_id, self.now, self.seen.entry_ids, commit.SnapshotQuery(request.idempotency_key, *look)
+            user_id, self.now, self.seen.entry_ids, commit.SnapshotQuery(request.idempotency_key, *include)
         )
         assert unmarked_snapshot(self.seen) == unmarked_snapshot(found)
         outcome = rule(found, request)
@@ -407,7 +407,7 @@ def answer_of(verb: Callable[[], Any]) -> Any:
 
 
 def name_of(answer: Any, outcome: Outcome) -> str:
-    """What came of a step: a refusal's name, the last entry's kind, or that nothing was written."""
+    """The result of a step: the name of a refusal or replay, the kind of the last entry, or "unchanged"."""
     if isinstance(answer, Refusal) or isinstance(outcome, outcomes.Replay):
         return type(answer if isinstance(answer, Refusal) else outcome).__name__
     assert isinstance(outcome, outcomes.Change)
@@ -415,7 +415,7 @@ def name_of(answer: Any, outcome: Outcome) -> str:
 
 
 def expected(verb: str, outcome: Outcome) -> Any:
-    """What the manager is to say of the outcome, each verb in its way."""
+    """What the manager's verb should return or raise for the outcome."""
     if isinstance(outcome, Refusal) or (isinstance(outcome, outcomes.Change) and outcome.refusal):
         return outcome if isinstance(outcome, Refusal) else outcome.refusal
     is_replay = isinstance(outcome, outcomes.Replay)
@@ -431,7 +431,7 @@ def expected(verb: str, outcome: Outcome) -> Any:
 
 
 def unmarked_answer(answer: Any) -> Any:
-    """The answer in a form that compares: refusals by what they say, entries but for the fingerprint."""
+    """The answer in a comparable form: refusals by their text, entries without the fingerprint itself."""
     if isinstance(answer, Refusal):
         return type(answer), str(answer), getattr(answer, "quota", None)
     return answer._replace(entry=unmarked(answer.entry)) if isinstance(answer, manager.Receipt) else answer
@@ -443,7 +443,7 @@ def unmarked_snapshot(snapshot: Snapshot) -> Snapshot:
 
 
 def unmarked(entry: Entry | None) -> Entry | None:
-    """The entry but for its fingerprint, of which the model has its own: is there one?"""
+    """The entry with "some" for any fingerprint: the model computes its own in another way."""
     return entry and replace(entry, fingerprint="some" if entry.fingerprint else "")
 
 
@@ -452,7 +452,7 @@ def entry_of(row: LedgerEntry) -> Entry | None:
 
 
 def assert_fair(ledger: list[Entry]) -> None:
-    """What must hold whatever the policy says: each period begins full, and no spend comes back twice."""
+    """Assert what holds under any rules: each period begins full, and no spend is given back twice."""
     keys = [entry.idempotency_key for entry in ledger if entry.idempotency_key]
     assert len(keys) == len(set(keys))
     assert all(entry.kind != "deleted" for entry in ledger[:-1])
@@ -468,7 +468,7 @@ def assert_fair(ledger: list[Entry]) -> None:
 
 
 def run_for(verbs: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run the machine, 50 rules at a time, until so many verbs were compared."""
+    """Run the machine, 50 steps at a time, until this many verbs were compared."""
     Machine.steps.clear()
     while Machine.steps.total() < verbs:
         run_state_machine_as_test(
@@ -480,9 +480,9 @@ def run_for(verbs: int, capsys: pytest.CaptureFixture[str]) -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )
-    told = ", ".join(f"{count} {name}" for name, count in Machine.steps.most_common())
+    counts = ", ".join(f"{count} {name}" for name, count in Machine.steps.most_common())
     with capsys.disabled():
-        print(f"\n{connection.vendor}: {Machine.steps.total()} verbs, 0 divergences: {told}")
+        print(f"\n{connection.vendor}: {Machine.steps.total()} verbs, 0 divergences: {counts}")
 
 
 def test_300_verbs_do_what_the_model_does(capsys: pytest.CaptureFixture[str]) -> None:
@@ -495,7 +495,7 @@ def test_10000_verbs_do_what_the_model_does(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.full
-@pytest.mark.postgres  # the run on SQLite leaves the long tests out, so this one starts its own
+@pytest.mark.postgres  # the run on SQLite skips the long tests, so this one starts its own
 def test_10000_verbs_do_on_sqlite_what_the_model_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -513,7 +513,7 @@ def test_10000_verbs_do_on_sqlite_what_the_model_does(
         print("\n" + next(line for line in done.stdout.splitlines() if "divergences" in line))
 
 
-# Another request steps in between the read and the store
+# Another request comes between the read and the write
 
 
 def kinds() -> list[str]:
@@ -569,7 +569,7 @@ def test_after_some_lost_races_the_row_is_held_from_the_read_on(
     assert ChallengeQuota.objects.consume(USER).quota.quota_remaining == 19
 
 
-# What the model does not hold
+# What the model leaves out
 
 
 def test_a_deletion_empties_the_email() -> None:

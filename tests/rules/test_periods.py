@@ -1,4 +1,4 @@
-"""When a period ends and where the next begins: every policy, by the calendar and by the clock."""
+"""When a period ends and when the next one begins: every reset policy, by calendar and clock."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,13 +40,13 @@ def ends(plan: Plan, last: datetime, anchor: datetime | None = None) -> datetime
 
 
 def begins(plan: Plan, now: datetime, anchor: datetime) -> datetime:
-    """Where the period begins that a request at `now` finds, after an earlier one long ago."""
+    """Return the begin of the period that a request at `now` finds, long after the last one."""
     state = begun(anchor - 400 * DAY, anchor)
     return changed(verbs.current(at(now, state, plan), USER)).state.last_reset_date
 
 
 def successive(plan: Plan, first: datetime) -> Iterator[datetime]:
-    """The ends of one period after the other, each begun by a request at the end of the last."""
+    """Yield the ends of successive periods, each begun by a request at the end of the last."""
     state = begun(first)
     while True:
         state = changed(verbs.current(at(periods.resets_at(plan, state), state, plan), USER)).state
@@ -59,7 +59,7 @@ def take(count: int, ends: Iterator[datetime]) -> list[str]:
 
 # Boundaries
 
-ENDS = [  # NOON is that of Sunday, 1 March 2026
+ENDS = [  # NOON is on Sunday, 1 March 2026
     ("rolling", "UTC", "2026-03-02 12:00"),
     ("anchored", "UTC", "2026-03-02 12:00"),
     ("daily", "UTC", "2026-03-02 00:00"),
@@ -241,15 +241,15 @@ def test_a_clock_that_is_set_back_over_midnight_begins_the_day_once(
 def test_8000_years_of_missed_periods_cost_as_little_as_one(
     reset_policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most nine midnights: three to see that it is due, to find the begin, and to tell the end."""
-    asked: list[date] = []
+    """At most nine midnights: three each to see that it is due, to find the begin, and to find the end."""
+    computed: list[date] = []
     midnight = periods._midnight
-    monkeypatch.setattr(periods, "_midnight", lambda plan, day: asked.append(day) or midnight(plan, day))
+    monkeypatch.setattr(periods, "_midnight", lambda plan, day: computed.append(day) or midnight(plan, day))
     plan = plan_of(reset_policy, "Europe/Berlin", period=timedelta(seconds=1))
     change = changed(verbs.current(at(utc("9990-07-01 12:00"), begun(utc("1970-01-31 12:00")), plan), USER))
     assert change.state.quota_remaining == 20
     assert len(change.entries) == 1
-    assert len(asked) <= 9
+    assert len(computed) <= 9
 
 
 @pytest.mark.parametrize("reset_policy", RESET_POLICIES)
@@ -262,7 +262,7 @@ def test_a_clock_that_steps_back_resets_nothing(reset_policy: str, back: timedel
 @pytest.mark.postgres
 @pytest.mark.django_db
 def test_the_databases_clock_goes_on_within_a_transaction() -> None:
-    """now() would tell when the transaction began, which a wait for a lock makes stale."""
+    """now() is the time at which the transaction began, which is stale after a lock wait."""
     with transaction.atomic(), connection.cursor() as cursor:
         first = ChallengeQuota.objects.consume("user_1").entry.created_at
         cursor.execute("SELECT pg_sleep(0.02)")
@@ -297,15 +297,15 @@ def test_a_reset_by_staff_of_a_quota_that_is_due_is_two() -> None:
 
 
 def test_a_period_ends_by_the_rules_it_began_under() -> None:
-    """The plan is daily by now, but this period began under its monthly version."""
+    """The plan is daily now, but this period began under its monthly version."""
     daily, monthly = replace(plan_of("daily"), version=2, allowance=5), plan_of("monthly")
-    waits = changed(verbs.current(at(NOON + 20 * DAY, begun(NOON), daily, rules=monthly), USER))
+    waits = changed(verbs.current(at(NOON + 20 * DAY, begun(NOON), daily, in_force=monthly), USER))
     assert (waits.entries, waits.quota.resets_at) == ((), utc("2026-04-01"))
 
 
 def test_a_plan_that_now_has_longer_periods_does_not_hold_up_the_running_one() -> None:
     monthly, daily = replace(plan_of("monthly"), version=2, allowance=500), plan_of("daily")
-    change = changed(verbs.current(at(utc("2026-03-02"), begun(NOON), monthly, rules=daily), USER))
+    change = changed(verbs.current(at(utc("2026-03-02"), begun(NOON), monthly, in_force=daily), USER))
     assert (change.state.plan_version, change.state.quota_remaining) == (2, 500)
     assert change.quota.resets_at == change.entries[-1].resets_at == utc("2026-04-01")
 
@@ -313,22 +313,22 @@ def test_a_plan_that_now_has_longer_periods_does_not_hold_up_the_running_one() -
 def test_a_spend_costs_what_the_running_periods_version_says() -> None:
     dearer = replace(FREE, version=2, actions={"generate": 7})
     generate = replace(USER, action="generate")
-    running = changed(verbs.consume(at(NOON, begun(NOON), dearer, rules=FREE), generate))
+    running = changed(verbs.consume(at(NOON, begun(NOON), dearer, in_force=FREE), generate))
     assert (running.entries[-1].cost, running.entries[-1].plan_version) == (3, 1)
-    later = changed(verbs.consume(at(NOON + DAY, begun(NOON), dearer, rules=FREE), generate))
+    later = changed(verbs.consume(at(NOON + DAY, begun(NOON), dearer, in_force=FREE), generate))
     assert (later.entries[-1].cost, later.entries[-1].plan_version) == (7, 2)
 
 
-# Whatever the policy, the zone and the instant
+# For any policy, zone and instant
 
 zones = st.sampled_from(sorted(available_timezones()))
-first, last = datetime(1970, 1, 2), datetime(2100, 1, 1)  # noqa: DTZ001 - the zone is drawn beside them
+first, last = datetime(1970, 1, 2), datetime(2100, 1, 1)  # noqa: DTZ001 - the zone is drawn separately
 instants = st.datetimes(first, last, timezones=st.just(UTC))
 
 
 @st.composite
 def near_midnight(draw: st.DrawFn, zone: str) -> datetime:
-    """An instant around a local midnight, where all that can go wrong does."""
+    """An instant close to a local midnight, where errors are likeliest."""
     day = draw(st.dates(first.date(), last.date()))
     away = draw(st.just(0) | st.integers(-7_200_000_000, 7_200_000_000))
     return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC) + away * TICK

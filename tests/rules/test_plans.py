@@ -1,4 +1,4 @@
-"""Giving a user another plan, and editing one: what is left, and from when on."""
+"""Changes of a user's plan, and edits of a plan: what is left, and when they take effect."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from quotas.rules.values import MAX_UNITS, OnChange, State
 from quotasite.demo.tour import shift
 from tests.conftest import STAFF, USER
 from tests.rules.test_verbs import DAY, FREE, NOON, TICK, UNLIMITED, at, changed, state_with
-from tests.rules.test_verbs import STAFF as ASKED
+from tests.rules.test_verbs import STAFF as BY_STAFF
 from tests.tools.ledger import assert_sound
 
 PRO = replace(FREE, name="pro", allowance=100, version=4)
@@ -31,7 +31,7 @@ def change_to(
     allowance: int | None, on_change: OnChange, state: State, now: datetime = NOON, plan: values.Plan = FREE
 ) -> Change:
     target = replace(PRO, allowance=allowance)
-    return changed(verbs.change_plan(at(now, state, plan, target=target), ASKED, on_change))
+    return changed(verbs.change_plan(at(now, state, plan, target=target), BY_STAFF, on_change))
 
 
 # Keep
@@ -127,7 +127,7 @@ def test_a_prorated_balance_stays_within_the_range() -> None:
     assert change.state.quota_remaining == MAX_UNITS
 
 
-# Keep and prorate go on in the same period, reset begins a new one
+# Keep and prorate continue the running period, reset begins a new one
 
 
 @pytest.mark.parametrize("on_change", [OnChange.KEEP, OnChange.PRORATE])
@@ -141,10 +141,10 @@ def test_the_period_goes_on(on_change: OnChange) -> None:
 
 @pytest.mark.parametrize("on_change", [OnChange.KEEP, OnChange.PRORATE])
 def test_a_period_that_the_new_plan_would_have_ended_is_counted_from_now(on_change: OnChange) -> None:
-    """Or the next request would refill it: a reset for nothing, with each change to and fro."""
+    """Otherwise the next request would refill it: a free reset with each change back and forth."""
     monthly, daily = replace(FREE, reset_policy="monthly"), replace(PRO, allowance=20)
     now = NOON + 20 * DAY
-    change = changed(verbs.change_plan(at(now, state_with(0), monthly, target=daily), ASKED, on_change))
+    change = changed(verbs.change_plan(at(now, state_with(0), monthly, target=daily), BY_STAFF, on_change))
     assert (change.state.quota_remaining, change.state.period_seq) == (0, 1)
     assert change.quota.resets_at == now + DAY
 
@@ -162,15 +162,19 @@ def test_a_month_is_counted_from_a_change_with_reset() -> None:
     monthly = replace(PRO, reset_policy="monthly")
     now = NOON + 14 * DAY  # the 15th
     slow = replace(FREE, reset_policy="monthly")
-    moved = changed(verbs.change_plan(at(now, state_with(3), slow, target=monthly), ASKED, OnChange.RESET))
-    kept = changed(verbs.change_plan(at(now, state_with(3), slow, target=monthly), ASKED, OnChange.KEEP))
-    assert (moved.quota.resets_at.day, kept.quota.resets_at.day) == (15, 1)
+    by_reset = changed(
+        verbs.change_plan(at(now, state_with(3), slow, target=monthly), BY_STAFF, OnChange.RESET)
+    )
+    by_keep = changed(
+        verbs.change_plan(at(now, state_with(3), slow, target=monthly), BY_STAFF, OnChange.KEEP)
+    )
+    assert (by_reset.quota.resets_at.day, by_keep.quota.resets_at.day) == (15, 1)
 
 
 def test_a_reset_by_staff_leaves_a_grid_period_that_a_change_of_plan_began() -> None:
-    """The day began at midnight, this period at noon: it is refilled, and does not begin any earlier."""
+    """The day began at midnight, this period at noon: it is refilled, and its begin does not move back."""
     daily = replace(FREE, reset_policy="daily")
-    change = changed(verbs.reset(at(NOON + timedelta(hours=3), state_with(3), daily), ASKED))
+    change = changed(verbs.reset(at(NOON + timedelta(hours=3), state_with(3), daily), BY_STAFF))
     assert change.state.last_reset_date == NOON
 
 
@@ -192,20 +196,20 @@ def test_to_unlimited_every_way_is_a_reset(on_change: OnChange) -> None:
 
 
 @each_way
-def test_the_plan_he_has_changes_nothing(on_change: OnChange) -> None:
+def test_the_plan_a_user_has_changes_nothing(on_change: OnChange) -> None:
     again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
     again = replace(again, target_source="default")
-    change = changed(verbs.change_plan(again, ASKED, on_change))
+    change = changed(verbs.change_plan(again, BY_STAFF, on_change))
     assert (change.entries, change.state) == ((), again.state)
 
 
 @each_way
-def test_the_plan_he_has_by_anothers_choice_changes_only_whose_choice_it_is(on_change: OnChange) -> None:
+def test_the_plan_a_user_has_by_anothers_choice_changes_only_whose_choice_it_is(on_change: OnChange) -> None:
     again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
-    change = changed(verbs.change_plan(again, ASKED, on_change))
-    moved = {"plan_source": "staff", "seq": again.state.seq + 1, "updated_at": again.now}
+    change = changed(verbs.change_plan(again, BY_STAFF, on_change))
+    changes = {"plan_source": "staff", "seq": again.state.seq + 1, "updated_at": again.now}
     assert again.state
-    assert change.state == replace(again.state, **moved)
+    assert change.state == replace(again.state, **changes)
     assert (change.entries[-1].kind, change.entries[-1].delta) == ("plan_changed", 0)
 
 
@@ -222,7 +226,7 @@ def test_a_due_quota_is_reset_by_its_old_plan_first(on_change: OnChange, left: i
 
 @each_way
 def test_a_missing_row_is_opened_under_the_default_plan_first(on_change: OnChange) -> None:
-    change = changed(verbs.change_plan(at(NOON, None, target=PRO), ASKED, on_change))
+    change = changed(verbs.change_plan(at(NOON, None, target=PRO), BY_STAFF, on_change))
     assert [entry.kind for entry in change.entries] == ["opened", "plan_changed"]
     assert change.state.quota_remaining == 100
 
@@ -269,7 +273,9 @@ def test_a_change_of_plan_is_one_entry(pro: Plan) -> None:
     assert kinds() == ["opened", "consumed", "plan_changed"]
 
 
-def test_the_plan_that_he_has_by_default_becomes_staffs_choice_and_nothing_else_changes(pro: Plan) -> None:
+def test_the_plan_that_a_user_has_by_default_becomes_staffs_choice_and_nothing_else_changes(
+    pro: Plan,
+) -> None:
     ChallengeQuota.objects.consume(USER, 17)
     assert change("free", OnChange.RESET).quota_remaining == 3
     entry = LedgerEntry.objects.get(kind="plan_changed")
@@ -353,8 +359,8 @@ def test_a_change_of_any_rule_adds_one(pro: Plan, rule: str, value: object) -> N
     setattr(pro, rule, value)
     pro.save()
     assert pro.version == Plan.objects.get(pk="pro").version == 2
-    told = PlanVersion.objects.filter(plan=pro).order_by("version")
-    assert [getattr(version, rule) == value for version in told] == [False, True]
+    stored = PlanVersion.objects.filter(plan=pro).order_by("version")
+    assert [getattr(version, rule) == value for version in stored] == [False, True]
 
 
 def test_a_change_back_is_a_version_of_its_own(pro: Plan) -> None:
@@ -398,13 +404,13 @@ def test_two_edits_at_once_are_two_versions() -> None:
         with transaction.atomic():
             edit(50)
             second = thread.submit(edit_in_a_thread)
-            time.sleep(0.2)  # it waits for the first edit's end
+            time.sleep(0.2)  # it waits until the first edit has ended
         second.result()
     assert versions(Plan.objects.get(is_default=True)) == [(1, 20), (2, 50), (3, 70)]
 
 
 def test_an_edited_plan_takes_effect_at_the_users_next_reset(db: None) -> None:
-    """Its allowance, and its period too: it is hourly by now, but a day was promised."""
+    """Its allowance and its period: the plan is hourly now, but the running period lasts a day."""
     ChallengeQuota.objects.consume(USER, 17)
     plan = Plan.objects.get(is_default=True)
     plan.allowance, plan.period_seconds = 50, 3_600

@@ -1,4 +1,4 @@
-"""Giving units back: tied to one spend, never more than it, and never into a later period."""
+"""Refunds: each belongs to one spend, gives back no more than its cost, and nothing in a later period."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from quotas.store.manager import Receipt
 from quotasite.demo.tour import shift
 from tests.conftest import STAFF, USER
 from tests.rules.test_verbs import DAY, FREE, NOON, UNLIMITED, at, changed, state_with
-from tests.rules.test_verbs import STAFF as ASKED
+from tests.rules.test_verbs import STAFF as BY_STAFF
 from tests.rules.test_verbs import USER as SPENDER
 from tests.store import test_round_trips
 from tests.tools.ledger import assert_sound
@@ -28,7 +28,7 @@ wire = test_round_trips.wire
 
 
 def spend_of(cost: int, plan: values.Plan = FREE) -> Entry:
-    """A spend in the period that began with entry 7, which is state_with's after this."""
+    """A spend in the period that began with entry 1, which is the period of `state_with`."""
     snapshot = at(NOON, state_with(20, plan.allowance, period_seq=1), plan)
     return changed(verbs.consume(snapshot, SPENDER, cost)).entries[-1]
 
@@ -37,7 +37,7 @@ def spend_of(cost: int, plan: values.Plan = FREE) -> Entry:
 
 
 @pytest.mark.parametrize(
-    ("cost", "refunded", "asked", "remaining", "left"),
+    ("cost", "refunded", "requested", "remaining", "left"),
     [
         (5, 0, None, 15, 20),
         (5, 0, 5, 15, 20),
@@ -52,69 +52,69 @@ def spend_of(cost: int, plan: values.Plan = FREE) -> Entry:
     ],
 )
 def test_what_was_spent_is_given_back_up_to_the_allowance(
-    cost: int, refunded: int, asked: int | None, remaining: int, left: int
+    cost: int, refunded: int, requested: int | None, remaining: int, left: int
 ) -> None:
     snapshot = at(NOON, state_with(remaining), consumption=spend_of(cost), refunded=refunded)
-    change = changed(verbs.refund(snapshot, ASKED, asked))
+    change = changed(verbs.refund(snapshot, BY_STAFF, requested))
     entry = change.entries[-1]
     assert (change.state.quota_remaining, entry.delta, entry.amount) == (
         left,
         left - remaining,
         left - remaining,
     )
-    assert (entry.cost, entry.is_period_closed) == (asked or cost - refunded, False)
+    assert (entry.cost, entry.is_period_closed) == (requested or cost - refunded, False)
     assert entry.refund_of == snapshot.consumption.id
 
 
-@pytest.mark.parametrize(("cost", "refunded", "asked"), [(5, 0, 6), (5, 2, 4), (5, 4, 2), (1, 0, 20)])
-def test_more_than_is_left_of_the_spend_is_too_large(cost: int, refunded: int, asked: int) -> None:
+@pytest.mark.parametrize(("cost", "refunded", "requested"), [(5, 0, 6), (5, 2, 4), (5, 4, 2), (1, 0, 20)])
+def test_more_than_is_left_of_the_spend_is_too_large(cost: int, refunded: int, requested: int) -> None:
     snapshot = at(NOON, state_with(10), consumption=spend_of(cost), refunded=refunded)
-    assert isinstance(verbs.refund(snapshot, ASKED, asked), RefundTooLarge)
+    assert isinstance(verbs.refund(snapshot, BY_STAFF, requested), RefundTooLarge)
 
 
-@pytest.mark.parametrize("asked", [None, 1])
-def test_a_spend_of_which_nothing_is_left_was_refunded_already(asked: int | None) -> None:
+@pytest.mark.parametrize("requested", [None, 1])
+def test_a_spend_of_which_nothing_is_left_was_refunded_already(requested: int | None) -> None:
     snapshot = at(NOON, state_with(10), consumption=spend_of(5), refunded=5)
-    assert isinstance(verbs.refund(snapshot, ASKED, asked), AlreadyRefunded)
+    assert isinstance(verbs.refund(snapshot, BY_STAFF, requested), AlreadyRefunded)
 
 
 def test_a_spend_that_was_never_made_is_not_found() -> None:
-    assert isinstance(verbs.refund(at(NOON, state_with(10)), ASKED), ConsumptionNotFound)
+    assert isinstance(verbs.refund(at(NOON, state_with(10)), BY_STAFF), ConsumptionNotFound)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in values.EntryKind if kind != values.EntryKind.CONSUMED])
 def test_an_entry_of_another_kind_is_no_spend(kind: values.EntryKind) -> None:
     other = replace(spend_of(5), kind=kind.value)
     snapshot = at(NOON, state_with(10), consumption=other)
-    assert isinstance(verbs.refund(snapshot, ASKED), ConsumptionNotFound)
+    assert isinstance(verbs.refund(snapshot, BY_STAFF), ConsumptionNotFound)
 
 
 def test_a_closed_period_gets_nothing_and_the_entry_says_so() -> None:
     snapshot = at(NOON, state_with(10, period_seq=5), consumption=spend_of(5))
-    entry = changed(verbs.refund(snapshot, ASKED)).entries[-1]
+    entry = changed(verbs.refund(snapshot, BY_STAFF)).entries[-1]
     assert (entry.amount, entry.delta, entry.cost, entry.is_period_closed) == (0, 0, 0, True)
 
 
 def test_a_refund_at_the_very_end_of_the_period_comes_too_late() -> None:
-    change = changed(verbs.refund(at(NOON + DAY, state_with(3), consumption=spend_of(5)), ASKED))
+    change = changed(verbs.refund(at(NOON + DAY, state_with(3), consumption=spend_of(5)), BY_STAFF))
     assert [entry.kind for entry in change.entries] == ["reset", "refunded"]
     assert (change.entries[-1].is_period_closed, change.state.quota_remaining) == (True, 20)
 
 
 def test_periods_are_told_apart_by_their_number_though_their_dates_are_the_same() -> None:
-    """A reset by staff leaves the begin of a day where it is."""
+    """A reset by staff does not move the begin of a daily period."""
     daily = replace(FREE, reset_policy="daily")
     spend = spend_of(5)
-    renewed = changed(verbs.reset(at(NOON, state_with(15), daily), ASKED)).state
+    renewed = changed(verbs.reset(at(NOON, state_with(15), daily), BY_STAFF)).state
     assert renewed.last_reset_date == spend.last_reset_date
-    entry = changed(verbs.refund(at(NOON, renewed, daily, consumption=spend), ASKED)).entries[-1]
+    entry = changed(verbs.refund(at(NOON, renewed, daily, consumption=spend), BY_STAFF)).entries[-1]
     assert entry.is_period_closed
 
 
-@pytest.mark.parametrize(("asked", "amount"), [(None, 500), (200, 200)])
-def test_an_unlimited_quota_is_given_the_units_on_paper(asked: int | None, amount: int) -> None:
+@pytest.mark.parametrize(("requested", "amount"), [(None, 500), (200, 200)])
+def test_an_unlimited_quota_is_given_the_units_on_paper(requested: int | None, amount: int) -> None:
     snapshot = at(NOON, state_with(0, None), UNLIMITED, consumption=spend_of(500, UNLIMITED))
-    change = changed(verbs.refund(snapshot, ASKED, asked))
+    change = changed(verbs.refund(snapshot, BY_STAFF, requested))
     assert (change.entries[-1].delta, change.entries[-1].amount) == (0, amount)
     assert change.state.quota_remaining == 0
 
@@ -122,7 +122,7 @@ def test_an_unlimited_quota_is_given_the_units_on_paper(asked: int | None, amoun
 def test_an_unlimited_spend_is_refunded_once_as_well() -> None:
     spend = spend_of(500, UNLIMITED)
     snapshot = at(NOON, state_with(0, None), UNLIMITED, consumption=spend, refunded=500)
-    assert isinstance(verbs.refund(snapshot, ASKED), AlreadyRefunded)
+    assert isinstance(verbs.refund(snapshot, BY_STAFF), AlreadyRefunded)
 
 
 # On the database
@@ -180,7 +180,7 @@ def test_one_spend_leaves_another_to_be_refunded(db: None) -> None:
 
 
 def test_what_the_allowance_cut_off_counts_as_asked_back(db: None) -> None:
-    """Otherwise the same spend could be drawn upon again after the next one."""
+    """Otherwise those units could be refunded again after the next spend."""
     spent = spend(5)
     ChallengeQuota.objects.adjust(USER, 4, reason="a gift", actor=STAFF)
     assert refund(spent, 4).entry.amount == 1
@@ -303,7 +303,7 @@ THREADS = 16
 
 
 def granted(refund_once: Callable[[], Receipt]) -> list[int]:
-    """Let 16 threads begin at the same moment; return what each that was not refused got."""
+    """Let 16 threads begin at the same moment; return the amounts of those that were not refused."""
     start = Barrier(THREADS)
 
     def act() -> int | None:
@@ -343,7 +343,7 @@ class TestAtOnce:
         assert (remaining(), entries("refunded")) == (14, 1)
 
 
-# How often the database is asked
+# Round trips
 
 
 @pytest.mark.parametrize("verb", ["refund", "adjust", "reset", "change_plan"])

@@ -1,4 +1,4 @@
-"""The rules, as tables and properties; no database is near."""
+"""The rules, tested with tables and properties, without a database."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -32,8 +32,8 @@ def state_with(remaining: int, limit: int | None = 20, **changes: object) -> Sta
 def at(
     clock: datetime, state: State | None, plan: Plan = FREE, entry: values.Entry | None = None, **more: Any
 ) -> Snapshot:
-    rules = more.pop("rules", plan)
-    return Snapshot("user_1", clock, plan, rules, state, entry, None, (uuid4(), uuid4()), **more)
+    in_force = more.pop("in_force", plan)
+    return Snapshot("user_1", clock, plan, in_force, state, entry, None, (uuid4(), uuid4()), **more)
 
 
 def changed(outcome: outcomes.Outcome) -> Change:
@@ -176,7 +176,7 @@ def test_a_deletion_keeps_the_balance_and_does_not_reset() -> None:
     assert (change.state.quota_remaining, change.state.deleted_at) == (3, NOON + 9 * DAY)
 
 
-def test_who_is_deleted_before_he_was_ever_seen_gets_a_tombstone() -> None:
+def test_a_user_who_is_deleted_before_they_were_ever_seen_gets_a_tombstone() -> None:
     change = changed(verbs.delete(at(NOON, None), USER))
     assert [entry.kind for entry in change.entries] == ["opened", "deleted"]
 
@@ -213,7 +213,7 @@ def test_the_time_in_a_refusal_is_never_too_early(microsecond: int, second: str)
     )
 
 
-acts = st.one_of(
+calls = st.one_of(
     st.tuples(st.just("consume"), st.integers(1, 30)),
     st.tuples(st.just("adjust"), st.integers(-30, 30).filter(bool)),
     st.tuples(st.sampled_from(["current", "reset"]), st.none()),
@@ -221,11 +221,11 @@ acts = st.one_of(
 pauses = st.sampled_from([timedelta(0), TICK, DAY / 3, DAY - TICK, DAY, 5 * DAY, -DAY])
 
 
-@given(allowance=st.none() | st.integers(0, 25), steps=st.lists(st.tuples(acts, pauses), max_size=30))
+@given(allowance=st.none() | st.integers(0, 25), steps=st.lists(st.tuples(calls, pauses), max_size=30))
 def test_the_ledger_explains_every_balance(
     allowance: int | None, steps: list[tuple[tuple[str, int | None], timedelta]]
 ) -> None:
-    """Whatever is asked, and whenever: gapless, chained, never below 0, and the last entry is the state."""
+    """For any verbs at any times: gapless, chained, never below 0, and the last entry is the state."""
     plan, clock, state = replace(FREE, allowance=allowance), NOON, None
     ledger: list[values.Entry] = []
     for (verb, units), pause in steps:

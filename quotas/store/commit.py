@@ -1,9 +1,10 @@
-"""Read, decide, write: the loop that makes a decision stick, and tries again if another request was first.
+"""Read, decide, write: the loop that stores a decision.
 
-It knows no rule: the deciding function is passed in. A read costs one round trip, a change two.
+If another request changes the row between read and write, the loop starts again. A read costs one round trip,
+a change two. The deciding function is a parameter: there is no rule here.
 
-The loop is a generator of steps. A driver sends each step's statement and returns the result: `run_steps`
-through the connection of its thread, loop.py through one that no thread waits for.
+The loop is a generator of steps. A driver runs the statement of each step and sends back its result:
+`run_steps` on the connection of the calling thread, loop.py on a connection of an event loop.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -53,7 +54,7 @@ class Step(NamedTuple):
 
 
 class NeedsThread(NamedTuple):
-    """The step before those that wait for locks in a transaction: an event loop hands over to a thread."""
+    """The next steps wait for a lock in a transaction: an event loop must hand them over to a thread."""
 
 
 Steps = Generator[Step | NeedsThread, Any, Result]
@@ -92,7 +93,7 @@ def commit(user_id: str, decide: Decide, query: SnapshotQuery) -> Steps[Outcome]
 
     `decide` must be pure: it may be called several times. A change is stored whole or not at all, and
     exactly once, even if the connection dies before the reply arrives. Raises OperationalError if the
-    database cannot be reached; only then is it unknown whether the change was stored.
+    database cannot be reached or takes no writes: only then may it be unknown whether the change was stored.
     """
     unlocked_tries = UNLOCKED_TRIES[vendor()]
     for attempt in range(MAX_TRIES):
@@ -108,7 +109,10 @@ def commit(user_id: str, decide: Decide, query: SnapshotQuery) -> Steps[Outcome]
 
 @contextmanager
 def one_writer(user_id: str) -> Iterator[None]:
-    """Wait for other threads that write to this user's row, but not in a transaction: it may hold the row."""
+    """Let one thread of this process at a time write to this user's row.
+
+    In a transaction it does not wait: the thread may hold the row's lock, for which the other thread waits.
+    """
     lock = WRITER_LOCKS[hash(user_id) % len(WRITER_LOCKS)]
     is_ours = not database().in_atomic_block and lock.acquire(timeout=WRITER_WAIT_SECONDS)
     try:
@@ -127,12 +131,12 @@ def open_many(user_ids: Iterable[str], decide: Decide) -> int:
 
 
 def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
-    """Store each (user id, e-mail, Clerk's time) that is newer than what is stored; return how many were."""
+    """Store each (user id, e-mail, Clerk's time) that is newer than the stored one; return how many were."""
     return sum(execute(sql.NOTE_PROFILE, [email, at, user_id, at]) for user_id, email, at in profiles)
 
 
 def read_snapshot(user_id: str, query: SnapshotQuery) -> Snapshot:
-    """Return the snapshot that a verb would decide by now."""
+    """Return the snapshot from which a verb would decide now."""
     return run_steps(_read_snapshot(user_id, query))
 
 
@@ -144,12 +148,12 @@ def clock() -> datetime:
 
 def lock(user_id: str) -> None:
     """Lock the user's row until the transaction ends."""
-    if vendor() == "postgresql":  # a transaction of SQLite's locks the whole database from its start
+    if vendor() == "postgresql":  # SQLite's transactions lock the whole database from their start
         execute(sql.LOCK, [user_id])
 
 
 def note_assignment(user_id: str, source: str, external_id: str, plan: str, updated_at: datetime) -> bool:
-    """Store a plan assignment of Clerk's unless a later one is stored; return whether it was."""
+    """Store Clerk's plan assignment unless a later one of its item is stored; return whether it was."""
     return execute(sql.NOTE_ASSIGNMENT, [uuid7(), user_id, source, external_id, plan, updated_at]) > 0
 
 
@@ -245,7 +249,7 @@ def _read_snapshot(user_id: str, query: SnapshotQuery) -> Steps[Snapshot]:
     clock, plan, in_force, state = next(row), plan_from(row), plan_from(row), state_from(row)
     entry, entry_plan = (entry_from(row), plan_from(row)) if keyed else (None, None)
     if plan is None:
-        raise NoDefaultPlan("No plan is the default one: mark one as such in the admin.")
+        raise NoDefaultPlan("There is no default plan: mark a plan as the default in the admin.")
     if not in_transaction():
         plan_cache.remember(plan, in_force, entry_plan)
     return Snapshot(
@@ -265,7 +269,7 @@ def _read_snapshot(user_id: str, query: SnapshotQuery) -> Steps[Snapshot]:
 
 
 def _read_without_plans(user_id: str, key: str | None) -> Steps[Snapshot | None]:
-    """The same with plans from the cache; None if a plan version is not in it."""
+    """Read the snapshot with plans from the cache; return None if a plan version is not cached."""
     parameters = [user_id] if key is None else [user_id, key]
     statement = sql.snapshot_query(vendor(), keyed=key is not None, without_plans=True)
     row = iter((yield Step(statement, parameters, wants_row=True)))

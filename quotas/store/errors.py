@@ -1,4 +1,4 @@
-"""Database errors, told apart by what the store and the API do about them."""
+"""Database errors, classified by how the store and the API react to them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ class ConnectionLost(OperationalError):
 
 @contextmanager
 def translating_errors() -> Iterator[None]:
-    """Raise translated errors; inside a transaction leave all errors as they are."""
+    """Translate database errors; inside a transaction leave them as they are."""
     db = connections[DEFAULT_DB_ALIAS]
     if db.in_atomic_block:
         yield
@@ -50,7 +50,7 @@ def translating_errors() -> Iterator[None]:
 def translate_error(
     error: Error, *, is_lost: bool, was_reused: bool = True, close: Callable[[], object]
 ) -> Error:
-    """Return the error that the commit loop reacts to; close a connection that cannot be used again."""
+    """Return the error that the commit loop reacts to; close a connection that is of no further use."""
     if is_lost and isinstance(error, OperationalError | InterfaceError):
         close()
         lost = ConnectionLost(*error.args)

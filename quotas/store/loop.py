@@ -1,7 +1,7 @@
-"""The steps of the store in an event loop, where no thread waits for the database.
+"""Runs the steps of the store in an event loop, where no thread waits for the database.
 
-The connections are made as Django makes its own. Whatever is not plain (no connection is free or to be
-had, one dies, a row must be locked) is left to a thread, which goes on with the same steps.
+The connections have Django's own settings. A thread continues the same steps if no connection is free, if a
+statement fails, or if a row must be locked.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from quotas.store.commit import WRITER_WAIT_SECONDS, Step, Steps, run_steps
 from quotas.store.errors import Result, translate_error
 from quotas.store.thread import Prepared, PreparedSession, new_statement_name, with_dollar_placeholders
 
-RECONNECT_SECONDS = 1  # seconds without an attempt to connect, after one that failed
-LIVENESS_SECONDS = 1  # seconds
-WRITER_LOCK_COUNT = 256  # locks for all users' rows
+RECONNECT_SECONDS = 1  # between a failed attempt to connect and the next one
+LIVENESS_SECONDS = 1  # between checks of the connections
+WRITER_LOCK_COUNT = 256  # shared by all users
 
 
 class RunInThread(Protocol):
-    """Has a thread do what would block the loop."""
+    """Runs in a thread what would block the loop."""
 
     def __call__(self, function: Callable[[], Result]) -> "asyncio.Future[Result]": ...
 
@@ -41,7 +41,7 @@ def connect() -> BaseDatabaseWrapper:
 
 
 class LoopSession(PreparedSession):
-    """One connection to PostgreSQL, which the loop listens to; one statement at a time."""
+    """One connection to PostgreSQL that an event loop reads; it runs one statement at a time."""
 
     def __init__(self, db: BaseDatabaseWrapper, on_close: Callable[["LoopSession"], None]) -> None:
         super().__init__(db.connection)
@@ -56,7 +56,7 @@ class LoopSession(PreparedSession):
         self.loop.add_reader(self.socket, self.on_readable)
 
     async def execute(self, step: Step) -> Any:
-        """Return what comes back of a step; raise Django's errors, a CutOff among them."""
+        """Return the step's result. Raises ConnectionLost, or another of Django's database errors."""
         try:
             with self.errors:
                 result = await self._execute(*self.encode(step.statement, step.parameters))
@@ -88,9 +88,10 @@ class LoopSession(PreparedSession):
         return self.pending
 
     def on_readable(self) -> None:
-        """Take in what came; what comes when nothing is awaited is a notice, or the connection's end.
+        """Read what the server sent: a result, or, if none is pending, a notice or the connection's end.
 
-        Behind an error there may be the end, which libuv does not tell of a second time: so look twice.
+        After an ErrorResponse the server may close at once, and libuv signals readability only once: drain
+        the socket twice.
         """
         try:
             for _ in range(2):
@@ -105,7 +106,7 @@ class LoopSession(PreparedSession):
             self.close(error)
 
     def _deliver(self) -> bool:
-        """Give whoever waits the result, if all of it is there."""
+        """If the result is complete, pass it to the future that waits for it; return whether it was."""
         pending, result = self.pending, self.result
         if not pending or not result or self.pgconn.is_busy():
             return False
@@ -125,21 +126,21 @@ class LoopSession(PreparedSession):
 
 
 class Pool:
-    """At most `size` connections for one event loop, opened as they are needed."""
+    """At most `size` connections for one event loop, opened on demand."""
 
     def __init__(self, size: int, run_in_thread: RunInThread) -> None:
         self.size = size
         self.run_in_thread = run_in_thread
         self.sessions: set[LoopSession] = set()
         self.opening = 0
-        self.idle: list[LoopSession] = []  # the one used last is used next: it is warm
+        self.idle: list[LoopSession] = []  # a stack: the one used last has the warmest caches
         self.waiting: deque[asyncio.Future[LoopSession | None]] = deque()
         self.retry_at = 0.0
         self.checks_liveness = False
         self.writer_locks = [asyncio.Lock() for _ in range(WRITER_LOCK_COUNT)]
 
     async def run_steps(self, steps: Steps[Result]) -> Result:
-        """Return what the steps come to."""
+        """Return the result of the steps, which a thread finishes if the loop cannot."""
         error: Error | None = None
         if session := await self.acquire():
             try:
@@ -160,7 +161,7 @@ class Pool:
 
     @asynccontextmanager
     async def one_writer(self, user_id: str) -> AsyncIterator[None]:
-        """As the store's turns: spare others of this loop the races that they would lose."""
+        """Let one task of this loop at a time write to this user's row, as commit.one_writer one thread."""
         lock = self.writer_locks[hash(user_id) % WRITER_LOCK_COUNT]
         is_ours = True
         if lock.locked():
@@ -178,7 +179,10 @@ class Pool:
                 lock.release()
 
     async def acquire(self) -> LoopSession | None:
-        """A connection; None if there is no time to wait for one. Raises what connecting raises."""
+        """Return a connection; None if none becomes free in time, or if connecting failed a moment ago.
+
+        Raises OperationalError if connecting fails now.
+        """
         if self.idle:
             return self.idle.pop()
         if len(self.sessions) + self.opening < self.size and monotonic() >= self.retry_at:
@@ -200,10 +204,10 @@ class Pool:
         self.opening -= 1
         try:
             session = LoopSession(opening.result(), self._on_close)
-        except Exception as error:  # noqa: BLE001 - told to whoever waits
+        except Exception as error:  # noqa: BLE001 - the waiters raise it
             self.retry_at = monotonic() + RECONNECT_SECONDS
             while not self.sessions and (waiter := self._next_waiter()):
-                waiter.set_exception(OperationalError(*error.args))  # each his own, for he adds to it
+                waiter.set_exception(OperationalError(*error.args))  # one each: raising it changes it
             return
         self.sessions.add(session)
         if not self.checks_liveness:
@@ -212,13 +216,13 @@ class Pool:
         self._wake_next(session)
 
     def _check_liveness(self) -> None:
-        """Look for ends that the loop was not told of: who waits by such a connection would wait for ever."""
+        """Find closed connections that libuv did not signal: a task would wait for them forever."""
         for session in [*self.sessions]:
             session.on_readable()
         asyncio.get_running_loop().call_later(LIVENESS_SECONDS, self._check_liveness)
 
     def release(self, session: LoopSession) -> None:
-        if session.pending:  # whoever waited for it was cancelled
+        if session.pending:  # its task was cancelled: the result is still to come
             session.close()
         elif session.is_open:
             self._wake_next(session)
@@ -230,7 +234,7 @@ class Pool:
             self.idle.append(session)
 
     def _next_waiter(self) -> "asyncio.Future[LoopSession | None] | None":
-        """The first of those who have not given up."""
+        """Return the first waiter that has not given up."""
         while self.waiting:
             if not (waiter := self.waiting.popleft()).done():
                 return waiter

@@ -1,4 +1,4 @@
-"""The verbs, on the manager of the quotas."""
+"""The verbs as methods of the quotas' manager: each decides by quotas/rules and stores the outcome."""
 
 import hashlib
 import json
@@ -18,16 +18,16 @@ from quotas.store.errors import Result
 
 
 class Receipt(NamedTuple):
-    """What a verb did: its entry, the quota right after it, and whether it was done before."""
+    """The result of a verb: its entry, the quota right after that entry, and whether it is a replay."""
 
     entry: values.Entry
     quota: Quota
-    quota_now: Quota  # as it is now, which for a replay is later
+    quota_now: Quota  # at the time of this request, which for a replay is later
     is_replay: bool
 
 
 class PlanChange(NamedTuple):
-    """How a change of plan left the quota; there is no entry if he had the plan already."""
+    """The result of a change of plan, without an entry: none is made if nothing changes."""
 
     quota: Quota
     quota_now: Quota
@@ -35,7 +35,7 @@ class PlanChange(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What became of a batch of users: rows made, there already, closed for good."""
+    """Counts of a batch of users: rows made, rows already present, tombstones."""
 
     made: int
     present: int
@@ -47,7 +47,7 @@ QuotaRow = TypeVar("QuotaRow", bound=models.Model)
 
 
 def _run_in_thread(steps: Callable[P, commit.Steps[Result]]) -> Callable[P, Result]:
-    """The verb that takes these steps by its thread's own connection."""
+    """Make a verb that runs these steps on the connection of the calling thread."""
 
     @wraps(steps)
     def verb(*args: P.args, **options: P.kwargs) -> Result:
@@ -59,7 +59,7 @@ def _run_in_thread(steps: Callable[P, commit.Steps[Result]]) -> Callable[P, Resu
 def _as_one_writer(
     steps: Callable[Concatenate["QuotaManager[QuotaRow]", str, P], commit.Steps[Result]],
 ) -> Callable[Concatenate["QuotaManager[QuotaRow]", str, P], Result]:
-    """The same for what writes: threads that mean one user's row take turns."""
+    """Make a verb that also lets only one thread of this process write to a user's row; see `one_writer`."""
 
     @wraps(steps)
     def verb(self: "QuotaManager[QuotaRow]", user_id: str, /, *args: P.args, **options: P.kwargs) -> Result:
@@ -70,16 +70,16 @@ def _as_one_writer(
 
 
 class QuotaManager(models.Manager[QuotaRow]):
-    """The verbs. Each takes the user's id, asks policy.py, and makes the answer stick.
+    """The verbs. Each takes a user id, decides by quotas/rules and stores the outcome.
 
-    Two are there as steps too, `reading` and `consuming`, for whoever brings a connection of his own.
-    All of them raise a `policy.Refusal` for what the rules turn down, ValueError for an id that is
-    none, and `django.db.OperationalError` when the database cannot be reached.
+    `reading` and `consuming` return the steps of `current` and `consume`, for another driver (loop.py). A
+    verb raises `outcomes.Refusal` if the rules refuse it, ValueError for an invalid user id, and
+    `django.db.OperationalError` if the database cannot be reached or takes no writes.
     """
 
     def reading(self, user_id: str, *, actor: Actor | None = None) -> commit.Steps[Quota]:
-        """Return the quota as it stands now; it is opened if missing and reset if due."""
-        outcome = yield from self._carrying_out(
+        """Return the quota; it is opened if missing and reset if due."""
+        outcome = yield from self._commit_steps(
             user_id, verbs.current, Request(actor or Actor("user", user_id))
         )
         return outcome.quota
@@ -87,8 +87,8 @@ class QuotaManager(models.Manager[QuotaRow]):
     current = _run_in_thread(reading)
 
     def open_missing(self, user_id: str, *, actor: Actor) -> Quota:
-        """Make the row if there is none; a quota that is there is left as it is, due or not."""
-        return self._carry_out(user_id, verbs.open_missing, Request(actor)).quota
+        """Open the quota if it is missing; leave an existing one as it is, due or not."""
+        return self._commit(user_id, verbs.open_missing, Request(actor)).quota
 
     def consuming(
         self,
@@ -102,8 +102,8 @@ class QuotaManager(models.Manager[QuotaRow]):
     ) -> commit.Steps[Receipt]:
         """Spend `cost` units, all or nothing, and once per idempotency key.
 
-        Without a cost it is what the plan asks for `action`, or 1. Raises Exhausted when too few
-        are left, CostExceedsLimit, UnknownAction, CostBelowPrice, KeyReused or Deleted.
+        The default cost is the plan's price of `action`, or 1 without an action. Raises Exhausted if too few
+        units are left, CostExceedsLimit, UnknownAction, CostBelowPrice, KeyReused or Deleted.
         """
         if cost is not None:
             _require_units(cost)
@@ -115,16 +115,17 @@ class QuotaManager(models.Manager[QuotaRow]):
             action=action,
             metadata=metadata,
         )
-        return (yield from self._writing(user_id, partial(verbs.consume, cost=cost), request))
+        return (yield from self._receipt_steps(user_id, partial(verbs.consume, cost=cost), request))
 
     consume = _as_one_writer(consuming)
 
     def adjust(
         self, user_id: str, delta: int, *, reason: str, actor: Actor, key: str | None = None
     ) -> Receipt:
-        """Add `delta` units (negative: take them away) until the next reset, for a reason.
+        """Add `delta` units, or remove them if it is negative, until the next reset.
 
-        Raises AdjustmentOutOfRange where a balance below 0 or above MAX_UNITS would be left.
+        Raises AdjustmentOutOfRange if this would leave a balance below 0 or above MAX_UNITS, or if the quota
+        is unlimited.
         """
         _require_units(abs(delta))
         request = _keyed_request(
@@ -133,7 +134,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         return self._write(user_id, partial(verbs.adjust, delta=delta), request)
 
     def reset(self, user_id: str, *, reason: str, actor: Actor, key: str | None = None) -> Receipt:
-        """Refill to the plan's allowance now, for a reason."""
+        """Refill to the plan's allowance, whether or not the quota is due."""
         request = _keyed_request(
             "reset", {"reason": reason}, actor=actor, key=key, reason=_require_reason(reason)
         )
@@ -149,10 +150,10 @@ class QuotaManager(models.Manager[QuotaRow]):
         actor: Actor,
         key: str | None = None,
     ) -> Receipt:
-        """Give back `amount` units (all that is left if None) of one consumption, for a reason.
+        """Give back `amount` units (None: all that is left) of one consumption.
 
-        A closed period gets nothing back, and the balance is not lifted above the allowance: the
-        entry's `amount` tells what was given. Raises ConsumptionNotFound, RefundTooLarge or
+        The refund never lifts the balance above the allowance, and gives nothing back after the consumption's
+        period: the entry's `amount` is what was given back. Raises ConsumptionNotFound, RefundTooLarge or
         AlreadyRefunded.
         """
         if amount is not None:
@@ -177,7 +178,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         reason: str = "",
         key: str | None = None,
     ) -> PlanChange:
-        """Give the user a plan of staff's choice, or the one that Clerk's word leads to if None.
+        """Give the user the plan that staff chose, or, if None, the one that Clerk's assignments lead to.
 
         Raises UnknownPlan.
         """
@@ -190,7 +191,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         )
         verb = partial(verbs.change_plan, on_change=on_change)
         include = ("clerk", None) if plan is None else ("target", plan)
-        outcome = self._carry_out(user_id, verb, request, include)
+        outcome = self._commit(user_id, verb, request, include)
         is_replay = isinstance(outcome, outcomes.Replay)
         return PlanChange(outcome.quota, outcome.quota_now, is_replay)
 
@@ -205,34 +206,34 @@ class QuotaManager(models.Manager[QuotaRow]):
         actor: Actor,
         reason: str = "",
     ) -> bool:
-        """Note that Clerk says the user has `plan` ("": none), and give him what its word now leads to.
+        """Store Clerk's assignment of `plan` ("": none), and apply the plan that the assignments now lead to.
 
-        Tell whether it was noted: a later word on the same item may be known. A plan that staff chose
-        stays; a plan that is not there is noted, and the default one stands in. Raises Deleted.
+        Return whether it was stored: it is not if a later assignment of the same item is there. A plan that
+        staff chose stays. An unknown plan is stored, but the default plan is applied. Raises Deleted.
         """
         with transaction.atomic():
             self.open_missing(user_id, actor=actor)
-            commit.lock(user_id)  # before the word's own row, as all do, so that no two wait for each other
+            commit.lock(user_id)  # always before the assignment's row: another order could deadlock
             if not commit.note_assignment(user_id, source, external_id, plan, updated_at):
                 return False
-            self._carry_out(user_id, verbs.follow_assignments, Request(actor, reason=reason), ("clerk", None))
+            self._commit(user_id, verbs.follow_assignments, Request(actor, reason=reason), ("clerk", None))
         return True
 
-    def clerks_word(self, user_id: str) -> tuple[values.Plan | None, str]:
-        """Return the plan that Clerk's words lead to, and which of them (of PlanSource) does."""
+    def clerks_assignment(self, user_id: str) -> tuple[values.Plan | None, str]:
+        """Return the plan that Clerk's assignments lead to, and its source (a value of PlanSource)."""
         found = commit.read_snapshot(user_id, commit.SnapshotQuery(include="clerk"))
         return found.target, found.target_source
 
     def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> None:
-        """Close the quota for good: the row becomes a tombstone without its e-mail."""
-        self._carry_out(user_id, verbs.delete, Request(actor, reason=reason))
+        """Close the quota permanently: the row becomes a tombstone without an e-mail."""
+        self._commit(user_id, verbs.delete, Request(actor, reason=reason))
 
     def note_profile(self, user_id: str, email: str, clerk_updated_at: datetime) -> bool:
-        """Note the e-mail unless a later one is known or the user is deleted; tell whether it was."""
+        """Store the e-mail unless a later one is stored or the user is deleted; return whether it was."""
         return commit.note_profiles([(user_id, email, clerk_updated_at)]) > 0
 
     def open_many(self, users: Iterable[tuple[str, str, datetime | None]], *, actor: Actor) -> Opened:
-        """Make the missing rows of a batch of (user_id, e-mail, clerk_updated_at), all or none."""
+        """Open the missing quotas of a batch of (user_id, e-mail, clerk_updated_at), all or none."""
         profiles = {user_id: (email, updated_at) for user_id, email, updated_at in users}
         for user_id in profiles:
             _require_user_id(user_id)
@@ -245,63 +246,63 @@ class QuotaManager(models.Manager[QuotaRow]):
         return Opened(made, len(profiles) - made - tombstoned, tombstoned)
 
     def census(self, user_ids: Iterable[str]) -> Opened:
-        """Tell what `open_many` would do, and do nothing."""
+        """Return what `open_many` would return, without a change."""
         ids = set(user_ids)
         known = self._known(ids)
         tombstoned = sum(known.values())
         return Opened(len(ids) - len(known), len(known) - tombstoned, tombstoned)
 
     def _known(self, user_ids: Iterable[str]) -> dict[str, bool]:
-        """Those of the users who have a row, and whether it is a tombstone."""
+        """Return whether each user's row is a tombstone, without the users who have no row."""
         rows = self.filter(user_id__in=user_ids).values_list("user_id", "deleted_at")
         return {user_id: deleted_at is not None for user_id, deleted_at in rows}
 
-    def _carrying_out(
+    def _commit_steps(
         self,
         user_id: str,
         verb: Callable[[Snapshot, Request], Outcome],
         request: Request,
         include: tuple[str, Any] = ("", None),
     ) -> commit.Steps[Change | outcomes.Replay]:
-        """Read, decide, store: the one path of every verb."""
+        """Read, decide, write: every verb goes through here. Raises the refusal, if there is one."""
         _require_user_id(user_id)
-        look = commit.SnapshotQuery(request.idempotency_key, *include)
-        outcome = yield from commit.commit(user_id, lambda snapshot: verb(snapshot, request), look)
+        query = commit.SnapshotQuery(request.idempotency_key, *include)
+        outcome = yield from commit.commit(user_id, lambda snapshot: verb(snapshot, request), query)
         if isinstance(outcome, Refusal):
             raise outcome
         if isinstance(outcome, Change) and outcome.refusal:
             raise outcome.refusal
         return outcome
 
-    _carry_out = _run_in_thread(_carrying_out)
+    _commit = _run_in_thread(_commit_steps)
 
-    def _writing(
+    def _receipt_steps(
         self,
         user_id: str,
         verb: Callable[[Snapshot, Request], Outcome],
         request: Request,
         include: tuple[str, Any] = ("", None),
     ) -> commit.Steps[Receipt]:
-        outcome = yield from self._carrying_out(user_id, verb, request, include)
+        outcome = yield from self._commit_steps(user_id, verb, request, include)
         if isinstance(outcome, Change):
             return Receipt(outcome.entries[-1], outcome.quota, outcome.quota_now, is_replay=False)
         return Receipt(outcome.entry, outcome.quota, outcome.quota_now, is_replay=True)
 
-    _write = _as_one_writer(_writing)
+    _write = _as_one_writer(_receipt_steps)
 
 
 def _keyed_request(
-    verb: str, asked: Mapping[str, object], *, actor: Actor, key: str | None, **remembered: Any
+    verb: str, arguments: Mapping[str, object], *, actor: Actor, key: str | None, **recorded: Any
 ) -> Request:
-    """A request whose key is stored with a fingerprint of what was asked, to tell a retry from a reuse."""
+    """Return a request; with a key it has a fingerprint, which separates a retry from a reuse of the key."""
     if key is None:
-        return Request(actor, **remembered)
-    canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+        return Request(actor, **recorded)
+    canonical = json.dumps(arguments, sort_keys=True, separators=(",", ":"))
     return Request(
         actor,
         idempotency_key=f"{verb}:{actor.kind}:{key}",
         fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
-        **remembered,
+        **recorded,
     )
 
 

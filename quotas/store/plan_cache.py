@@ -15,7 +15,7 @@ def get(name: str, version: int) -> Plan | None:
 
 
 def remember(*plans: Plan | None) -> None:
-    """Keep plans that were read outside a transaction: a version that is rolled back may come to differ."""
+    """Cache plans that were read outside a transaction: one that is rolled back may get other rules later."""
     if len(_plans) >= MAX_PLANS:
         _plans.clear()
     _plans.update(((plan.name, plan.version), plan) for plan in plans if plan)
@@ -27,5 +27,5 @@ def is_empty() -> bool:
 
 @receiver(connection_created)
 def clear(**_: object) -> None:
-    """A new connection may lead to a database that was restored from an earlier time."""
+    """Forget all plans: a new connection may lead to a database that was restored from a backup."""
     _plans.clear()

@@ -1,4 +1,4 @@
-"""Between the rows of sql.py's statements and the values of the rules."""
+"""Conversion between the rows of sql.py's statements and the values of the rules."""
 
 import json
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ def state_from(row: Iterator[Any]) -> State | None:
 
 
 def plan_from(row: Iterator[Any]) -> Plan | None:
-    """The same for a plan, or a version of one."""
+    """The same for a plan or a plan version."""
     name, *rules = islice(row, len(PLAN_FIELDS))
     return None if name is None else _cached_plan(name, *rules)
 
 
 def entry_from(row: Iterator[Any]) -> Entry | None:
-    """The same for an entry of the ledger."""
+    """The same for a ledger entry."""
     values = dict(zip(ENTRY_FIELDS, islice(row, len(ENTRY_FIELDS)), strict=True))
     if values["id"] is None:
         return None

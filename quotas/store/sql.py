@@ -1,6 +1,6 @@
-"""The statements behind every verb, as constant text with parameters.
+"""The statements of the verbs, as constant text with parameters.
 
-A cursor runs constant text at a quarter of the CPU that the ORM needs to build the same query.
+Running constant text takes a quarter of the CPU time that the ORM needs for the same query.
 """
 # ruff: noqa: S608 - the text is put together from names in this file only
 
@@ -86,8 +86,8 @@ INCLUDES = {
     ),
     # Parameter: plan name. The plan's current version.
     "target": (f", {_select_list('t', PLAN_COLUMNS)}", "LEFT JOIN plans AS t ON t.name = %s"),
-    # No parameter. The plan that Clerk's assignments lead to, and the source of the one that counts: the
-    # first, billing before metadata. If it names a plan that does not exist, the default plan stands in.
+    # No parameter. The plan that Clerk's assignments lead to, and its source: the latest assignment of
+    # billing, else that of metadata. Without one, or if its plan does not exist, the default plan.
     "clerk": (
         f", {_select_list('t', PLAN_COLUMNS)}, CASE WHEN k.name IS NULL THEN 'default' ELSE c.source END",
         """LEFT JOIN plan_assignments AS c ON c.user_id = u.user_id AND c.id = (
@@ -182,7 +182,7 @@ OPEN_ROWS = f"""
 
 
 def _values(entries: int) -> str:
-    """Typed rows: PostgreSQL takes a bare NULL or literal in VALUES for text."""
+    """Return rows with typed values: PostgreSQL treats a bare NULL or literal in VALUES as text."""
     row = "(" + ", ".join(f"%s::{kind}" for kind in ENTRY_COLUMNS.values()) + ")"
     return f"(VALUES {', '.join([row] * entries)}) AS e ({', '.join(ENTRY_COLUMNS)})"
 
@@ -200,8 +200,8 @@ NOTE_PROFILE = """
 """
 
 # Parameters: id, user id, source, external id, plan, Clerk's time of it. The latest assignment of each item
-# wins in any order of arrival. Of two billing assignments of the same time, the end of the item wins; two of
-# metadata differ only by the setting that names the metadata key.
+# wins in any order of arrival. Of two billing assignments of the same time, the end of the item wins. Two of
+# metadata differ only if the setting that names the metadata key was changed: the new one wins.
 NOTE_ASSIGNMENT = """
     INSERT INTO plan_assignments (id, user_id, source, external_id, plan, updated_at)
     VALUES (%s, %s, %s, %s, %s, %s)
@@ -212,5 +212,5 @@ NOTE_ASSIGNMENT = """
             AND (excluded.source = 'metadata' OR plan_assignments.plan <> '' OR excluded.plan = '')
 """
 
-# Parameters: user id, entry id. Finds out whether a write whose reply was lost had been carried out.
+# Parameters: user id, entry id. Whether a write whose reply was lost was carried out.
 ENTRY_EXISTS = "SELECT 1 FROM ledger_entries WHERE user_id = %s AND id = %s"

@@ -1,8 +1,7 @@
-"""How the statements of sql.py are run.
+"""Runs the statements of sql.py on the calling thread's connection.
 
-On PostgreSQL by psycopg itself: the server keeps a statement prepared (see DATABASE_PREPARE) and sends
-its values in binary. Planning the snapshot anew takes longer than all else that a GET does. On SQLite
-they go through Django.
+On PostgreSQL through psycopg itself, with values in binary and with prepared statements (DATABASE_PREPARE),
+because planning the snapshot query takes longer than the rest of a GET. On SQLite through Django's cursor.
 """
 
 import json
@@ -28,25 +27,25 @@ from psycopg.types.numeric import Int8Dumper
 
 Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
 OK_STATUSES = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
-# PostgreSQL's SQLSTATEs: it was told to forget the statement, or a migration changed what it returns.
+# SQLSTATEs: the prepared statement was deallocated, or a migration changed the type of its result.
 STALE_STATEMENT_STATES = ("26000", "0A000")
 AUTO_FORMATS = [PyFormat.AUTO] * 100
 STATEMENT_NUMBERS = count()
 
 
 class PreparedSession:
-    """One connection to PostgreSQL, as one thread uses it.
+    """One connection to PostgreSQL, and the statements that are prepared on it.
 
-    A statement goes by psycopg's cursor, until it was used often enough (prepare_threshold) to have the
-    server keep it; from then on by libpq itself, which leaves a third of the work that is left to Python.
-    Not so within a transaction: its beginning is psycopg's business.
+    Up to prepare_threshold uses, a statement goes through psycopg's cursor. Then it is prepared and goes
+    through libpq directly, which leaves a third of the work in Python. In a transaction every statement goes
+    through the cursor, because psycopg sends the BEGIN.
     """
 
     def __init__(self, raw: "psycopg.Connection[Any]") -> None:
         self.raw = raw
         self.cursor: psycopg.Cursor[tuple[Any, ...]] = psycopg.Cursor(raw)
         self.cursor.format = Format.BINARY
-        # A number's type must not depend on its size, or each size would be a statement of its own.
+        # If a number's type depended on its size, each size would need a prepared statement of its own.
         self.cursor.adapters.register_dumper(int, Int8Dumper)
         self.cursor.adapters.register_dumper(dict, JsonbDumper)
         self.transformer = Transformer(self.cursor)
@@ -66,7 +65,7 @@ class PreparedSession:
         return result.command_tuples or 0
 
     def execute_prepared(self, statement: str, parameters: Sequence[Any]) -> PGresult | None:
-        """Return what a kept statement comes to; None if the server keeps it not, and nothing was done."""
+        """Return the result of the prepared statement; None, with nothing done, if it is not prepared."""
         if self.raw.prepare_threshold is None or not self.raw.autocommit:
             return None
         prepared, values = self.encode(statement, parameters)
@@ -90,11 +89,12 @@ class PreparedSession:
         return row
 
     def should_prepare(self, prepared: Prepared) -> bool:
-        """Tell whether a statement that is about to be used was used often enough by now."""
+        """Count a use of the statement; return whether it is used often enough to be prepared."""
         self.uses[prepared] += 1
         return self.raw.prepare_threshold is not None and self.uses[prepared] > self.raw.prepare_threshold
 
     def check_result(self, result: PGresult) -> PGresult | None:
+        """Return the result; None if the prepared statement is stale. Raises psycopg's error if it failed."""
         if result.status in OK_STATUSES:
             return result
         if self.raw.closed:
@@ -102,7 +102,7 @@ class PreparedSession:
         error = error_from_result(result)
         if error.sqlstate not in STALE_STATEMENT_STATES:
             raise error
-        self.names.clear()  # psycopg, for one, has the server forget all of them after a rollback
+        self.names.clear()  # after a rollback psycopg may have deallocated all
         self.uses.clear()
         return None
 
@@ -113,7 +113,7 @@ def new_statement_name() -> bytes:
 
 @lru_cache
 def with_dollar_placeholders(statement: str) -> bytes:
-    """The statement as the server wants it, with $1 for its first parameter."""
+    """Replace the placeholders %s by those of PostgreSQL's protocol: $1, $2 and so on."""
     first, *rest = statement.split("%s")
     return "".join([first, *(f"${number}{part}" for number, part in enumerate(rest, start=1))]).encode()
 
@@ -126,18 +126,18 @@ _local = _ThreadLocal()
 
 
 def database() -> BaseDatabaseWrapper:
-    """This thread's connection, without the detour that `django.db.connection` takes at each attribute."""
+    """Return this thread's connection; `django.db.connection` would look it up again for each attribute."""
     return connections[DEFAULT_DB_ALIAS]
 
 
 def in_transaction() -> bool:
-    """Tell whether this thread is in one; the sessions of an event loop never are."""
+    """Return whether this thread is in a transaction; an event loop's sessions never are."""
     return _get_running_loop() is None and database().in_atomic_block
 
 
 @cache
 def vendor() -> str:
-    """The same of all connections; an event loop has none to ask, Django would make one for each task."""
+    """Cached: an event loop has no connection to ask, and Django would make one for each task."""
     return database().vendor
 
 
@@ -165,7 +165,7 @@ def execute(statement: str, parameters: Sequence[Any]) -> int:
 
 
 def _session(db: BaseDatabaseWrapper) -> PreparedSession:
-    """This thread's session; Django replaces a connection that died."""
+    """Return this thread's session, a new one if Django has replaced a dead connection."""
     db.ensure_connection()
     session = _local.session
     if session is None or session.raw is not db.connection:
@@ -174,7 +174,7 @@ def _session(db: BaseDatabaseWrapper) -> PreparedSession:
 
 
 def _in_utc(value: Any) -> Any:
-    """SQLite keeps an instant without its zone."""
+    """Add the time zone, which SQLite does not store."""
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
 
 
@@ -183,7 +183,7 @@ def _sqlite_parameters(db: BaseDatabaseWrapper, values: Iterable[Any]) -> list[A
 
 
 def _sqlite_value(db: BaseDatabaseWrapper, value: Any) -> Any:
-    """SQLite's form of JSON, an instant and a UUID."""
+    """Return the value in the form in which SQLite stores JSON, an instant or a UUID."""
     if isinstance(value, Mapping):
         return json.dumps(value)
     if isinstance(value, datetime):

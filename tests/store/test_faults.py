@@ -1,4 +1,4 @@
-"""A database that goes away, and answers that are lost: nothing is spent twice, nothing stays broken."""
+"""Lost databases and lost replies: nothing is spent twice, and nothing stays broken."""
 
 import socket
 import time
@@ -7,7 +7,7 @@ from threading import Event, Timer
 
 import psycopg
 import pytest
-import svix.webhooks  # noqa: F401 - the first import takes a second, which is not the database's
+import svix.webhooks  # noqa: F401 - the first import takes a second, which a test would count
 from django.core.management import call_command
 from django.db import connections
 from django.test import Client
@@ -26,9 +26,9 @@ PERSON = {"id": USER, "updated_at": 1_716_883_200_000, "email_addresses": []}
 
 @contextmanager
 def connected_to(port):
-    """Point the default connection at another server, without pytest-django's own database.
+    """Point the default connection at another server, without pytest-django's fixtures.
 
-    Its transactional tests would empty the tables of that one afterwards, the default plan included.
+    Its transactional tests would afterwards empty that server's tables, including the default plan.
     """
     connection = connections["default"]
     connection.close()
@@ -53,7 +53,7 @@ def migrated(django_db_blocker):
 
 @pytest.fixture
 def server(migrated, django_db_blocker):
-    """A PostgreSQL of our own with empty tables, which Django is connected to."""
+    """A PostgreSQL server of this module with empty tables; Django is connected to it."""
     migrated.start()
     with psycopg.connect(migrated.url) as session:
         session.execute("TRUNCATE challenge_quotas, ledger_entries, webhook_events")
@@ -63,7 +63,7 @@ def server(migrated, django_db_blocker):
 
 @pytest.fixture(params=[5, 0], ids=["asked anew", "kept statements"])
 def wire(server, request):
-    """The same, with a wire in between; the connection through it is open, as in a busy process."""
+    """The same through a wire (tests/tools/wire.py), with an open connection, as in a busy process."""
     with Wire("127.0.0.1", server.port) as between, connected_to(between.port):
         connections["default"].settings_dict["OPTIONS"]["prepare_threshold"] = request.param
         connections["default"].ensure_connection()
@@ -71,21 +71,21 @@ def wire(server, request):
 
 
 def once(fragment):
-    """Tell of each statement whether it is the first one that holds `fragment`."""
+    """Return a function that is true only for the first statement that contains `fragment`."""
     left = [True]
 
-    def is_it(statement):
+    def is_first(statement):
         return fragment in statement and left and left.pop()
 
-    return is_it
+    return is_first
 
 
 def cut_before(wire, fragment, *, refuse=False):
     """Cut all connections just before the server gets the first such statement."""
-    is_it = once(fragment)
+    is_first = once(fragment)
 
     def watch(statement):
-        if is_it(statement):
+        if is_first(statement):
             wire.refuse = refuse
             wire.cut()
 
@@ -93,7 +93,7 @@ def cut_before(wire, fragment, *, refuse=False):
 
 
 def another_session(server):
-    """Connect past Django and the wire; a lock that it cannot get ends the test, not its patience."""
+    """Connect without Django and the wire; a lock that it cannot get fails the test after 5 seconds."""
     return psycopg.connect(server.url, options="-c lock_timeout=5s")
 
 
@@ -190,7 +190,7 @@ def test_without_a_database_the_admin_says_so_or_shows_its_page(server, settings
     assert send(Client(raise_request_exception=False)).status_code in (200, 503)
 
 
-# The database is there, and refuses
+# The database is there, but refuses
 
 FULL_DISK = """
     CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql
@@ -211,7 +211,7 @@ def full_disk(server, table):
 
 @contextmanager
 def read_only(server):
-    """As a standby answers, or a primary that became one: to the sessions that begin now."""
+    """Refuse writes in new sessions, as a standby does, or a primary that became one."""
     connections["default"].close()
     with another_session(server) as session:
         session.execute("ALTER DATABASE quotasite SET default_transaction_read_only = on")
@@ -240,7 +240,7 @@ def test_a_database_that_takes_no_writes_is_a_503_and_the_next_request_succeeds(
     table = "webhook_events" if name == "webhook" else "ledger_entries"
     with full_disk(server, table) if trouble == "full disk" else read_only(server):
         assert_unavailable(send(api, deliver))
-    assert send(api, deliver).status_code == status  # the session with a standby was given up
+    assert send(api, deliver).status_code == status  # the session with the standby was closed
     assert (ChallengeQuota.objects.count(), WebhookEvent.objects.count()) == (1, name == "webhook")
     assert len(spent()) == (name != "webhook")
 
@@ -266,7 +266,7 @@ def test_a_spend_that_waits_too_long_is_a_503_and_is_made_once_at_the_retry(serv
     assert (spent(), remaining()) == ([3], 17)
 
 
-# Answers that are lost
+# Lost replies
 
 with_and_without_a_key = pytest.mark.parametrize("key", [None, "k-1"], ids=["no key", "key"])
 
@@ -329,12 +329,12 @@ def test_a_spend_under_the_rows_lock_is_made_once_when_a_reply_is_lost(wire, api
 
 
 def test_another_spend_between_the_loss_and_the_second_try_is_not_taken_for_ours(server, wire, api):
-    """Ours never arrived, and the guard fails: the entry's own id tells, not the seq."""
+    """Our write never arrived, and its guard fails: the id of the entry shows that, the seq does not."""
     api.quota()
-    is_it = once(STORE)
+    is_first = once(STORE)
 
     def spend_first(statement):
-        if is_it(statement):
+        if is_first(statement):
             with another_session(server) as other:
                 other.execute("UPDATE challenge_quotas SET seq = seq + 1, quota_remaining = 10")
             wire.cut()
@@ -348,7 +348,7 @@ def test_another_spend_between_the_loss_and_the_second_try_is_not_taken_for_ours
 def test_a_spend_that_is_still_under_way_when_its_connection_dies_is_made_once(server, wire, api, key):
     api.quota()
     with another_session(server) as holder:
-        holder.execute("SELECT 1 FROM challenge_quotas FOR UPDATE")  # the store waits for this
+        holder.execute("SELECT 1 FROM challenge_quotas FOR UPDATE")  # the spend waits for this lock
         timers = [Timer(0.3, wire.cut), Timer(0.8, holder.commit)]
         for timer in timers:
             timer.start()
@@ -364,10 +364,10 @@ def test_a_spend_that_is_still_under_way_when_its_connection_dies_is_made_once(s
 
 def test_a_spend_that_was_stored_before_the_database_went_is_replayed_to_its_key(wire, api):
     api.quota()
-    is_it = once(STORE)
+    is_first = once(STORE)
 
     def lose_and_refuse(statement):
-        if is_it(statement):
+        if is_first(statement):
             wire.refuse = True
             return True
         return False
@@ -395,8 +395,8 @@ def test_without_a_key_a_503_is_at_most_one_spend(wire, api, arrives, costs):
     api.quota()
     cut_before(wire, STORE, refuse=True)
     if arrives:
-        is_it, wire.on_query = once(STORE), None
-        wire.drop_reply_when = lambda text: is_it(text) and setattr(wire, "refuse", True) is None
+        is_first, wire.on_query = once(STORE), None
+        wire.drop_reply_when = lambda text: is_first(text) and setattr(wire, "refuse", True) is None
     assert_unavailable(api.consume({"cost": 3}))
     wire.refuse = False
     assert (spent(), remaining()) == (costs, 20 - sum(costs))
@@ -404,10 +404,10 @@ def test_without_a_key_a_503_is_at_most_one_spend(wire, api, arrives, costs):
 
 def test_a_server_killed_in_the_middle_of_a_spend_leaves_one_after_the_retry(server, wire, api):
     api.quota()
-    is_it, is_dead = once(STORE), Event()
+    is_first, is_dead = once(STORE), Event()
 
     def kill(statement):
-        if is_it(statement):
+        if is_first(statement):
             server.kill()
             is_dead.set()
 
@@ -445,10 +445,10 @@ def test_a_delivery_that_is_cut_off_leaves_nothing_and_comes_again(wire, deliver
 
 
 def test_the_same_delivery_twice_at_once_is_a_success_twice_and_one_event(server, wire, deliver):
-    is_it = once(b'INSERT INTO "webhook_events"')
+    is_first = once(b'INSERT INTO "webhook_events"')
 
     def deliver_first(statement):
-        if is_it(statement):
+        if is_first(statement):
             with another_session(server) as other:
                 other.execute(
                     "INSERT INTO webhook_events (svix_id, type, user_id, email, handled_at, status, note) "

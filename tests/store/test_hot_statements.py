@@ -1,7 +1,7 @@
-"""What a verb asks of PostgreSQL costs the same however many users there are, and however long a ledger.
+"""The statements of a verb cost the same for any number of users and any length of a ledger.
 
-Each statement is explained as it is sent, among 25,000 users, for one with 5,000 entries. The crowd is
-in temporary tables like the real ones: PostgreSQL finds these first, and they leave nothing behind.
+Each statement is explained as it was sent, for a user with 5,000 entries among 25,000 users. The rows are in
+temporary copies of the tables: PostgreSQL finds those first, and they vanish with the transaction.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from tests.tools.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 
 USERS, ENTRIES_OF_ONE = 25_000, 5_000
-MOST_ROWS, MOST_BLOCKS = 4, 16  # of one look-up; a scan of the least index has hundreds of blocks
+MOST_ROWS, MOST_BLOCKS = 4, 16  # of one look-up; even the smallest index has hundreds of blocks
 BUSY, IDLE = "user_busy", "user_idle"
 STAFF, CLERK = Actor("staff", "a test"), Actor("webhook", "a test")
 NOW = datetime(2026, 9, 1, tzinfo=UTC)
@@ -33,7 +33,7 @@ quotas = ChallengeQuota.objects
 @pytest.fixture(scope="module")
 def crowd(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
     with django_db_blocker.unblock():
-        connection.close()  # what this session has prepared would go on with the real tables
+        connection.close()  # statements that are prepared already would still use the real tables
         with transaction.atomic():
             gather()
             yield
@@ -52,9 +52,9 @@ def gather() -> None:
         copy_rows(QUOTAS, "TRUE", range(USERS))
         copy_rows(WORDS, "TRUE", range(USERS))
         copy_rows(ENTRIES, "kind = 'consumed'", range(USERS))
-        his = f"user_id = '{BUSY}' AND kind IN ('consumed', 'refunded')"
+        busy = f"user_id = '{BUSY}' AND kind IN ('consumed', 'refunded')"
         later = range(-ENTRIES_OF_ONE // 2, 0)  # other numbers, for other ids
-        copy_rows(ENTRIES, his, later, user_id="user_id", seq="seq + 2 - 2 * copy")
+        copy_rows(ENTRIES, busy, later, user_id="user_id", seq="seq + 2 - 2 * copy")
         newest = f"SELECT MAX(seq) FROM {ENTRIES} WHERE user_id = '{BUSY}'"
         cursor.execute(f"UPDATE {QUOTAS} SET seq = ({newest}) WHERE user_id = '{BUSY}'")
         cursor.execute(f"ANALYZE {', '.join(GROWING)}")
@@ -63,44 +63,44 @@ def gather() -> None:
 def copy_rows(table: str, which: str, copies: range, **changed: str) -> None:
     played = f"(SELECT * FROM {table} WHERE {which}) AS played"
     with connection.cursor() as cursor:
-        columns = [it.name for it in connection.introspection.get_table_description(cursor, table)]
+        columns = [column.name for column in connection.introspection.get_table_description(cursor, table)]
         copied = copying(columns, played, **changed)
         cursor.execute(f"INSERT INTO {table} ({', '.join(columns)}) {copied}", [copies[0], copies[-1]])
 
 
 def each_verb() -> dict[str, Callable[[], object]]:
-    """Each verb, and the other ways through the store."""
+    """Each verb, and the other paths through the store."""
     spend = LedgerEntry.objects.filter(user_id=BUSY, kind=values.EntryKind.CONSUMED).latest("seq").pk
-    his = {"reason": "for a test", "actor": STAFF}
+    by_staff = {"reason": "for a test", "actor": STAFF}
     return {
         "read": lambda: quotas.current(BUSY),
         "read of a missing row": lambda: quotas.current(IDLE),
         "spend": lambda: quotas.consume(BUSY),
         "spend with a key": lambda: quotas.consume(BUSY, key="second"),
         "replay": lambda: quotas.consume(BUSY, 2, key="first"),
-        "read by a process that knows the plan": knowing(lambda: quotas.current(BUSY)),
-        "spend with a key, by one that knows the plan": knowing(lambda: quotas.consume(BUSY, key="lean")),
-        "replay by one that knows the plan": knowing(lambda: quotas.consume(BUSY, 2, key="first")),
+        "read with a cached plan": with_cached_plan(lambda: quotas.current(BUSY)),
+        "spend with a key and a cached plan": with_cached_plan(lambda: quotas.consume(BUSY, key="lean")),
+        "replay with a cached plan": with_cached_plan(lambda: quotas.consume(BUSY, 2, key="first")),
         "first refusal": lambda: refused(lambda: quotas.consume(BUSY, 20)),
-        "refund": lambda: quotas.refund(BUSY, spend, key="third", **his),
-        "adjustment": lambda: quotas.adjust(BUSY, 1, key="fourth", **his),
-        "reset": lambda: quotas.reset(BUSY, key="fifth", **his),
-        "change of plan": lambda: quotas.change_plan(BUSY, "free", key="sixth", **his),
-        "return to Clerk's plan": lambda: quotas.change_plan(BUSY, None, **his),
-        "Clerk's word on a plan": lambda: quotas.assign_plan(
+        "refund": lambda: quotas.refund(BUSY, spend, key="third", **by_staff),
+        "adjustment": lambda: quotas.adjust(BUSY, 1, key="fourth", **by_staff),
+        "reset": lambda: quotas.reset(BUSY, key="fifth", **by_staff),
+        "change of plan": lambda: quotas.change_plan(BUSY, "free", key="sixth", **by_staff),
+        "return to Clerk's plan": lambda: quotas.change_plan(BUSY, None, **by_staff),
+        "Clerk's assignment of a plan": lambda: quotas.assign_plan(
             BUSY, "billing", "pro", updated_at=NOW, actor=CLERK
         ),
-        "Clerk's word on a profile": lambda: quotas.note_profile(BUSY, "a@example.com", NOW),
+        "Clerk's update of a profile": lambda: quotas.note_profile(BUSY, "a@example.com", NOW),
         "batch of users": lambda: quotas.open_many([(BUSY, "", NOW), (IDLE, "", NOW)], actor=CLERK),
         "deletion": lambda: quotas.delete(BUSY, actor=CLERK),
         "store after a lost answer": store_twice,
     }
 
 
-def knowing(act: Callable[[], object]) -> Callable[[], None]:
+def with_cached_plan(act: Callable[[], object]) -> Callable[[], None]:
     def lean() -> None:
-        rules = Plan.objects.get(is_default=True).value
-        plan_cache._plans[rules.name, rules.version] = rules
+        plan = Plan.objects.get(is_default=True).value
+        plan_cache._plans[plan.name, plan.version] = plan
         act()
         plan_cache.clear()
 
@@ -113,7 +113,7 @@ def refused(spend: Callable[[], object]) -> None:
 
 
 def store_twice() -> None:
-    """As when the answer to a store is lost: the guard holds the second off, and the entry is looked up."""
+    """Write again as after a lost reply: the guard fails the second time, and the entry is looked up."""
     change = verbs.consume(commit.read_snapshot(BUSY, commit.SnapshotQuery()), Request(STAFF))
     assert isinstance(change, Change)
     for _ in range(2):
@@ -121,7 +121,7 @@ def store_twice() -> None:
 
 
 def unmade(act: Callable[[], object]) -> list[Sent]:
-    """What is sent by an act that leaves no trace."""
+    """Return the statements that the function sends; its changes are rolled back."""
     with transaction.atomic(), overheard() as sent:
         act()
         transaction.set_rollback(True)
@@ -129,7 +129,7 @@ def unmade(act: Callable[[], object]) -> list[Sent]:
 
 
 def faults(sent: Sent, *, generic: bool) -> list[str]:
-    """What is wrong with how PostgreSQL answers a statement."""
+    """Return the expensive scans in PostgreSQL's plan of the statement, or its error."""
     try:
         with transaction.atomic():
             plan = explained(connection.connection, sent, generic=generic)
@@ -147,7 +147,7 @@ def faults(sent: Sent, *, generic: bool) -> list[str]:
 def test_every_statement_of_every_verb_looks_up_a_few_rows(crowd: None, generic: bool) -> None:
     for verb, act in each_verb().items():
         sent = unmade(act)
-        assert sent, f"{verb}: nothing was overheard"
+        assert sent, f"{verb}: no statement was seen"
         for statement in sent:
             assert faults(statement, generic=generic) == [], f"{verb}: {statement.text}"
 
@@ -173,7 +173,7 @@ def test_a_lost_index_is_told(crowd: None, verb: str, table: str, columns: str) 
 
 
 def drop_index(table: str, columns: str) -> None:
-    """Drop all indexes of these columns, in this order, and the constraints that they serve."""
+    """Drop all indexes on these columns in this order, and the constraints that use them."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT indexrelid::regclass, conname FROM pg_index "

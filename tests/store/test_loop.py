@@ -1,4 +1,4 @@
-"""The steps of the store in an event loop: nobody waits for another, gets his answer, or loses a unit."""
+"""The steps of the store in an event loop: no task blocks another, gets its result, or loses a unit."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -28,11 +28,11 @@ quotas = ChallengeQuota.objects
 
 
 def run(work: Callable[[Pool], Coroutine[Any, Any, Any]], size: int = 3) -> Any:
-    """Do the work in an event loop with a pool and two threads, as the site does."""
+    """Run the work in an event loop with a pool and two threads, as the site does."""
 
     async def main() -> Any:
         loop = asyncio.get_running_loop()
-        pool = Pool(size, lambda act: asyncio.wrap_future(threads.submit(act), loop=loop))
+        pool = Pool(size, lambda function: asyncio.wrap_future(threads.submit(function), loop=loop))
         try:
             return await work(pool)
         finally:
@@ -45,7 +45,7 @@ def run(work: Callable[[Pool], Coroutine[Any, Any, Any]], size: int = 3) -> Any:
         try:
             return asyncio.run(main())
         finally:
-            both = Barrier(2)  # or one thread would close its connection twice, and the other never
+            both = Barrier(2)  # otherwise one thread might close twice, and the other not at all
             for closed in [threads.submit(lambda: (both.wait(), connections.close_all())) for _ in range(2)]:
                 closed.result()
 
@@ -65,7 +65,7 @@ def spent(user_id: str = USER) -> int:
 
 @contextmanager
 def held(user_id: str = USER) -> Iterator["psycopg.Connection[Any]"]:
-    """The user's row in somebody else's hands."""
+    """Lock the user's row in another session."""
     with psycopg.connect(url_of_the_test_database()) as other:
         other.execute("SELECT 1 FROM challenge_quotas WHERE user_id = %s FOR UPDATE", [user_id])
         yield other
@@ -76,11 +76,11 @@ async def until(is_so: Callable[[], bool]) -> None:
         if is_so():
             return
         await asyncio.sleep(0.02)
-    pytest.fail("It did not come to be.")
+    pytest.fail("The condition was not met in time.")
 
 
 def waiting() -> list[int]:
-    """Who waits for a lock: the processes of the server."""
+    """The server processes that wait for a lock."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -93,7 +93,7 @@ def terminate(pids: list[int]) -> None:
         cursor.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s) AS pid", [pids])
 
 
-def test_each_gets_his_own_answer_however_few_the_connections() -> None:
+def test_each_gets_its_own_answer_however_few_the_connections() -> None:
     users = [f"user_{number}" for number in range(60)]
     for number, user_id in enumerate(users):
         quotas.consume(user_id, 1 + number % 20)
@@ -110,7 +110,7 @@ def test_each_gets_his_own_answer_however_few_the_connections() -> None:
 
 def test_a_key_spends_once_however_often_it_is_sent_at_once() -> None:
     async def work(pool: Pool) -> list[Any]:
-        await read(pool)  # the plan is known from now on
+        await read(pool)  # caches the plan
         return await asyncio.gather(*(spend(pool, "a key") for _ in range(20)))
 
     receipts = run(work)
@@ -128,12 +128,12 @@ def test_a_period_goes_on_by_the_version_it_began_under() -> None:
     async def work(pool: Pool) -> list[Quota]:
         await spend(pool)
         outside(edit)
-        plan_cache.clear()  # as another process, which begins with who has the new version
+        plan_cache.clear()  # as in another process, whose first user has the new version
         await read(pool, OTHER)
         return [await read(pool), await read(pool, OTHER)]
 
-    told = [(it.quota_limit, it.resets_at - it.last_reset_date) for it in run(work)]
-    assert told == [(20, timedelta(days=1)), (7, timedelta(hours=1))]
+    found = [(quota.quota_limit, quota.resets_at - quota.last_reset_date) for quota in run(work)]
+    assert found == [(20, timedelta(days=1)), (7, timedelta(hours=1))]
 
 
 def test_who_waits_for_a_row_holds_up_nobody_else() -> None:
@@ -221,9 +221,9 @@ def test_steps_end_at_once_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(commit, "fetch_row", lambda *_: 1 / 0)
     monkeypatch.setitem(commit.UNLOCKED_TRIES, "postgresql", 0)
     steps = quotas.consuming(USER)
-    with pytest.raises(ZeroDivisionError) as told:
+    with pytest.raises(ZeroDivisionError) as error:
         commit.run_steps(steps)
-    assert told.value
+    assert error.value
     assert steps.gi_frame is None
     assert not connection.in_atomic_block
 
@@ -255,7 +255,7 @@ def test_those_who_wait_are_told_when_no_connection_can_be_made(monkeypatch: pyt
             assert {type(answer) for answer in answers} == {OperationalError}
             await until(lambda: pool.opening == 0)
             assert (len(pool.sessions), len(pool.waiting)) == (0, 0)
-        assert (await read(pool)).quota_remaining == 20  # by a thread: none is opened for a second
+        assert (await read(pool)).quota_remaining == 20  # by a thread: the pool does not connect for a second
         pool.retry_at = 0
         await read(pool)
         assert len(pool.sessions) == 1
@@ -269,14 +269,14 @@ def test_writers_of_one_row_take_turns_and_lose_no_race(
     def lost() -> float:
         return float(metrics.LOST_RACES._value.get())
 
-    async def without_turns(pool: Pool) -> None:
+    async def without_locks(pool: Pool) -> None:
         before = lost()
         await asyncio.gather(*(pool.run_steps(quotas.consuming(OTHER)) for _ in range(10)))
         assert lost() > before
 
     async def work(pool: Pool) -> None:
         await asyncio.gather(read(pool), read(pool, OTHER))
-        await without_turns(pool)
+        await without_locks(pool)
         before = lost()
         await asyncio.gather(*(spend(pool) for _ in range(10)))
         assert lost() == before

@@ -1,7 +1,7 @@
-"""The whole of the main job through PgBouncer in transaction mode, with three sessions for everybody.
+"""The whole product through PgBouncer in transaction mode, with three sessions for all clients.
 
-There the next transaction of a client may find itself in another session, so that a cursor, a prepared
-statement or a SET that outlives its transaction breaks, or reaches somebody else.
+The next transaction of a client may run in another session. So a cursor, a prepared statement or a SET that
+outlives its transaction breaks, or affects another client.
 """
 
 import json
@@ -45,24 +45,26 @@ ENVIRONMENT = {
 
 @dataclass
 class Site:
-    """The served site, and the PostgreSQL behind its pooler."""
+    """The served site, its pooler, and the PostgreSQL server of the pooler."""
 
     server: Server
     pooler: pgbouncer.Pooler
     port: int = 0
 
     def send(self, method, path, body="", **headers):
-        """Return the response and its text; what is given as Svix_Id stands for the header svix-id."""
+        """Return the response and its text. Svix_Id stands for the header svix-id."""
         client = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            client.request(method, path, body, {name.replace("_", "-"): it for name, it in headers.items()})
+            client.request(
+                method, path, body, {name.replace("_", "-"): text for name, text in headers.items()}
+            )
             response = client.getresponse()
             return response, response.read().decode()
         finally:
             client.close()
 
     def call(self, method, path, token, body=None, **headers):
-        """Call the API; return the status and the answer's JSON."""
+        """Call the API; return the status and the JSON of the response, with its headers."""
         headers |= {"Authorization": f"Bearer {token}", "Content_Type": "application/json"}
         response, text = self.send(method, path, "" if body is None else json.dumps(body), **headers)
         return response.status, json.loads(text) | {"headers": response.headers}
@@ -75,23 +77,23 @@ class Site:
         return self.call("POST", "/api/v1/quota/consume", keys.mint(sub=user_id), {"cost": cost}, **keyed)
 
     def manage(self, *arguments, code=0, **environment):
-        """What a command prints; it comes through the pooler too."""
-        told = manage(*arguments, DATABASE_URL=self.pooler.url, **ENVIRONMENT, **environment)
-        assert told.returncode == code, told.stderr
-        return told.stdout + told.stderr
+        """Run a command, through the pooler too; return what it prints."""
+        done = manage(*arguments, DATABASE_URL=self.pooler.url, **ENVIRONMENT, **environment)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
 
-    def sessions(self, *questions):
-        """What each of the pooler's sessions answers; a transaction holds it, and the next gets another."""
+    def sessions(self, *queries):
+        """Return what each of the pooler's sessions answers: an open transaction reserves its session."""
         with ExitStack() as held:
             clients = [held.enter_context(self.pooler.connect()) for _ in range(pgbouncer.SESSIONS)]
-            answers = [[client.execute(it).fetchall() for it in questions] for client in clients]
+            answers = [[client.execute(query).fetchall() for query in queries] for client in clients]
             assert len({pid(client) for client in clients}) == pgbouncer.SESSIONS
         return answers
 
 
 @dataclass
 class Browser:
-    """Staff's, behind a proxy that speaks HTTPS."""
+    """A staff member's browser; the headers are those of a proxy that terminates HTTPS."""
 
     site: Site
     cookies: dict[str, str] = field(default_factory=dict)
@@ -147,14 +149,14 @@ def pid(client):
 
 
 def spent(site, user_id):
-    """What the ledger says, asked past the pooler."""
+    """Return the units spent by the ledger, read without the pooler."""
     entries = "SELECT sum(cost) FROM ledger_entries WHERE user_id = %s AND kind = 'consumed'"
     with psycopg.connect(site.server.url) as session:
         return session.execute(entries, [user_id]).fetchone()[0]
 
 
 def at_once(act, count=CLIENTS):
-    """Do it in so many threads from the same moment on."""
+    """Call `act` in `count` threads that start at the same moment; return the results."""
     start = Barrier(count)
 
     def one(number):
@@ -252,14 +254,16 @@ def test_the_operators_commands_work(site, user):
     with ClerkAPI(make_users(250)) as clerk:
         of_clerk = {"CLERK_API_URL": clerk.url, "CLERK_SECRET_KEY": clerk.key}
         assert "250" in site.manage("backfill_quotas", **of_clerk)
-        assert "missing 0" in site.manage("report_drift", code=1, **of_clerk)  # ours are unknown to Clerk
+        assert "missing 0" in site.manage(
+            "report_drift", code=1, **of_clerk
+        )  # Clerk does not know this module's users
     site.manage("prune_ledger", "--older-than", "400")
     site.manage("prune_inbox", "--older-than", "90")
 
 
 # Sessions
 
-LEFT_BEHIND = (
+SESSION_STATE = (
     "SHOW statement_timeout",
     "SHOW max_parallel_workers_per_gather",
     "SHOW default_transaction_isolation",
@@ -272,15 +276,15 @@ LEFT_BEHIND = (
 
 def test_nothing_is_left_behind_in_a_session(site, user, staff):
     with psycopg.connect(site.server.url) as fresh:
-        clean = [fresh.execute(question).fetchall() for question in LEFT_BEHIND]
+        clean = [fresh.execute(query).fetchall() for query in SESSION_STATE]
     at_once(lambda number: staff.see("/admin/") if number % 2 else site.spend(user), 6)
     staff.see(f"{QUOTAS}csv/")
     site.manage("audit_ledger")
-    assert site.sessions(*LEFT_BEHIND) == [clean] * pgbouncer.SESSIONS
+    assert site.sessions(*SESSION_STATE) == [clean] * pgbouncer.SESSIONS
 
 
 def test_a_plain_set_would_be_found(site):
-    """The control of the test before: this is what SET LOCAL is for."""
+    """The control of the test above: why the product uses SET LOCAL."""
     with site.pooler.connect() as client:
         client.execute("SET statement_timeout = '77s'")
         left_in = pid(client)
@@ -290,13 +294,13 @@ def test_a_plain_set_would_be_found(site):
 
 
 def test_a_prepared_statement_would_break(site):
-    """The control of prepare_threshold None: what one session has prepared, the next one lacks."""
+    """The control of prepare_threshold None: a statement is prepared in one session only."""
     with ExitStack() as held, site.pooler.connect(prepare_threshold=0) as client:
         client.execute("SELECT 1 AS one")
         prepared_in = pid(client)
         client.commit()
         others = [held.enter_context(site.pooler.connect()) for _ in range(pgbouncer.SESSIONS)]
-        next(other for other in others if pid(other) != prepared_in).rollback()  # which sets a session free
+        next(other for other in others if pid(other) != prepared_in).rollback()  # frees a session
         with pytest.raises(
             (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
         ):
@@ -307,7 +311,7 @@ def test_a_prepared_statement_would_break(site):
 
 
 def test_a_startup_option_would_be_refused(site):
-    """The control of the check that warns of it: PgBouncer takes no `options`."""
+    """The control of the check that warns of it: PgBouncer refuses `options`."""
     with pytest.raises(psycopg.OperationalError, match="unsupported startup parameter"):
         site.pooler.connect(options="-c work_mem=1MB")
 
@@ -321,7 +325,7 @@ def test_a_killed_database_is_a_503_and_is_used_again_when_it_is_back(site, user
     away = at_once(lambda number: site.spend(user, key=f"a-{number}"), 8)
     assert {(status, answer["code"]) for status, answer in away} == {(503, "database_unavailable")}
     site.server.start()
-    deadline = time.monotonic() + 30  # PgBouncer asks again a second after it failed
+    deadline = time.monotonic() + 30  # PgBouncer connects again a second after a failure
     while (status := site.spend(user, key="k-2")[0]) == 503 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert status == 201

@@ -1,4 +1,4 @@
-"""64 clients at once and 50 units: exactly 50 are granted, and a naive control grants more."""
+"""64 clients race for 50 units: exactly 50 are granted, and a control without the guard grants more."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,14 +30,14 @@ def give_everyone(allowance: int) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that take turns do not race: these shall, as processes do."""
+def _no_writer_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let threads race as processes do: writer locks would order them."""
     monkeypatch.setattr(commit, "WRITER_WAIT_SECONDS", 0)
 
 
 @pytest.fixture(params=["missing", "full", "expired by 25 hours"])
 def raced(request: pytest.FixtureRequest) -> str:
-    """A quota of 50 in one of the states that a race may find it in."""
+    """A quota of 50 in each state in which a race may begin."""
     give_everyone(UNITS)
     if request.param != "missing":
         ChallengeQuota.objects.current(USER)
@@ -71,7 +71,7 @@ def spend_one() -> bool:
 
 
 def spend_one_naively() -> bool:
-    """What the service exists to replace: read, check, write."""
+    """Read, check, write without a guard: what this service replaces."""
     quota = ChallengeQuota.objects.get(pk=USER)
     if quota.quota_remaining < 1:
         return False
@@ -148,7 +148,7 @@ def test_64_threads_with_one_key_spend_once() -> None:
 
 
 def test_spends_adjustments_and_resets_at_once_lose_nothing() -> None:
-    """A busy row under every verb: each change is entered, and each balance follows from the last."""
+    """Each change of a busy row has an entry, and each balance follows from the last one."""
     turn, staff = count(), Actor("staff", "a test")
 
     def act() -> bool:

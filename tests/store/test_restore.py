@@ -1,4 +1,4 @@
-"""The drill of docs/operations.md: what was backed up comes back whole, and its ledger says so."""
+"""The restore drill of docs/operations.md: a restored backup is complete, and its ledger is sound."""
 
 import pytest
 
@@ -13,10 +13,10 @@ SPEND = (
 
 
 def run(server, program, *arguments):
-    """Run one of PostgreSQL's own programs, as whoever the server runs as."""
+    """Run one of PostgreSQL's programs as the user that runs the server."""
     path = server.programs / program
     if not path.exists():
-        pytest.skip(f"{program} is not among the programs at hand")
+        pytest.skip(f"{program} is not installed here")
     server._run(path, *arguments)
 
 

@@ -1,4 +1,4 @@
-"""How often a request asks the database, counted in the bytes between the two."""
+"""The round trips of a request to the database, counted on the wire."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,17 +17,17 @@ pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, seri
 
 @pytest.fixture
 def wire() -> Iterator[Wire]:
-    """The database behind a wire that counts; a connection is open, as it is between requests."""
-    told = connection.settings_dict
-    direct = {"HOST": told["HOST"], "PORT": told["PORT"]}
-    with Wire(told["HOST"] or "127.0.0.1", int(told["PORT"] or 5432)) as between:
+    """A wire to the database that counts round trips, with an open connection, as between two requests."""
+    database = connection.settings_dict
+    direct = {"HOST": database["HOST"], "PORT": database["PORT"]}
+    with Wire(database["HOST"] or "127.0.0.1", int(database["PORT"] or 5432)) as between:
         connection.close()
-        told.update(HOST="127.0.0.1", PORT=between.port)
+        database.update(HOST="127.0.0.1", PORT=between.port)
         connection.ensure_connection()
         between.reset()
         yield between
         connection.close()
-        told.update(direct)
+        database.update(direct)
 
 
 def counted(wire: Wire, answer: int, expected: int) -> int:

@@ -1,4 +1,4 @@
-"""Statements that PostgreSQL keeps, and what makes it forget them."""
+"""Prepared statements, and what makes PostgreSQL drop them."""
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -13,12 +13,12 @@ ENOUGH = 6  # uses: one more than the threshold
 
 
 def session() -> PreparedSession:
-    kept = thread._local.session
-    assert kept
-    return kept
+    session = thread._local.session
+    assert session
+    return session
 
 
-def kept_by_the_server() -> int:
+def prepared_statements() -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'kept%%'")
         return int(cursor.fetchone()[0])
@@ -32,9 +32,9 @@ def spend(times: int) -> None:
 def test_a_statement_is_kept_once_it_was_used_often_enough() -> None:
     connection.close()
     spend(ENOUGH)
-    assert kept_by_the_server() == 0  # the first spend takes statements of its own: it makes the row
+    assert prepared_statements() == 0  # the first spend opens the quota, with other statements
     spend(1)
-    assert kept_by_the_server() == 2
+    assert prepared_statements() == 2
 
 
 @pytest.mark.parametrize("forgetting", ["DEALLOCATE ALL", "DISCARD ALL"])
@@ -68,17 +68,17 @@ def test_a_change_in_a_transaction_that_is_rolled_back_leaves_nothing() -> None:
 
 
 def test_a_kept_statement_raises_what_django_calls_the_fault() -> None:
-    double = "INSERT INTO auth_group (name) VALUES (%s)"
+    insert = "INSERT INTO auth_group (name) VALUES (%s)"
     for number in range(ENOUGH):
-        execute(double, [f"group {number}"])
+        execute(insert, [f"group {number}"])
     assert session().names
     with pytest.raises(IntegrityError):
-        execute(double, ["group 0"])
-    assert execute(double, ["another group"]) == 1
+        execute(insert, ["group 0"])
+    assert execute(insert, ["another group"]) == 1
 
 
 def test_numbers_of_any_size_are_one_statement() -> None:
     text = "SELECT %s::bigint"
     for number in (1, 70_000, 5_000_000_000):
         assert fetch_row(text, [number]) == (number,)
-    assert [uses for (asked, _), uses in session().uses.items() if asked == text] == [3]
+    assert [uses for (statement, _), uses in session().uses.items() if statement == text] == [3]

@@ -1,13 +1,13 @@
-"""Faults to be sown into the rules, the statements and the store, each with the tests that must notice.
+"""Faults to seed in the rules, the statements and the store, each with the tests that must fail.
 
-`old` occurs exactly once in its file. Where the tests need PostgreSQL, `postgres` says so.
+`old` occurs exactly once in its file. `postgres` is true where the tests need PostgreSQL.
 """
 
 from typing import NamedTuple
 
 from hypothesis import Phase, settings
 
-# For the runs with a fault, which load this module as a plugin: the smallest example is not looked for.
+# The runs with a fault load this module as a plugin: Hypothesis need not shrink a failing example.
 settings.register_profile("unshrunk", phases=[Phase.generate], database=None)
 
 
@@ -16,7 +16,7 @@ class Mutant(NamedTuple):
     path: str
     old: str
     new: str
-    killers: tuple[str, ...]  # test ids, from tests/ on
+    killers: tuple[str, ...]  # test ids, relative to tests/
     postgres: bool = False
 
 
@@ -40,7 +40,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "due by the plan as it is now",
+        "due by the plan's current version",
         VERBS,
         "if not is_due(snapshot.plan_in_force, state, snapshot.now):",
         "if not is_due(snapshot.current_plan, state, snapshot.now):",
@@ -50,7 +50,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "a skipped midnight by the offset before it",
+        "a skipped midnight with the offset before it",
         PERIODS,
         "if late.astimezone(zone).replace(tzinfo=None) == wall.replace(tzinfo=None):",
         "if late.astimezone(zone):",
@@ -87,14 +87,14 @@ MUTANTS = [
         ("rules/test_plans.py::test_a_reset_by_staff_leaves_a_grid_period_that_a_change_of_plan_began",),
     ),
     Mutant(
-        "a period has its first refusal for good",
+        "a new period keeps the first refusal of the last one",
         VERBS,
         "period_seq=state.seq + 1,\n        refused_at=None,",
         "period_seq=state.seq + 1,",
         ("rules/test_verbs.py::test_a_new_period_may_have_a_first_refusal_of_its_own",),
     ),
     Mutant(
-        "time falls",
+        "time goes backwards",
         VALUES,
         "return max(self.clock, self.state.updated_at) if self.state else self.clock",
         "return self.clock",
@@ -139,7 +139,7 @@ MUTANTS = [
         ("rules/test_refunds.py::test_a_balance_is_never_lifted_above_the_allowance",),
     ),
     Mutant(
-        "a refund is worth more than its spend",
+        "refunds add up to more than their spend",
         VERBS,
         "    if asked > rest:\n",
         "    if asked > spend.cost:\n",
@@ -156,7 +156,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "periods told apart by their dates",
+        "periods are distinguished by their dates",
         VERBS,
         "if spend.period_seq != change.state.period_seq:",
         "if spend.last_reset_date != change.state.last_reset_date:",
@@ -199,7 +199,7 @@ MUTANTS = [
         ("rules/test_plans.py::test_from_unlimited_every_way_is_a_reset[keep]",),
     ),
     Mutant(
-        "a store without its guard",
+        "a write without its guard",
         SQL,
         "WHERE user_id = %s AND seq = %s\n",
         "WHERE user_id = %s AND %s > 0\n",
@@ -218,7 +218,7 @@ MUTANTS = [
         postgres=True,
     ),
     Mutant(
-        "the second to open a row overwrites it",
+        "the second request to open a row overwrites it",
         SQL,
         "ON CONFLICT (user_id) DO NOTHING RETURNING user_id",
         "ON CONFLICT (user_id) DO UPDATE SET quota_remaining = excluded.quota_remaining "
@@ -235,7 +235,7 @@ MUTANTS = [
         postgres=True,
     ),
     Mutant(
-        "the running period by the newest version",
+        "the current period by the plan's newest version",
         SQL,
         "v.plan_id = q.plan_id AND v.version = q.plan_version",
         "v.plan_id = q.plan_id AND v.version = p.version",
@@ -252,7 +252,7 @@ MUTANTS = [
         ("rules/test_refunds.py::test_another_users_spend_is_not_found",),
     ),
     Mutant(
-        "what the allowance cut off can be asked for again",
+        "units cut off by the allowance can be refunded again",
         SQL,
         "COALESCE(SUM(r.cost), 0)",
         "COALESCE(SUM(r.delta), 0)",
@@ -266,20 +266,20 @@ MUTANTS = [
         ("rules/test_model.py::test_a_deletion_empties_the_email",),
     ),
     Mutant(
-        "a lost answer is taken for a lost race",
+        "a lost reply is treated as a lost race",
         COMMIT,
         "    return found > 0\n",
         "    return False\n",
         (
             "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
-            "[kept statements-whole way-no key]",
+            "[kept statements-full path-no key]",
             "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
-            "[kept statements-fast lane-no key]",
+            "[kept statements-fast path-no key]",
         ),
         postgres=True,
     ),
     Mutant(
-        "a store that was held off is answered as done",
+        "a write that its guard stopped is reported as done",
         COMMIT,
         "        return added > 0\n",
         "        return added >= 0\n",
@@ -305,7 +305,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "a key is not looked up by a read without rules",
+        "a key is not looked up by a read without plans",
         COMMIT,
         "[user_id] if key is None else [user_id, key]",
         "[user_id] if key is None else [user_id, None]",
@@ -313,7 +313,7 @@ MUTANTS = [
         postgres=True,
     ),
     Mutant(
-        "rules are remembered under any version",
+        "a read with cached plans ignores the version in force",
         COMMIT,
         "plan_cache.get(state.plan, state.plan_version) if state else plan",
         "plan",
@@ -321,18 +321,18 @@ MUTANTS = [
         postgres=True,
     ),
     Mutant(
-        "a connection that died in the event loop is no reason to look again",
+        "a connection lost in the event loop is not reported as lost",
         LOOP,
         "is_lost=self.raw.closed",
         "is_lost=False",
         (
             "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
-            "[kept statements-fast lane-no key]",
+            "[kept statements-fast path-no key]",
         ),
         postgres=True,
     ),
     Mutant(
-        "a connection is lent on with somebody else's answer on its way",
+        "a connection is reused while another request's reply is pending",
         LOOP,
         "if session.pending:",
         "if False:",
@@ -347,49 +347,49 @@ MUTANTS = [
         ("webhooks/test_clerk_plans.py::test_what_staff_chose_is_not_moved_by_clerk",),
     ),
     Mutant(
-        "a word on the plan that he has resets",
+        "an assignment of the plan that the user has resets the quota",
         VERBS,
-        "        return _unchanged(snapshot, state)  # not even reset: nobody asked for it",
-        "        return _settled(snapshot, request)",
+        "        return _unchanged(snapshot, state)  # without a due reset: no user sent this request",
+        "        return _bring_up_to_date(snapshot, request)",
         (
-            "webhooks/test_clerk_plans.py::test_a_word_on_the_plan_that_he_has_already_resets_no_quota_that_is_due",
+            "webhooks/test_clerk_plans.py::test_an_assignment_of_the_plan_that_they_have_already_resets_no_quota_that_is_due",
         ),
     ),
     Mutant(
-        "the metadata before the billing",
+        "metadata takes precedence over billing",
         SQL,
         "ORDER BY a.source = 'metadata', a.updated_at DESC",
         "ORDER BY a.source = 'billing', a.updated_at DESC",
         (
-            "webhooks/test_clerk_plans.py::test_the_highest_word_counts_in_any_order[billing metadata staff]",
-            "webhooks/test_clerk_plans.py::test_the_highest_word_counts_in_any_order[metadata billing staff]",
+            "webhooks/test_clerk_plans.py::test_the_top_source_counts_in_any_order[billing metadata staff]",
+            "webhooks/test_clerk_plans.py::test_the_top_source_counts_in_any_order[metadata billing staff]",
         ),
     ),
     Mutant(
-        "the word that comes last counts",
+        "the assignment that arrives last wins",
         SQL,
         "WHERE plan_assignments.updated_at < excluded.updated_at\n",
         "WHERE TRUE\n",
         (
-            "webhooks/test_clerk_plans.py::test_a_late_word_is_not_noted_and_changes_nothing",
+            "webhooks/test_clerk_plans.py::test_a_late_assignment_is_not_noted_and_changes_nothing",
             "webhooks/test_clerk_plans.py::test_items_that_all_ended_leave_the_default_plan_in_any_order"
             "[ended A, active A, ended B, active B]",
         ),
     ),
     Mutant(
-        "at one instant the beginning counts like the end",
+        "of two assignments of one instant the start counts like the end",
         SQL,
         "plan_assignments.plan <> '' OR excluded.plan = '')",
         "plan_assignments.plan <> '' OR TRUE)",
-        ("webhooks/test_clerk_plans.py::test_of_two_words_of_one_instant_the_end_counts[order1]",),
+        ("webhooks/test_clerk_plans.py::test_of_two_assignments_of_one_instant_the_end_counts[order1]",),
     ),
     Mutant(
-        "staff give the choice back without the row's lock",
+        "staff return the choice to Clerk without the row lock",
         COMMIT,
         'locked = query.include == "clerk" or attempt >=',
         "locked = attempt >=",
         (
-            "webhooks/test_clerk_plans.py::test_a_word_that_comes_while_staff_give_the_choice_back_is_waited_for",
+            "webhooks/test_clerk_plans.py::test_an_assignment_that_comes_while_staff_give_the_choice_back_is_waited_for",
         ),
         postgres=True,
     ),

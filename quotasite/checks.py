@@ -1,4 +1,4 @@
-"""What `manage.py check --deploy` refuses of the site as a whole."""
+"""Checks of the whole site, for `manage.py check --deploy`."""
 
 import re
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 
-STRANGERS = ("https://stranger.invalid", "http://stranger.invalid:8080")  # origins that no pattern may let in
+STRANGERS = ("https://stranger.invalid", "http://stranger.invalid:8080")  # origins that no pattern may match
 
 
 @register(Tags.security, deploy=True)
 def check_development_sign_in(**kwargs: Any) -> list[CheckMessage]:
-    """Refuse a key by which anybody may sign in as anybody, whether or not DEBUG opens the door now."""
+    """Refuse a key with which anyone can sign in as any user under DEBUG, even while DEBUG is off."""
     if not settings.DEVELOPMENT_SIGNING_KEY:
         return []
     return [
         Error(
-            "The development sign-in is on: under DEBUG anybody could sign in as any user at /demo.",
-            hint="Leave DEVELOPMENT_SIGNING_KEY empty, and set CLERK_PUBLISHABLE_KEY.",
+            "DEVELOPMENT_SIGNING_KEY is set: under DEBUG anyone could sign in as any user at /demo.",
+            hint="Unset DEVELOPMENT_SIGNING_KEY, and set CLERK_PUBLISHABLE_KEY.",
             id="quotasite.E001",
         )
     ]
@@ -25,7 +25,7 @@ def check_development_sign_in(**kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.security, deploy=True)
 def check_foreign_origins(**kwargs: Any) -> list[CheckMessage]:
-    """Refuse to let any site's scripts send what a browser keeps for this one, and read the answers."""
+    """Refuse to let scripts of any site send this site's cookies and read the responses."""
     patterns = getattr(settings, "CORS_ALLOWED_ORIGIN_REGEXES", [])
     is_open = getattr(settings, "CORS_ALLOW_ALL_ORIGINS", False) or any(
         re.match(pattern, origin) for pattern in patterns for origin in STRANGERS
@@ -34,9 +34,9 @@ def check_foreign_origins(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            "Scripts of every site may call this one with its cookies and read the answers.",
-            hint="Name your SPA's origins in CORS_ALLOWED_ORIGINS, and leave CORS_ALLOW_CREDENTIALS off: "
-            "session tokens come in a header.",
+            "Scripts of every site could call this one with its cookies, and read the responses.",
+            hint="List your SPA's origins in CORS_ALLOWED_ORIGINS, and leave CORS_ALLOW_CREDENTIALS off: "
+            "session tokens are sent in a header.",
             id="quotasite.E002",
         )
     ]

@@ -1,4 +1,4 @@
-"""How a command ends when the database is lost, or when it is stopped: one wording for all commands."""
+"""The errors with which every command ends when the database fails or an operator stops it."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from django.db import InterfaceError, OperationalError
 
 @contextmanager
 def explain_database_errors(*, then: Callable[[], str] = str, returncode: int = 1) -> Iterator[None]:
-    """Turn a lost database into a CommandError that names the variable; `then` says what to do next."""
+    """Turn a database error into a CommandError that names the variable; `then` returns the next step."""
     try:
         yield
     except (OperationalError, InterfaceError) as error:
@@ -21,7 +21,7 @@ def explain_database_errors(*, then: Callable[[], str] = str, returncode: int = 
 
 @contextmanager
 def explain_interrupt(explanation: Callable[[], str], *, returncode: int = 130) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into a CommandError that says what is done and what is left."""
+    """Turn Ctrl-C and SIGTERM into a CommandError; `explanation` returns what is done and what remains."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -7,7 +7,7 @@ from uuid_utils.compat import uuid7
 
 
 def make_default_plan(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    """Make the default plan and its first version, unless there is a default one."""
+    """Create the default plan and its first version, unless there is a default plan."""
     plans, versions = apps.get_model("quotas", "Plan"), apps.get_model("quotas", "PlanVersion")
     if plans.objects.filter(is_default=True).exists():
         return

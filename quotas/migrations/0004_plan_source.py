@@ -4,7 +4,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 
 def remember_staff(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    """Until now staff alone gave a plan that is not the default one."""
+    """Set the source of every plan but the default to staff: so far only they could assign one."""
     if not apps.get_model("quotas", "Plan").objects.filter(is_default=True).exists():
         return
     for model, plan in (("ChallengeQuota", "plan_id"), ("LedgerEntry", "plan")):

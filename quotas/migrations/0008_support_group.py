@@ -13,9 +13,9 @@ MAY = [
 
 
 def make_group(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    """Make the group, with its permissions, which Django itself would make only after all migrations.
+    """Create the group and its permissions, which Django would create only after all migrations.
 
-    One of that name that is there already is left as it is.
+    An existing group of that name is left as it is.
     """
     group, is_new = apps.get_model("auth", "Group").objects.get_or_create(name=GROUP)
     for app_label, model, codename, name in MAY if is_new else ():
@@ -29,7 +29,7 @@ def make_group(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
 
 
 def remove_group(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    """Remove the group if it is as it was made, and nobody is in it."""
+    """Remove the group if its permissions are unchanged and it has no members."""
     group = apps.get_model("auth", "Group").objects.filter(name=GROUP).first()
     is_used = apps.get_model("auth", "User").objects.filter(groups=group).exists()
     if group and not is_used and {it.codename for it in group.permissions.all()} == {it[2] for it in MAY}:

@@ -4,7 +4,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 
 def freeze_at_once(apps: Apps, schema_editor: BaseDatabaseSchemaEditor) -> None:
-    """Let a vacuum freeze entries when it first sees them, which never change: a late one would read them all."""
+    """Let the first vacuum freeze entries, which never change: freezing them later would read them all again."""
     if schema_editor.connection.vendor == "postgresql":
         schema_editor.execute("ALTER TABLE ledger_entries SET (autovacuum_freeze_min_age = 0)")
 

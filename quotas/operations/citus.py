@@ -1,8 +1,7 @@
-"""How the tables are spread over the nodes of a Citus cluster: all that is a user's on one shard.
+"""How the tables are distributed over the nodes of a Citus cluster: all rows of a user on one shard.
 
-The schema is made for it: the application makes the ids, and `user_id` can join every key. What is still
-to be done is worked out from what the database tells of itself, as statements in their order. Nothing
-here needs Citus, but for carrying them out.
+The schema allows it: the application generates the ids, and `user_id` can join every key. The catalogs of
+the database determine which statements remain to be run. Only running them needs Citus.
 """
 
 from collections.abc import Iterator
@@ -10,17 +9,17 @@ from typing import NamedTuple
 
 from django.db import connection
 
-# A table of users' rows belongs in here: the first begins a group, the others are kept beside it.
+# Each table of users' rows must be listed: Citus keeps the others on the nodes of the first.
 DISTRIBUTED_TABLES = ("challenge_quotas", "ledger_entries", "plan_assignments", "webhook_events")
-# Small, and read with every request: each node has a copy.
+# Small, and read by every request, so each node has a copy.
 REFERENCE_TABLES = ("plans", "plan_versions")
 DISTRIBUTION_COLUMN = "user_id"
-HASH, COPY = "h", "n"  # how pg_dist_partition calls the two
+HASH, COPY = "h", "n"  # partmethod in pg_dist_partition
 
 # Parameters: the extension's name.
 HAS_EXTENSION = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = %s)"
 
-# The tables of this schema, and of what type a user_id is that is text (staff's accounts have numbers).
+# The tables of this schema, and the type of their user_id if it is text: staff accounts have integers.
 TABLES = f"""
     SELECT c.relname, format_type(a.atttypid, a.atttypmod)
     FROM pg_class AS c
@@ -28,8 +27,8 @@ TABLES = f"""
         AND a.attname = '{DISTRIBUTION_COLUMN}' AND NOT a.attisdropped
         AND a.atttypid IN ('text'::regtype, 'varchar'::regtype)
     WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
-"""  # noqa: S608 - only names written in this file are put into the text
-# What may be there once only. A column that is an expression has no name.
+"""  # noqa: S608 - only constants of this file are interpolated
+# Primary keys and other unique indexes. The list of columns omits expressions, which have no name.
 KEYS_QUERY = """
     SELECT t.relname, i.relname, x.indisprimary, ARRAY(
         SELECT a.attname::text FROM unnest(x.indkey::int2[]) WITH ORDINALITY AS k (attnum, place)
@@ -55,7 +54,7 @@ REFERENCES = f"""
     JOIN pg_class AS r ON r.oid = c.confrelid
     WHERE c.contype = 'f' AND t.relnamespace = current_schema()::regnamespace
     ORDER BY 1, 2
-"""  # noqa: S608 - only names written in this file are put into the text
+"""  # noqa: S608 - only constants of this file are interpolated
 PLACES = """
     SELECT c.relname, d.partmethod::text FROM pg_dist_partition AS d
     JOIN pg_class AS c ON c.oid = d.logicalrelid
@@ -64,7 +63,7 @@ PLACES = """
 
 
 class CannotDistribute(Exception):
-    """What Citus would refuse, or what nobody has decided yet. Nothing was changed."""
+    """Citus would refuse the schema, or a table is not listed here. Nothing was changed."""
 
 
 class Key(NamedTuple):
@@ -87,12 +86,12 @@ class Reference(NamedTuple):
 
 
 class ClusterSchema(NamedTuple):
-    """What the database tells of its tables."""
+    """The tables of the database, from its catalogs."""
 
-    tables: dict[str, str | None]  # and of what type a user_id is that is text
+    tables: dict[str, str | None]  # name to type of user_id, None unless it is text
     keys: list[Key]
     references: list[Reference]
-    places: dict[str, str]  # HASH or COPY, of the tables that are distributed
+    places: dict[str, str]  # name to HASH or COPY, of the distributed tables
 
 
 def has_extension(name: str = "citus") -> bool:
@@ -102,7 +101,7 @@ def has_extension(name: str = "citus") -> bool:
 
 
 def read_schema() -> ClusterSchema:
-    """Return how the tables are now, from PostgreSQL's catalogue and, where it is there, from Citus'."""
+    """Read the catalogs of PostgreSQL and, if it is installed, of Citus."""
     with connection.cursor() as cursor:
         cursor.execute(TABLES)
         tables = dict(cursor.fetchall())
@@ -119,25 +118,25 @@ def read_schema() -> ClusterSchema:
 
 
 def distribution(schema: ClusterSchema) -> list[str]:
-    """Return the statements that are still to be run, in one transaction; none if all is done.
+    """Return the statements that remain to be run, in one transaction; none if all tables are distributed.
 
     Raises CannotDistribute.
     """
     for fault in _schema_faults(schema):
         raise CannotDistribute(fault)
     new = {table for table in (*REFERENCE_TABLES, *DISTRIBUTED_TABLES) if table not in schema.places}
-    # While one of its two tables is distributed and the other is not, a foreign key may not be enforced.
-    loose = [it for it in schema.references if {it.table, it.target} & new]
+    # No foreign key may exist while only one of its two tables is distributed: drop it, and add it again.
+    foreign_keys = [fk for fk in schema.references if {fk.table, fk.target} & new]
     if not new:
         return []
     return [
-        # One connection a node: foreign keys tie the shards to the copies that the transaction has changed.
+        # One connection per node: foreign keys tie the shards to copies that this transaction has changed.
         "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'",
-        *(f"ALTER TABLE {it.table} DROP CONSTRAINT {_quote(it.name)}" for it in loose),
+        *(f"ALTER TABLE {fk.table} DROP CONSTRAINT {_quote(fk.name)}" for fk in foreign_keys),
         *(f"SELECT create_reference_table('{table}')" for table in REFERENCE_TABLES if table in new),
         *(_widen(key) for key in schema.keys if key.table in new and _lacks_user(key)),
-        *(_spread(table) for table in DISTRIBUTED_TABLES if table in new),
-        *(f"ALTER TABLE {it.table} ADD CONSTRAINT {_quote(it.name)} {it.definition}" for it in loose),
+        *(_distribute(table) for table in DISTRIBUTED_TABLES if table in new),
+        *(f"ALTER TABLE {fk.table} ADD CONSTRAINT {_quote(fk.name)} {fk.definition}" for fk in foreign_keys),
     ]
 
 
@@ -145,48 +144,48 @@ def _schema_faults(schema: ClusterSchema) -> Iterator[str]:
     for table in (*DISTRIBUTED_TABLES, *REFERENCE_TABLES):
         if table not in schema.tables:
             yield f"There is no table {table}: run manage.py migrate."
-        wanted = HASH if table in DISTRIBUTED_TABLES else COPY
-        if schema.places.get(table, wanted) != wanted:
-            yield f"{table} is distributed in another way already: undistribute it first."
+        method = HASH if table in DISTRIBUTED_TABLES else COPY
+        if schema.places.get(table, method) != method:
+            yield f"{table} is already distributed in another way: undistribute it first."
     types = {schema.tables[table] for table in DISTRIBUTED_TABLES}
     if len(types) > 1:
         tables = ", ".join(DISTRIBUTED_TABLES)
-        yield f"The {DISTRIBUTION_COLUMN} of {tables} must be of one type, so that they are kept together."
-    for table, of_users in schema.tables.items():
-        if of_users and table not in DISTRIBUTED_TABLES:
-            yield f"{table} has a {DISTRIBUTION_COLUMN}, and citus.py does not say where it belongs."
+        yield f"The {DISTRIBUTION_COLUMN} of {tables} must have one type, for Citus to keep them together."
+    for table, type_of_user_id in schema.tables.items():
+        if type_of_user_id and table not in DISTRIBUTED_TABLES:
+            yield f"{table} has a {DISTRIBUTION_COLUMN}, but quotas/operations/citus.py does not list it."
     for key in schema.keys:
         if _lacks_user(key) and not key.is_primary:
             column = DISTRIBUTION_COLUMN
-            yield f"{key.name} is unique in all of {key.table}: Citus needs the {column} in it."
-    for it in schema.references:
-        if not _is_kept_together(it):
-            yield f"{it.name}: Citus has no foreign keys from {it.table} to {it.target} between nodes."
+            yield f"The unique index {key.name} on {key.table} has no key column {column}, as Citus needs."
+    for fk in schema.references:
+        if not _is_colocated(fk):
+            yield f"{fk.name}: Citus does not support a foreign key from {fk.table} to {fk.target}."
 
 
 def _lacks_user(key: Key) -> bool:
     return key.table in DISTRIBUTED_TABLES and DISTRIBUTION_COLUMN not in key.columns
 
 
-def _is_kept_together(it: Reference) -> bool:
-    """Tell whether every row has the one that it refers to on its own node."""
-    if it.table in DISTRIBUTED_TABLES:
-        return it.target in REFERENCE_TABLES or (it.target in DISTRIBUTED_TABLES and it.ties_users)
-    if it.table in REFERENCE_TABLES:
-        return it.target in REFERENCE_TABLES
-    return it.target not in (*REFERENCE_TABLES, *DISTRIBUTED_TABLES)
+def _is_colocated(fk: Reference) -> bool:
+    """Whether every row is on the same node as the row that it refers to."""
+    if fk.table in DISTRIBUTED_TABLES:
+        return fk.target in REFERENCE_TABLES or (fk.target in DISTRIBUTED_TABLES and fk.ties_users)
+    if fk.table in REFERENCE_TABLES:
+        return fk.target in REFERENCE_TABLES
+    return fk.target not in (*REFERENCE_TABLES, *DISTRIBUTED_TABLES)
 
 
 def _widen(key: Key) -> str:
-    """The same key with the user in it, at its end: ids are searched by their order, too."""
+    """Append the user to the key: last, because queries also search ids by their order."""
     columns = ", ".join([*key.columns, DISTRIBUTION_COLUMN])
     name = _quote(key.name)
     return f"ALTER TABLE {key.table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} PRIMARY KEY ({columns})"
 
 
-def _spread(table: str) -> str:
-    beside = "none" if table == DISTRIBUTED_TABLES[0] else DISTRIBUTED_TABLES[0]
-    return f"SELECT create_distributed_table('{table}', '{DISTRIBUTION_COLUMN}', colocate_with => '{beside}')"
+def _distribute(table: str) -> str:
+    first = "none" if table == DISTRIBUTED_TABLES[0] else DISTRIBUTED_TABLES[0]
+    return f"SELECT create_distributed_table('{table}', '{DISTRIBUTION_COLUMN}', colocate_with => '{first}')"
 
 
 def _quote(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a migration may do to a live table: `online.AddIndex` and `RemoveIndex` lock nobody out."""
+"""`AddIndex` and `RemoveIndex` for migrations of live tables, which do not block reads or writes."""
 
 from django.db import migrations
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
@@ -6,9 +6,9 @@ from django.db.migrations.state import ProjectState
 
 
 class AddIndex(migrations.AddIndex):
-    """Add an index beside the traffic. Where that broke off, it can be done again.
+    """Add an index concurrently. Run again after a failure, it replaces the invalid index.
 
-    Its migration must have `atomic = False`. SQLite knows one way only.
+    Its migration must have `atomic = False`. SQLite adds the index in the ordinary way.
     """
 
     atomic = False
@@ -20,7 +20,7 @@ class AddIndex(migrations.AddIndex):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        if not _drop_concurrently(schema_editor, self.index.name):  # one that was half made
+        if not _drop_concurrently(schema_editor, self.index.name):  # an invalid index
             super().database_forwards(app_label, schema_editor, from_state, to_state)
             return
         model = to_state.apps.get_model(app_label, self.model_name)
@@ -38,7 +38,7 @@ class AddIndex(migrations.AddIndex):
 
 
 class RemoveIndex(migrations.RemoveIndex):
-    """Remove an index beside the traffic; the way back makes it as Django does."""
+    """Remove an index concurrently; the reverse migration adds it as Django does."""
 
     atomic = False
 
@@ -54,7 +54,7 @@ class RemoveIndex(migrations.RemoveIndex):
 
 
 def _drop_concurrently(schema_editor: BaseDatabaseSchemaEditor, name: str) -> bool:
-    """Drop the index if it is there, where the database can do so without locking anybody out."""
+    """Drop the index if it exists; return False, without doing so, if only an ordinary drop is possible."""
     if schema_editor.connection.vendor != "postgresql":
         return False
     schema_editor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")

@@ -1,6 +1,6 @@
-"""What `manage.py check` says of the way to the database.
+"""Checks of the connection to the database, for `manage.py check`.
 
-What only the database can tell is asked with `--database default`, and by each `migrate`.
+Those that query the database run with `--database default`, and before each `migrate`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ def check_pooling(**kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_connection(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Ask the database itself, if it can be asked: that it is away is for others to say."""
+    """Find what only a query shows; an unreachable database is not a fault of the settings."""
     if "default" not in (databases or ()) or connection.vendor != "postgresql":
         return []
     try:
@@ -36,25 +36,25 @@ def _contradictions() -> Iterator[CheckMessage]:
     options = connection.settings_dict["OPTIONS"]
     if settings.DATABASE_LOOKS_POOLED and not settings.DATABASE_IS_POOLED:
         yield Warning(
-            "DATABASE_URL leads to a pooler, but DATABASE_POOLED is off: if the pooler is in transaction "
-            "mode, cursors and prepared statements break now and then.",
-            hint="Leave DATABASE_POOLED out, unless you know that the pooler is in session mode.",
+            "DATABASE_URL names a pooler, but DATABASE_POOLED is off: if the pooler is in transaction "
+            "mode, cursors and prepared statements fail intermittently.",
+            hint="Unset DATABASE_POOLED, unless you know that the pooler is in session mode.",
             id="quotas.W002",
         )
     if not settings.DATABASE_IS_POOLED:
         return
     if options.get("prepare_threshold") is not None:
         yield Warning(
-            "Statements are prepared behind a pooler, where the next request may find itself in a session "
-            "that does not know them.",
-            hint="Leave DATABASE_PREPARE out, unless the pooler keeps track of them, as PgBouncer does from "
-            "1.21 on with max_prepared_statements.",
+            "Statements are prepared through a pooler, where the next transaction may run in a session "
+            "that does not have them.",
+            hint="Unset DATABASE_PREPARE, and remove prepare_threshold from DATABASE_URL, unless the pooler "
+            "tracks prepared statements, as PgBouncer does from 1.21 on with max_prepared_statements.",
             id="quotas.W003",
         )
     if "options" in options:
         yield Warning(
-            "DATABASE_URL has `options`, which PgBouncer refuses at the start of a connection.",
-            hint="Take it off, and set what it sets with ALTER ROLE … SET.",
+            "DATABASE_URL has `options`, which PgBouncer refuses when a connection is opened.",
+            hint="Remove it, and set the same parameters with ALTER ROLE … SET.",
             id="quotas.W004",
         )
 
@@ -63,40 +63,40 @@ def _database_faults() -> Iterator[CheckMessage]:
     drift = _drift()
     if drift > MAX_CLOCK_DRIFT:
         yield Warning(
-            f"This machine's clock and the database's are {drift.total_seconds():.0f} s apart: resets go by "
-            "the database's, but tokens and deliveries are judged by this machine's, and may be refused.",
-            hint="Let both machines keep time by NTP.",
+            f"This machine's clock and the database's are {drift.total_seconds():.0f} s apart: resets use "
+            "the database's, but tokens and deliveries are checked by this machine's, and may be refused.",
+            hint="Synchronize both machines by NTP.",
             id="quotas.W005",
         )
     if not settings.DATABASE_IS_POOLED and _shares_sessions():
         yield Error(
-            "There is a pooler in transaction mode in front of the database, and the settings do not say so: "
-            "cursors and prepared statements would break now and then.",
+            "DATABASE_URL leads to a pooler in transaction mode, but DATABASE_POOLED is not on: cursors and "
+            "prepared statements would fail intermittently.",
             hint="Set DATABASE_POOLED=on.",
             id="quotas.E007",
         )
 
 
 def _drift() -> timedelta:
-    """How far our clock is off the database's, at least: the way there and back takes its time."""
+    """Return how far our clock is off the database's, at least: the round trip takes time, too."""
     before = datetime.now(UTC)
     clock: datetime = _query_value(connection, "SELECT clock_timestamp()")
     return max(before - clock, clock - datetime.now(UTC), timedelta())
 
 
 def _shares_sessions() -> bool:
-    """Whether our session changes when somebody else takes the one that we had just now."""
+    """Whether our session changes when another connection takes the one that we have just used."""
     other = connection.copy()
     try:
         session = _query_value(connection, "SELECT pg_backend_pid()")
-        other.set_autocommit(False)  # keeps the session that it gets
+        other.set_autocommit(False)  # so that it keeps its session
         _query_value(other, "SELECT 1")
         return bool(_query_value(connection, "SELECT pg_backend_pid()") != session)
     finally:
         other.close()
 
 
-def _query_value(database: BaseDatabaseWrapper, question: str) -> Any:
+def _query_value(database: BaseDatabaseWrapper, query: str) -> Any:
     with database.cursor() as cursor:
-        cursor.execute(question)
+        cursor.execute(query)
         return cursor.fetchone()[0]

@@ -1,4 +1,4 @@
-"""What `manage.py check --deploy` refuses, each with what is at stake and what to set."""
+"""Checks for `manage.py check --deploy`: each states what is at risk, and what to set."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,14 +11,14 @@ from quotas.access import session_tokens
 
 @register(Tags.database, deploy=True)
 def check_storage(**kwargs: Any) -> list[CheckMessage]:
-    """Refuse to keep quotas where the host throws them away."""
+    """Refuse to store quotas on a disk that the host erases."""
     if settings.DATABASES["default"]["ENGINE"] != "django.db.backends.sqlite3":
         return []
-    hint = "Set DATABASE_URL to a PostgreSQL: postgres://USER:PASSWORD@HOST:PORT/NAME."
+    hint = "Set DATABASE_URL to a PostgreSQL database: postgres://USER:PASSWORD@HOST:PORT/NAME."
     if settings.EPHEMERAL_HOST:
         return [
             Error(
-                f"The database is a SQLite file, and this host ({settings.EPHEMERAL_HOST} is set) empties "
+                f"The database is a SQLite file, and this host ({settings.EPHEMERAL_HOST} is set) erases "
                 "its disk at each deploy: every quota, ledger entry and staff account would be lost.",
                 hint=hint,
                 id="quotas.E001",
@@ -40,20 +40,20 @@ def check_site(**kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.security, deploy=True)
 def check_session_tokens(**kwargs: Any) -> list[CheckMessage]:
-    """Without these no user could be recognised, or users of another site would be."""
+    """Refuse settings that would reject every session token, or accept those of other sites."""
     return list(_token_faults())
 
 
 def _site_faults() -> Iterator[CheckMessage]:
     if not settings.SECRET_KEY_IS_SET:
         yield Error(
-            "SECRET_KEY is not set: staff would be signed out at each restart and by each other worker.",
-            hint="Set SECRET_KEY to 50 random characters or more, and keep it.",
+            "SECRET_KEY is not set: staff would be signed out by each restart, and by each other worker.",
+            hint="Set SECRET_KEY to 50 or more random characters, the same at every start.",
             id="quotas.E002",
         )
     if not settings.ALLOWED_HOSTS:
         yield Error(
-            "ALLOWED_HOSTS is not set: every request would be answered 400.",
+            "ALLOWED_HOSTS is not set: every request would get a 400.",
             hint="Set ALLOWED_HOSTS to this service's own host names, such as quota.example.com.",
             id="quotas.E003",
         )
@@ -67,19 +67,19 @@ def _token_faults() -> Iterator[CheckMessage]:
             yield Error(str(error), id="quotas.E004")
     elif not settings.CLERK_JWKS_URL:
         yield Error(
-            "There is no key to check session tokens with: every request of a user would be answered 503.",
+            "There is no key to verify session tokens with: every request of a user would get a 503.",
             hint="Set CLERK_PUBLISHABLE_KEY, which is enough, or CLERK_JWT_KEY and CLERK_ISSUER.",
             id="quotas.E004",
         )
     if not settings.CLERK_ISSUER:
         yield Error(
-            "There is no issuer to compare session tokens with: every one would be refused.",
+            "There is no issuer to verify session tokens with: every token would be refused.",
             hint="Set CLERK_PUBLISHABLE_KEY, or CLERK_ISSUER to the Frontend API URL that Clerk shows.",
             id="quotas.E005",
         )
     if not settings.CLERK_AUTHORIZED_PARTIES:
         yield Error(
-            "CLERK_AUTHORIZED_PARTIES is not set: a token made for any site of your Clerk would be taken.",
+            "CLERK_AUTHORIZED_PARTIES is not set: tokens for any site of your Clerk would be accepted.",
             hint="Set it to the origins of your SPA, such as https://app.example.com.",
             id="quotas.E006",
         )

@@ -1,8 +1,8 @@
-"""What must be true of every ledger, asked of the database.
+"""What must be true of every ledger, as SQL checks.
 
-Each `Check` is one statement, and so sees one instant of the database whatever is spent meanwhile:
-a relation whose lines tell a `user_id` and a `seq`, and the conditions that make a line a fault. The
-text is the same for PostgreSQL and SQLite; only the faulty lines leave the database.
+Each `Check` is one statement, so it sees one instant of the database even while spends continue: a relation
+whose rows have a `user_id` and a `seq`, and the conditions that make a row a fault. The text is the same for
+PostgreSQL and SQLite, and only faulty rows leave the database.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ Parameters = dict[str, Any]
 
 
 class Fault(NamedTuple):
-    """Something that is not true of a user's ledger, and where."""
+    """A condition that a user's ledger violates, and the entry that violates it."""
 
     user_id: str
     seq: int
@@ -38,27 +38,27 @@ class Census(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A relation over the ledger; {one} stands for the condition that picks a single user.
+    """A relation over the ledger; `{one}` stands for the condition that selects a single user.
 
-    `faults` gives each kind of fault its condition, and the detail to tell, from the line's columns.
+    `faults` maps each kind of fault to its condition and its detail, a template for the row's columns.
     """
 
     relation: str
     faults: Mapping[str, tuple[str, str]]
 
     def statement(self, *, of_one_user: bool) -> str:
-        """Return the faulty lines: their columns, and then a truth value for each kind of fault."""
+        """Return the query for the faulty rows: their columns, then one boolean for each kind of fault."""
         conditions = [f"({condition})" for condition, _ in self.faults.values()]
         relation = self.relation.format(one="t.user_id = %(user_id)s" if of_one_user else "1 = 1")
         return (
-            f"SELECT f.*, {', '.join(conditions)} FROM ({relation}) AS f "  # noqa: S608 - text of this file
+            f"SELECT f.*, {', '.join(conditions)} FROM ({relation}) AS f "  # noqa: S608 - only constants
             f"WHERE {' OR '.join(conditions)} ORDER BY user_id, seq"
         )
 
 
-# Each entry between its neighbours, the newest beside the user's row. Entries begin a period with its
-# allowance, move the balance by what their kind allows, and leave the rest of the state alone; from
-# that it follows too that no period gives more than it has.
+# Each entry with its neighbours, the newest also with the user's row. An entry begins a period with its
+# allowance, or moves the balance as its kind allows and leaves the rest of the state alone; it follows
+# that no period gives more than it has.
 ENTRIES = Check(
     """
     SELECT t.user_id, t.seq, t.kind, t.cost, t.delta, t.balance_after, t.period_seq, t.created_at,
@@ -91,16 +91,16 @@ ENTRIES = Check(
     WINDOW w AS (PARTITION BY t.user_id ORDER BY t.seq, t.id)
     """,
     {
-        "gap": ("seq > seq_before + 1", "seq {seq} follows {seq_before}"),
-        "duplicate": ("seq = seq_before", "seq {seq} is there twice"),
+        "gap": ("seq > seq_before + 1", "seq {seq} follows seq {seq_before}"),
+        "duplicate": ("seq = seq_before", "more than one entry has seq {seq}"),
         "start": (
             "seq < 1 OR (seq = 1) <> (kind = 'opened')",
-            "seq {seq} is {kind}; a ledger opens with seq 1",
+            "seq {seq} is {kind}: seq 1, and no other, must be opened",
         ),
-        # Pruning leaves whole periods, and none that began of late.
+        # After pruning, the oldest entry begins a period, and is at least MIN_AGE old.
         "lost prefix": (
             "seq_before IS NULL AND seq > 1 AND (seq <> period_seq OR created_at > %(young)s)",
-            "begins with seq {seq} of the period {period_seq}, at {created_at}: no pruning leaves this",
+            "starts with seq {seq} of period {period_seq}, at {created_at}: pruning never leaves this",
         ),
         "chain": (
             "balance_after <> balance_before + delta",
@@ -109,7 +109,7 @@ ENTRIES = Check(
         "negative": ("balance_after < 0", "the balance is {balance_after}"),
         "allowance": (
             "seq = period_seq AND balance_after <> allowance",
-            "begins a period of {allowance} with {balance_after}",
+            "a period with an allowance of {allowance} begins with a balance of {balance_after}",
         ),
         "amount": (
             """
@@ -130,31 +130,37 @@ ENTRIES = Check(
                 ELSE kind IN ('opened', 'reset') OR period_seq <> period_before
             END
             """,
-            "{kind} in the period {period_seq}, after {period_before}",
+            "{kind} in period {period_seq}, after an entry of period {period_before}",
         ),
         "state": (
             "kind <> 'plan_changed' AND (is_other_plan OR is_other_term AND seq <> period_seq)",
             "{kind} changes the plan, its source or version, the limit, the anchor or the reset date",
         ),
-        "time": ("created_at < created_before", "{created_at} is before {created_before}"),
+        "time": (
+            "created_at < created_before",
+            "created at {created_at}, before the previous entry at {created_before}",
+        ),
         "after deletion": ("kind_before = 'deleted'", "{kind} after the deletion"),
         "tie": (
             "is_tied <> (kind = 'refunded')",
-            "{kind}; refunds and nothing else are tied to a consumption",
+            "{kind}: each refund, and no other entry, must name a consumption",
         ),
-        "no row": ("is_newest AND is_rowless", "entries up to seq {seq} of a user without a row"),
-        "row's seq": ("is_newest AND seq <> row_seq", "the row is at {row_seq}, the newest entry at {seq}"),
+        "no row": ("is_newest AND is_rowless", "entries up to seq {seq}, but the user has no row"),
+        "row's seq": (
+            "is_newest AND seq <> row_seq",
+            "the row has seq {row_seq}, the newest entry seq {seq}",
+        ),
         "row's balance": (
             "is_newest AND balance_after <> row_balance",
-            "the row has {row_balance}, the newest entry {balance_after}",
+            "the row has a balance of {row_balance}, the newest entry {balance_after}",
         ),
         "row's state": (
             "is_newest AND is_other_row AND NOT is_rowless",
-            "plan, limit, period or dates of the row are not the newest entry's",
+            "plan, limit, period or dates of the row differ from the newest entry's",
         ),
         "row's end": (
             "is_newest AND is_other_end AND NOT is_rowless",
-            "row and newest entry ({kind}) disagree on deletion",
+            "the row and the newest entry ({kind}) disagree about deletion",
         ),
     },
 )
@@ -164,11 +170,11 @@ EMPTY = Check(
     SELECT t.user_id, t.seq FROM challenge_quotas AS t
     WHERE {one} AND NOT EXISTS (SELECT 1 FROM ledger_entries AS e WHERE e.user_id = t.user_id)
     """,
-    {"no entries": ("1 = 1", "the row is at seq {seq}, and there is no entry")},
+    {"no entries": ("1 = 1", "the row has seq {seq}, but there is no entry")},
 )
 
-# The same by another way than the chain: by the costs, whatever deltas and balances say. A period whose
-# beginning was lost is not summed: what it began with is unknown, and the loss is told above.
+# A second proof, independent of the chain: it sums the costs of spends instead of their deltas. A period
+# whose first entry is missing is skipped: its allowance is unknown, and `gap` or `lost prefix` reports it.
 PERIODS = Check(
     """
     SELECT t.user_id, t.period_seq, MIN(t.seq) AS first_seq, MAX(t.seq) AS seq,
@@ -183,12 +189,12 @@ PERIODS = Check(
     {
         "overspend": (
             "taken > given AND first_seq = period_seq",
-            "{taken} taken of {given} in the period {period_seq}",
+            "{taken} units spent of {given} in period {period_seq}",
         )
     },
 )
 
-# A refund that gave nothing, its consumption's period being closed, may outlive it.
+# A late refund gives nothing and belongs to a later period, so it may outlive its pruned consumption.
 REFUNDS = Check(
     """
     SELECT t.user_id, t.seq, t.cost, t.delta, t.period_seq, t.refund_of,
@@ -202,15 +208,15 @@ REFUNDS = Check(
         "refund of nothing": (
             "CASE WHEN spend_seq IS NULL THEN cost > 0 OR delta > 0 OR is_whole "
             "ELSE spend_kind <> 'consumed' OR spend_seq >= seq END",
-            "refunds {refund_of}, which is no earlier consumption of this user",
+            "{refund_of} is not an earlier consumption of this user",
         ),
         "double refund": (
             "refunded > spent",
-            "{refunded} refunded of the {spent} spent by seq {spend_seq}",
+            "{refunded} units refunded of {spent} that seq {spend_seq} spent",
         ),
         "late refund": (
             "spend_period <> period_seq AND (cost > 0 OR delta > 0)",
-            "{delta:+} in the period {period_seq} for a spend of the period {spend_period}",
+            "{delta:+} in period {period_seq} for a spend of period {spend_period}",
         ),
     },
 )
@@ -221,7 +227,7 @@ DUPLICATE_KEYS = Check(
     FROM ledger_entries AS t WHERE {one} AND t.idempotency_key IS NOT NULL
     GROUP BY t.user_id, t.idempotency_key
     """,
-    {"duplicate key": ("times > 1", "{idempotency_key} is on {times} entries")},
+    {"duplicate key": ("times > 1", "{times} entries have the idempotency key {idempotency_key}")},
 )
 
 CHECKS = (ENTRIES, EMPTY, PERIODS, REFUNDS, DUPLICATE_KEYS)
@@ -229,10 +235,10 @@ CHECKS = (ENTRIES, EMPTY, PERIODS, REFUNDS, DUPLICATE_KEYS)
 
 @contextmanager
 def one_snapshot() -> Iterator[None]:
-    """Let all that is read inside see one instant of the database, where it is PostgreSQL.
+    """Make all reads in the block see one instant of the database, on PostgreSQL.
 
-    In a transaction that has begun, and on SQLite, where it would hold up who spends, each statement
-    has an instant of its own.
+    Inside an open transaction each statement sees an instant of its own; so it does on SQLite, where one
+    transaction would block spends.
     """
     if connection.in_atomic_block or connection.vendor != "postgresql":
         yield
@@ -244,9 +250,9 @@ def one_snapshot() -> Iterator[None]:
 
 
 def faults(user_id: str | None = None) -> Iterator[Fault]:
-    """Yield what is wrong with the ledger of one user, or of all, as it is found.
+    """Yield each fault in the ledger of one user, or of all users.
 
-    Read it to the end, or close it, before you ask the database for something else.
+    Exhaust or close the iterator before the next query on this connection.
     """
     with one_snapshot():
         parameters = {
@@ -258,10 +264,10 @@ def faults(user_id: str | None = None) -> Iterator[Fault]:
 
 
 def census(user_id: str | None = None) -> Census:
-    """Count what is to be audited."""
-    one = {} if user_id is None else {"user_id": user_id}
-    entries = LedgerEntry.objects.filter(**one)
-    return Census(ChallengeQuota.objects.filter(**one).count(), entries.count())
+    """Count the users and entries that `faults` checks."""
+    filters = {} if user_id is None else {"user_id": user_id}
+    entries = LedgerEntry.objects.filter(**filters)
+    return Census(ChallengeQuota.objects.filter(**filters).count(), entries.count())
 
 
 def _faults_of(check: Check, parameters: Parameters) -> Iterator[Fault]:
@@ -270,8 +276,8 @@ def _faults_of(check: Check, parameters: Parameters) -> Iterator[Fault]:
         cursor.execute(statement, parameters)
         names = [column[0] for column in cursor.description]
         for row in cursor:
-            line = dict(zip(names, row, strict=False))
-            wrong = row[-len(check.faults) :]
-            for is_wrong, (kind, (_, detail)) in zip(wrong, check.faults.items(), strict=True):
-                if is_wrong:
-                    yield Fault(line["user_id"], line["seq"], kind, detail.format(**line))
+            columns = dict(zip(names, row, strict=False))
+            flags = row[-len(check.faults) :]
+            for is_faulty, (kind, (_, detail)) in zip(flags, check.faults.items(), strict=True):
+                if is_faulty:
+                    yield Fault(columns["user_id"], columns["seq"], kind, detail.format(**columns))

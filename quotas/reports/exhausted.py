@@ -1,8 +1,8 @@
-"""Who has nothing left to spend now.
+"""Users who have nothing left to spend now.
 
-The row cannot be searched for it: an index on what a spend changes would end PostgreSQL's HOT
-updates, and a reset that is due is not in the row. So the ledger names candidates, and policy.py
-judges each.
+The quota rows cannot be searched for this: an index on a column that a spend changes would end PostgreSQL's
+HOT updates, and a row does not show a reset that is due. So the ledger and the plans name candidates, and
+the rules decide for each.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,13 @@ from quotas.rules.values import NO_IDS, Snapshot, State
 from quotas.store.commit import clock
 from quotas.store.sql import STATE_COLUMNS
 
-MAX_EXHAUSTED = 500  # that the console shows, and counts
-ROWS_PER_CHUNK = 1_000  # entries, and users, that are judged at once
-MAX_CHUNKS = 10  # so that one look is bounded, however many entries are of no account any more
+MAX_EXHAUSTED = 500  # shown and counted by the console
+ROWS_PER_CHUNK = 1_000  # candidates read at once
+MAX_CHUNKS = 10  # bounds one call, however many entries are outdated
 
-# Parameters: where to go on (resets_at, user id, seq), CHUNK. The entries that left nothing of a period
-# that still runs, over their own index. Not joined to the quotas: PostgreSQL might read all of these.
+# Parameters: the position to continue after (resets_at, user id, seq), ROWS_PER_CHUNK. Entries with balance 0
+# in a period that is still running, from an index of their own. Not joined to the quotas: PostgreSQL might
+# read every row of that table.
 LEFT_NOTHING = """
     SELECT resets_at, user_id, seq FROM ledger_entries
     WHERE balance_after = 0 AND quota_limit IS NOT NULL AND (resets_at, user_id, seq) > (%s, %s, %s)
@@ -31,16 +32,16 @@ LEFT_NOTHING = """
 
 
 class ExhaustedUsers(NamedTuple):
-    """Users who are exhausted now, and whether these are all of them."""
+    """Users who are exhausted now; unless `is_all`, there may be more."""
 
     user_ids: list[str]
     is_all: bool
 
 
 def exhausted(limit: int) -> ExhaustedUsers:
-    """Return at most `limit` of the users who can spend nothing now, those who reset soonest first."""
+    """Return at most `limit` users who can spend nothing now, those who reset soonest first."""
     now = clock()
-    found: dict[str, None] = {}  # in their order, and each once
+    found: dict[str, None] = {}  # an ordered set
     is_all = True
     for states in _candidates(now):
         if states is None:
@@ -55,7 +56,7 @@ def exhausted(limit: int) -> ExhaustedUsers:
 def _exhausted_of(states: list[State], now: datetime) -> Iterator[str]:
     if not states:
         return
-    # Read after the states, so that every version that one goes by is there.
+    # Read versions after the states, so that the version of every state is among them.
     plans = {plan.name: plan.value for plan in Plan.objects.all()}
     versions = {(past.plan_id, past.version): past.value for past in PlanVersion.objects.all()}
     for state in states:
@@ -66,14 +67,14 @@ def _exhausted_of(states: list[State], now: datetime) -> Iterator[str]:
 
 
 def _candidates(now: datetime) -> Iterator[list[State] | None]:
-    """Yield all who may be exhausted, some at a time; None where the rest is left out."""
+    """Yield the users who may be exhausted, in chunks, and None where others are left out."""
     quotas = ChallengeQuota.objects.filter(deleted_at=None)
     last: Any = (connection.ops.adapt_datetimefield_value(now), "", 0)
     for _ in range(MAX_CHUNKS):
         entries = _left_nothing(last)
         rows = quotas.filter(pk__in=[user_id for _, user_id, _ in entries]).values_list(*STATE_COLUMNS)
         states = {state.user_id: state for state in (State(*row) for row in rows)}
-        # Only the newest entry tells what is left.
+        # Only a user's newest entry has their current balance.
         yield [states[user] for _, user, seq in entries if user in states and states[user].seq == seq]
         if len(entries) < ROWS_PER_CHUNK:
             break

@@ -1,4 +1,4 @@
-"""Reading the ledger: what happened to a quota, and how it stood at any past instant."""
+"""Reading the ledger: a user's entries, and the state of a quota at any past instant."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,15 +10,15 @@ from quotas.rules import outcomes, periods, values, verbs
 from quotas.rules.outcomes import Outcome, Refusal
 from quotas.rules.values import EntryKind, Quota, Snapshot, State
 
-MAX_ENTRIES_EXPLAINED = 100  # of the period that an explanation shows
+MAX_ENTRIES_EXPLAINED = 100  # of the period, in an explanation
 
 
 class NotOpenedYet(Exception):
-    """The user had no quota then."""
+    """The user had no quota at that instant."""
 
 
 class HistoryPruned(Exception):
-    """The entries of that time are gone; `earliest` is the first instant that can be explained."""
+    """The entries of that time were pruned; `earliest` is the first instant that can be explained."""
 
     def __init__(self, earliest: datetime) -> None:
         super().__init__(earliest)
@@ -27,23 +27,23 @@ class HistoryPruned(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a quota stood as it did: the state, the entries that led to it, what a spend would have met."""
+    """Why a quota stood as it did: its state, the entries that led to it, and the outcome of a spend."""
 
     quota: Quota
     plan_source: str
     is_deleted: bool
-    is_reset_due: bool  # the reset had not been carried out yet: nobody had asked since
-    entries: list[LedgerEntry]  # of the running period, newest first
-    spend: Outcome  # what a spend would have come to
+    is_reset_due: bool  # due, but not carried out yet: no request had come since
+    entries: list[LedgerEntry]  # of the period at that instant, newest first
+    spend: Outcome  # of a spend at that instant
 
     @property
     def refusal(self) -> Refusal | None:
-        """What the spend would have been refused with."""
+        """The refusal that the spend would have met, or None."""
         return self.spend if isinstance(self.spend, Refusal) else getattr(self.spend, "refusal", None)
 
 
 def entries_page(user_id: str, *, before: int | None, limit: int) -> list[LedgerEntry]:
-    """Return the newest `limit` entries, or those older than the seq `before`. Raises policy.Deleted."""
+    """Return at most `limit` entries, newest first, all older than the seq `before`. Raises Deleted."""
     if ChallengeQuota.objects.filter(pk=user_id, deleted_at__isnull=False).exists():
         raise outcomes.Deleted
     older = Q() if before is None else Q(seq__lt=before)
@@ -51,7 +51,7 @@ def entries_page(user_id: str, *, before: int | None, limit: int) -> list[Ledger
 
 
 def explain(user_id: str, at: datetime, cost: int) -> Explanation:
-    """Tell how the quota stood at `at`, from the ledger alone, and what a spend of `cost` would have met.
+    """Return how the quota stood at `at`, and what a spend of `cost` would have met, from the history alone.
 
     Raises NotOpenedYet or HistoryPruned.
     """
@@ -64,7 +64,7 @@ def explain(user_id: str, at: datetime, cost: int) -> Explanation:
     state = _state_after(entry)
     running = Q(version=entry.plan_version)
     rules = _version(entry.plan, running)
-    # A version that an entry goes by was in force, whatever the clocks of two machines said of it.
+    # The version that an entry names was in force, even if another machine's clock dates it later.
     plan = _version(entry.plan, running | Q(version__gt=entry.plan_version, valid_from__lte=at))
     snapshot = Snapshot(user_id, at, plan, rules, state, None, None, values.NO_IDS)
     return Explanation(
@@ -83,13 +83,13 @@ def _entries(user_id: str) -> QuerySet[LedgerEntry]:
     return LedgerEntry.objects.filter(user_id=user_id).order_by("-seq")
 
 
-def _version(plan: str, wanted: Q) -> values.Plan:
-    """The newest of the wanted versions; they are never removed."""
-    return PlanVersion.objects.filter(wanted, plan=plan).latest("version").value
+def _version(plan: str, condition: Q) -> values.Plan:
+    """Return the newest version of the plan that meets the condition; versions are never removed."""
+    return PlanVersion.objects.filter(condition, plan=plan).latest("version").value
 
 
 def _state_after(entry: LedgerEntry) -> State:
-    """The row as it was when this entry was the newest."""
+    """Return the row as it was when this entry was the newest, without `refused_at`."""
     return State(
         user_id=entry.user_id,
         plan=entry.plan,

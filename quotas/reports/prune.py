@@ -1,9 +1,9 @@
-"""The removal of old history, period by whole period, so that what stays can still be audited.
+"""The removal of old history, by whole periods, so that the rest can still be audited.
 
-Of each user's periods that had begun before the cut the newest stays, whole, and with it all that
-came after; the older ones go. So a pruned ledger begins with the entry that began a period, whose
-balance is that period's allowance; a spend and the refunds that gave some of it back, which are of
-one period, go together; and the running period is never touched.
+Of each user's periods that began before the cut, the newest stays whole, with everything after it; the older
+ones are removed. So a pruned ledger starts with the first entry of a period, whose balance is the allowance;
+a spend and the refunds that gave units of it back are in one period, and go together; and the running period
+is never touched.
 """
 
 import math
@@ -18,20 +18,20 @@ from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
 from quotas.store.commit import clock
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-MIN_AGE = 35 * DAY  # of an entry that may go: keys are honoured at least that long
-# By the calendar, with the hour of a clock that is set back; the other policies go by their period.
+MIN_AGE = 35 * DAY  # of an entry that may go: idempotency keys are honoured for at least that long
+# Calendar periods, plus the hour when clocks are set back; other policies use the plan's own period.
 LONGEST_PERIODS = {"daily": DAY + HOUR, "weekly": 7 * DAY + HOUR, "monthly": 31 * DAY + HOUR}
-USERS_PER_QUERY = 500  # ids in one query
+USERS_PER_QUERY = 500
 
 DELETE = "DELETE FROM ledger_entries WHERE user_id = %s AND seq <= %s"
 
 
 class TooYoung(ValueError):
-    """A cut that would take what retries and refunds may still ask for."""
+    """The cut would remove entries that retries and refunds may still need."""
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, minimum: int) -> None:
         super().__init__(
-            f"The least age is {least} days: 35, or twice the longest period of any plan, now or earlier."
+            f"The minimum age is {minimum} days: 35, or twice the longest period that any plan has or had."
         )
 
 
@@ -45,14 +45,14 @@ class Period(NamedTuple):
 
 
 class PruneProgress(NamedTuple):
-    """What was done since the last one."""
+    """The work since the previous report."""
 
-    users: int  # looked at
-    entries: int  # removed
+    users: int  # examined
+    entries: int  # removed, or in a dry run to be removed
 
 
 def min_days() -> int:
-    """Return the age, in days, that an entry must have to go, by all plans as they are and were."""
+    """Return the minimum age, in days, of an entry that may go, by all plans as they are and were."""
     periods = [
         LONGEST_PERIODS.get(policy, timedelta(seconds=seconds))
         for plans in (Plan.objects, PlanVersion.objects)
@@ -62,20 +62,20 @@ def min_days() -> int:
 
 
 def prune(days: int, *, batch: int, dry_run: bool = False) -> Iterator[PruneProgress]:
-    """Remove the periods that were over `days` ago, in transactions of at most `batch` entries.
+    """Remove the periods that had ended `days` ago, in transactions of at most `batch` entries.
 
-    A period that has more is a transaction of its own. What was done stays done if the caller
-    stops, and the next run does the rest. Raises TooYoung before anything else.
+    A longer period is a transaction of its own. If the caller stops, finished transactions stay, and the
+    next run does the rest. Raises TooYoung at the call, before the first step.
     """
-    least = min_days()
-    if days < least:
-        raise TooYoung(least)
+    minimum = min_days()
+    if days < minimum:
+        raise TooYoung(minimum)
     cut = clock() - days * DAY
     return (step for users in _users() for step in _prune(users, cut, batch, dry_run=dry_run))
 
 
 def _users() -> Iterator[list[str]]:
-    """Yield all user ids, some at a time, each time from where the last ones ended."""
+    """Yield all user ids in chunks, by key: each starts after the last id of the one before."""
     last = ""
     ids = ChallengeQuota.objects.order_by("pk").values_list("pk", flat=True)
     while users := list(ids.filter(pk__gt=last)[:USERS_PER_QUERY]):
@@ -92,9 +92,9 @@ def _prune(users: list[str], cut: datetime, batch: int, *, dry_run: bool) -> Ite
 
 
 def _closed(user_id: str, cut: datetime) -> list[Period]:
-    """Return what may go, in order: of the user's periods with an entry before the cut all but the newest.
+    """Return the periods that may go, oldest first: those with an entry before the cut, except the newest.
 
-    One user at a time, over the index: for many, PostgreSQL may read the whole ledger each time.
+    One user per query, over the index: for many users, PostgreSQL may read the whole ledger each time.
     """
     rows = (
         LedgerEntry.objects.filter(user_id=user_id, created_at__lt=cut)
@@ -106,7 +106,7 @@ def _closed(user_id: str, cut: datetime) -> list[Period]:
 
 
 def _batches(periods: Iterable[Period], size: int) -> Iterator[list[Period]]:
-    """Yield the periods in groups of at most `size` entries, or of one period."""
+    """Yield the periods in groups of at most `size` entries; a longer period is a group of its own."""
     group: list[Period] = []
     entries = 0
     for period in periods:
@@ -120,7 +120,7 @@ def _batches(periods: Iterable[Period], size: int) -> Iterator[list[Period]]:
 
 
 def _delete(periods: list[Period]) -> int:
-    """Remove these periods and return how many entries that were."""
+    """Remove these periods, and return the number of their entries."""
     ends = {period.user_id: period.last_seq for period in periods}
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.executemany(DELETE, list(ends.items()))

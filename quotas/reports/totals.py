@@ -1,8 +1,7 @@
-"""What was spent and refused, day by day (UTC, by the database's clock): of one user, and of everyone.
+"""Spends and refusals per day (UTC, by the database's clock): of one user, and of all users.
 
-No spend writes a figure here: a row that everybody counts up would make everybody wait. The hours
-that are over are summed once, when somebody looks, and kept, also when the ledger is pruned; what
-came since is summed each time.
+A spend writes no total: all spends would wait for a row that each of them increments. Past hours are summed
+once, at the first view, and stored, so they survive the pruning of the ledger; the rest is summed each time.
 """
 
 import math
@@ -22,15 +21,15 @@ from quotas.store.commit import clock
 from quotas.store.errors import is_statement_timeout
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-CLOSE_DELAY = timedelta(minutes=5)  # after an hour's end: by then all that was decided in it is stored
-SKEW = timedelta(minutes=15)  # the clock that makes an entry's id may differ by this from the database's
-BUDGET = 1.0  # seconds that one look may spend on hours that nobody has summed yet
-MAX_HOURS_PER_QUERY = 24  # in one query
+CLOSE_DELAY = timedelta(minutes=5)  # after an hour's end, when all that was decided in it is committed
+SKEW = timedelta(minutes=15)  # at most, between the clock that makes the ids of entries and the database's
+BUDGET = 1.0  # seconds that one view may spend on summing new hours
+MAX_HOURS_PER_QUERY = 24
 MAX_ENTRIES_READ = 10_000  # of one user
 MAX_REFUSALS_READ = 10_000
-MAX_USERS_COUNTED = 10_000  # users
+MAX_USERS_COUNTED = 10_000  # more are estimated
 
-# What the last ANALYZE found: rows, and the share of them that is not deleted.
+# From the last ANALYZE: the number of rows, times the share of them that is not deleted.
 ESTIMATE = """
     SELECT c.reltuples * COALESCE(s.null_frac, 1)
     FROM pg_class AS c
@@ -42,9 +41,9 @@ ESTIMATE = """
 
 
 class Figures(NamedTuple):
-    """The units that were consumed (refunds are not taken off), and how often a limit was met.
+    """The units consumed, without subtracting refunds, and the number of refusals.
 
-    Only the first refusal of a user's period is counted, because later ones are not in the ledger.
+    Only the first refusal in a user's period counts, because the ledger does not record later ones.
     """
 
     spent: int
@@ -52,15 +51,13 @@ class Figures(NamedTuple):
 
 
 class Day(NamedTuple):
-    """The figures of one day."""
-
     date: date
     spent: int
     refused: int
 
 
 class Totals(NamedTuple):
-    """The newest days, oldest first, today the last: fewer than `asked` until all are summed."""
+    """The newest days, oldest first, ending today: fewer than `asked` until all hours are summed."""
 
     days: list[Day]
     asked: int
@@ -71,7 +68,7 @@ class Totals(NamedTuple):
 
 
 class Refusals(NamedTuple):
-    """Who met the limit most often since then: user ids and how often, the most first."""
+    """The users with the most refusals since `since`, as (user id, count), the most first."""
 
     users: list[tuple[str, int]]
     since: datetime
@@ -85,7 +82,7 @@ class About(int):
 
 
 def estimated_users() -> About | None:
-    """Return about how many users have a quota and are not deleted; None where counting is as quick."""
+    """Return about how many users have a quota and are not deleted; None where a count is fast enough."""
     if connection.vendor != "postgresql":
         return None
     with connection.cursor() as cursor:
@@ -95,7 +92,7 @@ def estimated_users() -> About | None:
 
 
 def most_refused(days: int = 7, users: int = 10) -> Refusals:
-    """Return the users who met the limit most often, looking at no more than MOST_REFUSALS."""
+    """Return the users with the most refusals, of the newest MAX_REFUSALS_READ."""
     since = clock() - days * DAY
     refusals = LedgerEntry.objects.filter(kind=EntryKind.REFUSED, created_at__gte=since).order_by(
         "-created_at"
@@ -107,24 +104,24 @@ def most_refused(days: int = 7, users: int = 10) -> Refusals:
 
 
 def days_of_user(user_id: str, days: int = 30) -> list[Day]:
-    """Return the user's newest days, oldest first, today the last.
+    """Return the user's newest days, oldest first, ending today.
 
-    They are fewer where the newest MOST_ENTRIES entries do not reach back so far.
+    They are fewer where the newest MAX_ENTRIES_READ entries do not reach back that far.
     """
     entries = LedgerEntry.objects.filter(user_id=user_id)
     newest = entries.aggregate(seq=Max("seq"))["seq"] or 0
     entries = entries.filter(seq__gt=newest - MAX_ENTRIES_READ)
     today = clock().date()
     oldest = entries.order_by("seq").first()
-    if oldest and oldest.seq > 1:  # of its day, and of those before, we may not see all
-        days = max(1, min(days, (today - oldest.created_at.date()).days))  # today, in part if need be
+    if oldest and oldest.seq > 1:  # its day, and those before it, may be incomplete
+        days = max(1, min(days, (today - oldest.created_at.date()).days))  # at least today, even in part
     since = today - (days - 1) * DAY
     found = _figures(entries.filter(created_at__gte=_utc_midnight(since)), TruncDate("created_at"))
     return [Day(day, *found.get(day, (0, 0))) for day in (since + n * DAY for n in range(days))]
 
 
 def days_of_everyone(days: int = 30) -> Totals:
-    """Return the newest days of all users together; what is missing of them is summed, within BUDGET."""
+    """Return the newest days of all users together, after summing missing hours within BUDGET."""
     now = clock()
     first, settled = _utc_midnight(now.date() - (days - 1) * DAY), _whole_hour(now - CLOSE_DELAY)
     end = _whole_hour(now) + HOUR
@@ -139,19 +136,19 @@ def days_of_everyone(days: int = 30) -> Totals:
 
 
 def _closed_hours(first: datetime, settled: datetime) -> dict[datetime, Figures]:
-    """Return the figures of the hours in between, the missing ones summed and kept, the newest first.
+    """Return the figures of the hours in between; sum and store the missing ones, the newest first.
 
-    What is kept of an hour is final. So two who look at once keep the same, whoever is first.
+    The stored figures of an hour are final, so concurrent calls store the same ones.
     """
-    kept = HourlyTotal.objects.filter(hour__gte=first, hour__lt=settled)
-    known = {total.hour: Figures(total.spent, total.refused) for total in kept}
+    stored = HourlyTotal.objects.filter(hour__gte=first, hour__lt=settled)
+    known = {total.hour: Figures(total.spent, total.refused) for total in stored}
     missing = [hour for hour in reversed(_hours(first, settled)) if hour not in known]
     deadline, at_once = time.monotonic() + BUDGET, 1
     while missing and (began := time.monotonic()) < deadline:
         end = missing[0] + HOUR
         begin = next(hour for hour in reversed(missing[:at_once]) if end - hour <= at_once * HOUR)
         try:
-            with transaction.atomic():  # what was summed before stays, if this takes too long
+            with transaction.atomic():  # a timeout undoes none of the hours summed before
                 of_hours = _of_hours(begin, end)
         except OperationalError as error:
             if not is_statement_timeout(error):
@@ -173,7 +170,7 @@ def _closed_hours(first: datetime, settled: datetime) -> dict[datetime, Figures]
 def _of_hours(begin: datetime, end: datetime) -> dict[datetime, Figures]:
     """Return the figures of each hour that begins in between, from the ledger.
 
-    Ids are time-ordered, so the primary key finds the entries: each spend is spared one more index.
+    Ids are time-ordered, so the primary key finds the entries, and a spend has one index less to write.
     """
     entries = LedgerEntry.objects.filter(
         id__gte=_least_id(begin - SKEW),
@@ -186,7 +183,7 @@ def _of_hours(begin: datetime, end: datetime) -> dict[datetime, Figures]:
 
 
 def _figures(entries: QuerySet[LedgerEntry], when: Func) -> dict[Any, Figures]:
-    """Sum the entries for each value of `when`."""
+    """Return the figures for each value of `when`."""
     counted = entries.filter(kind__in=[EntryKind.CONSUMED, EntryKind.REFUSED]).order_by().annotate(when=when)
     rows = counted.values_list("when").annotate(
         spent=Coalesce(Sum("cost", filter=Q(kind=EntryKind.CONSUMED)), 0),
@@ -196,7 +193,7 @@ def _figures(entries: QuerySet[LedgerEntry], when: Func) -> dict[Any, Figures]:
 
 
 def _hours(begin: datetime, end: datetime) -> list[datetime]:
-    """The whole hours from `begin` on, itself one, that begin before `end`."""
+    """Return the hours from `begin`, a whole hour, until before `end`."""
     return [begin + n * HOUR for n in range(math.ceil((end - begin) / HOUR))]
 
 
@@ -209,5 +206,5 @@ def _utc_midnight(day: date) -> datetime:
 
 
 def _least_id(instant: datetime) -> UUID:
-    """The first UUID, version 7, of that millisecond."""
+    """Return a lower bound of the version 7 UUIDs of that millisecond."""
     return UUID(int=int(instant.timestamp() * 1000) << 80)

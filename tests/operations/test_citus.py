@@ -1,7 +1,7 @@
-"""distribute_tables: what a Citus cluster would be told, and that each user's rows can be found on one shard.
+"""distribute_tables: the statements for a Citus cluster, and that each user's rows can be found on one shard.
 
-There is no Citus on these machines. A stand-in takes its calls: two functions of its names that write
-down what they are asked, in a real PostgreSQL. What Citus would make of that is not tested here.
+There is no Citus on these machines. In a real PostgreSQL, two functions named as Citus' own stand in for it,
+and record their calls. What Citus would do with these calls is not tested here.
 """
 
 import io
@@ -71,7 +71,7 @@ def command(*options: str) -> str:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let calls to Citus be written down, and take an extension that every PostgreSQL has for it."""
+    """Record calls to Citus, and check for an extension that every PostgreSQL has instead."""
     execute(STAND_IN)
     has_extension = citus.has_extension
     monkeypatch.setattr(citus, "has_extension", lambda: has_extension("plpgsql"))
@@ -80,8 +80,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_dry_run_writes_the_statements_in_their_order() -> None:
     lines = command("--dry-run").splitlines()
     assert lines == [
-        "This PostgreSQL has no extension citus: where it is, this would be done.",
-        *(f"{it};" for it in ["BEGIN", *STATEMENTS, "COMMIT"]),
+        "This database has no extension citus: with it, these statements would be run.",
+        *(f"{statement};" for statement in ["BEGIN", *STATEMENTS, "COMMIT"]),
     ]
 
 
@@ -109,7 +109,7 @@ def test_on_sqlite_it_says_that_it_is_not_for_that() -> None:
 @pytest.mark.usefixtures("stand_in")
 def test_it_carries_out_what_the_dry_run_shows() -> None:
     shown = command("--dry-run").splitlines()[1:-1]
-    assert command().splitlines() == [*shown, "All is distributed."]
+    assert command().splitlines() == [*shown, "All tables are distributed."]
     assert read_schema().places == dict.fromkeys(citus.DISTRIBUTED_TABLES, "h") | dict.fromkeys(
         citus.REFERENCE_TABLES, "n"
     )
@@ -118,7 +118,7 @@ def test_it_carries_out_what_the_dry_run_shows() -> None:
 @pytest.mark.usefixtures("stand_in")
 def test_a_second_run_does_nothing() -> None:
     command()
-    assert command() == "All was distributed already.\n"
+    assert command() == "All tables were already distributed.\n"
     assert command("--dry-run") == ""
 
 
@@ -163,53 +163,59 @@ def test_every_table_with_a_users_id_has_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "fault"),
     [
         ("CREATE TABLE pools (user_id varchar(128))", "pools has a user_id"),
         ("CREATE TABLE pools (user_id text)", "pools has a user_id"),
         (
             "CREATE UNIQUE INDEX one ON ledger_entries (idempotency_key)",
-            "one is unique in all of ledger_entries",
+            "index one on ledger_entries has no key column user_id",
         ),
-        ("CREATE UNIQUE INDEX one ON challenge_quotas (lower(user_id))", "one is unique in all"),
-        ("CREATE UNIQUE INDEX one ON challenge_quotas (email) INCLUDE (user_id)", "one is unique in all"),
-        ("ALTER TABLE plan_assignments ALTER user_id TYPE text", "must be of one type"),
+        (
+            "CREATE UNIQUE INDEX one ON challenge_quotas (lower(user_id))",
+            "one on challenge_quotas has no key column",
+        ),
+        (
+            "CREATE UNIQUE INDEX one ON challenge_quotas (email) INCLUDE (user_id)",
+            "one on challenge_quotas has no key column",
+        ),
+        ("ALTER TABLE plan_assignments ALTER user_id TYPE text", "must have one type"),
         ("ALTER TABLE webhook_events RENAME TO inbox", "no table webhook_events"),
         (
             "ALTER TABLE challenge_quotas ADD COLUMN staff integer, "
             "ADD CONSTRAINT tie FOREIGN KEY (staff) REFERENCES auth_user",
-            "tie: Citus has no foreign keys from challenge_quotas to auth_user",
+            "tie: Citus does not support a foreign key from challenge_quotas to auth_user",
         ),
         (
             "ALTER TABLE ledger_entries ADD CONSTRAINT tie FOREIGN KEY (refund_of) REFERENCES ledger_entries",
-            "tie: Citus has no foreign keys from ledger_entries to ledger_entries",
+            "tie: Citus does not support a foreign key from ledger_entries to ledger_entries",
         ),
         (
             "ALTER TABLE plans ADD COLUMN owner varchar(128), "
             "ADD CONSTRAINT tie FOREIGN KEY (owner) REFERENCES challenge_quotas",
-            "tie: Citus has no foreign keys from plans to challenge_quotas",
+            "tie: Citus does not support a foreign key from plans to challenge_quotas",
         ),
         (
             "CREATE TABLE prices (plan varchar(40), CONSTRAINT tie FOREIGN KEY (plan) REFERENCES plans)",
-            "tie: Citus has no foreign keys from prices to plans",
+            "tie: Citus does not support a foreign key from prices to plans",
         ),
     ],
 )
-def test_what_citus_would_refuse_is_refused_before_anything_is_changed(change: str, said: str) -> None:
+def test_what_citus_would_refuse_is_refused_before_anything_is_changed(change: str, fault: str) -> None:
     execute(change)
-    with pytest.raises(CommandError, match=f"{re.escape(said)}.*Nothing was changed"):
+    with pytest.raises(CommandError, match=f"{re.escape(fault)}.*Nothing was changed"):
         command("--dry-run")
 
 
 def test_a_reference_from_user_to_user_is_kept() -> None:
     execute("ALTER TABLE ledger_entries ADD CONSTRAINT tie FOREIGN KEY (user_id) REFERENCES challenge_quotas")
-    assert sum('"tie"' in it for it in distribution(read_schema())) == 2
+    assert sum('"tie"' in statement for statement in distribution(read_schema())) == 2
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_table_that_is_distributed_in_another_way_is_refused() -> None:
     execute("SELECT create_reference_table('ledger_entries')")
-    with pytest.raises(CannotDistribute, match="ledger_entries is distributed in another way"):
+    with pytest.raises(CannotDistribute, match="ledger_entries is already distributed in another way"):
         distribution(read_schema())
 
 
@@ -218,7 +224,7 @@ def test_a_table_that_is_distributed_in_another_way_is_refused() -> None:
 CHANGE = (
     [None] * (len(sql.MUTABLE_COLUMNS) + 1)
     + [USER, 1]
-    + [USER if it == "user_id" else None for it in sql.ENTRY_COLUMNS]
+    + [USER if column == "user_id" else None for column in sql.ENTRY_COLUMNS]
 )
 ONE_USERS = {
     "lock": (lambda: sql.LOCK, [USER]),
@@ -235,7 +241,7 @@ ONE_USERS = {
 
 
 def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The parts of a plan that read a table of users' rows."""
+    """Yield the nodes of a plan that read a table of users' rows."""
     if node.get("Relation Name") in citus.DISTRIBUTED_TABLES and node["Node Type"] != "ModifyTable":
         yield node
     for child in node.get("Plans", []):

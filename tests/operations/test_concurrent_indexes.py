@@ -1,4 +1,4 @@
-"""Indexes for live tables."""
+"""Indexes on live tables."""
 
 import pytest
 from django.apps import apps

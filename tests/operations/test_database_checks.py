@@ -1,4 +1,4 @@
-"""The way to the database: which addresses are a pooler's, what is contradictory, what only it can tell."""
+"""The connection to the database: addresses of poolers, contradictory settings, and checks that query it."""
 
 from datetime import timedelta
 
@@ -43,12 +43,12 @@ def test_a_poolers_address_is_known_by_what_its_vendor_documents(url: str, is_po
 
 
 @pytest.mark.parametrize(
-    ("said", "url", "is_pooled"),
+    ("value", "url", "is_pooled"),
     [("", NEON, "True"), ("off", NEON, "False"), ("1", GOOD["DATABASE_URL"], "True")],
 )
-def test_what_is_said_outranks_what_the_address_tells(said: str, url: str, is_pooled: str) -> None:
-    told = "DATABASE_IS_POOLED, settings.DATABASES['default']['DISABLE_SERVER_SIDE_CURSORS']"
-    assert read_setting(told, DATABASE_POOLED=said, DATABASE_URL=url) == f"{is_pooled} {is_pooled}"
+def test_what_is_said_outranks_what_the_address_tells(value: str, url: str, is_pooled: str) -> None:
+    settings = "DATABASE_IS_POOLED, settings.DATABASES['default']['DISABLE_SERVER_SIDE_CURSORS']"
+    assert read_setting(settings, DATABASE_POOLED=value, DATABASE_URL=url) == f"{is_pooled} {is_pooled}"
 
 
 def test_the_mark_of_a_pooler_is_not_sent_to_the_database() -> None:
@@ -61,8 +61,8 @@ def test_the_mark_of_a_pooler_is_not_sent_to_the_database() -> None:
 @pytest.mark.parametrize(
     ("check_id", "environment", "hint"),
     [
-        ("quotas.W002", {"DATABASE_URL": NEON, "DATABASE_POOLED": "off"}, "Leave DATABASE_POOLED out"),
-        ("quotas.W003", {"DATABASE_URL": f"{NEON}&prepare_threshold=5"}, "Leave DATABASE_PREPARE out"),
+        ("quotas.W002", {"DATABASE_URL": NEON, "DATABASE_POOLED": "off"}, "Unset DATABASE_POOLED"),
+        ("quotas.W003", {"DATABASE_URL": f"{NEON}&prepare_threshold=5"}, "Unset DATABASE_PREPARE"),
         ("quotas.W004", {"DATABASE_URL": f"{NEON}&options=-c%20work_mem%3D1MB"}, "ALTER ROLE"),
     ],
 )
@@ -78,11 +78,12 @@ def test_a_poolers_address_alone_is_clean() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# What only the database can tell
+# What only the database shows
 
 
 def ids() -> list[str]:
-    return [str(it.id) for it in run_checks(databases=["default"]) if str(it.id).startswith("quotas.")]
+    messages = run_checks(databases=["default"])
+    return [str(message.id) for message in messages if str(message.id).startswith("quotas.")]
 
 
 @pytest.mark.postgres
@@ -94,19 +95,19 @@ def test_a_direct_database_with_our_time_is_clean() -> None:
 @pytest.mark.postgres
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(3, ["quotas.W005"]), (-3, ["quotas.W005"]), (1, []), (-1, [])]
+    ("seconds", "expected"), [(3, ["quotas.W005"]), (-3, ["quotas.W005"]), (1, []), (-1, [])]
 )
 def test_a_clock_that_is_more_than_two_seconds_off_is_told(
-    monkeypatch: pytest.MonkeyPatch, seconds: int, told: list[str]
+    monkeypatch: pytest.MonkeyPatch, seconds: int, expected: list[str]
 ) -> None:
-    ask = database_checks._query_value
+    query_value = database_checks._query_value
 
-    def ask_another_clock(database: object, question: str) -> object:
-        answer = ask(database, question)
-        return answer + timedelta(seconds=seconds) if "clock" in question else answer
+    def query_another_clock(database: object, query: str) -> object:
+        value = query_value(database, query)
+        return value + timedelta(seconds=seconds) if "clock" in query else value
 
-    monkeypatch.setattr(database_checks, "_query_value", ask_another_clock)
-    assert ids() == told
+    monkeypatch.setattr(database_checks, "_query_value", query_another_clock)
+    assert ids() == expected
 
 
 @pytest.mark.postgres

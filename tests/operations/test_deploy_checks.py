@@ -1,4 +1,4 @@
-"""`check --deploy`: clean for a good environment, and red for each bad one, with an id and a hint."""
+"""`check --deploy`: it passes a good environment, and refuses each bad one with an id and a hint."""
 
 import base64
 import re
@@ -33,7 +33,7 @@ def test_a_good_environment_is_clean() -> None:
 
 
 def test_the_example_with_these_filled_in_is_clean() -> None:
-    """All that the example says of other variables can be used as it stands there."""
+    """The example's values of all other variables can be used unchanged."""
     example = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert set(GOOD) < set(example)
     done = manage("check", "--deploy", "--fail-level", "WARNING", **{**example, **GOOD})
@@ -50,7 +50,7 @@ def test_a_pem_with_an_issuer_is_as_good() -> None:
 
 
 @pytest.mark.parametrize(
-    ("check_id", "changes", "said"),
+    ("check_id", "changes", "text"),
     [
         (
             "quotas.E001",
@@ -73,12 +73,12 @@ def test_a_pem_with_an_issuer_is_as_good() -> None:
     ],
 )
 def test_a_bad_environment_is_refused_with_an_id_and_a_hint(
-    check_id: str, changes: dict[str, str], said: str
+    check_id: str, changes: dict[str, str], text: str
 ) -> None:
     done = manage("check", "--deploy", "--fail-level", "WARNING", **{**GOOD, **changes})
     assert done.returncode == 1
     assert f"({check_id})" in done.stderr
-    assert said in done.stderr
+    assert text in done.stderr
     assert "hunter2" not in done.stderr
 
 
@@ -96,7 +96,7 @@ def test_a_bad_environment_is_refused_with_an_id_and_a_hint(
 def test_every_origin_with_credentials_is_refused(
     settings: Settings, allows: dict[str, object], refused: bool
 ) -> None:
-    """No variable does that: it would take a change of settings.py."""
+    """No variable can do that, only a change of settings.py."""
     settings.CORS_ALLOW_CREDENTIALS = True
     for name, value in allows.items():
         setattr(settings, name, value)

@@ -1,4 +1,4 @@
-"""No migration locks a table that is in use for long, or takes away what the release before still reads."""
+"""No migration locks a table in use for long, or removes what the previous release still reads."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from pytest_django import Settings
 pytestmark = [pytest.mark.django_db, pytest.mark.postgres, pytest.mark.once]
 
 OURS = ("quotas", "webhooks")
-NO_DANGER = ["RUNPYTHON_MODEL_VARIABLE_NAME"]  # how a migration names its variables is a matter of taste
+NO_DANGER = ["RUNPYTHON_MODEL_VARIABLE_NAME"]  # the names of a migration's variables are a matter of taste
 
 UNSAFE = {
     "0002_drop_column": 'migrations.RemoveField("thing", "dropped")',
@@ -31,7 +31,7 @@ FIRST = """migrations.CreateModel("thing", [
 
 
 def faults(app: str) -> Iterator[str]:
-    """The migrations of an app that the linter objects to."""
+    """Yield the migrations of an app that the linter objects to."""
     linter = MigrationLinter(
         include_apps=[app],
         exclude_migration_tests=NO_DANGER,
@@ -39,9 +39,10 @@ def faults(app: str) -> Iterator[str]:
         no_cache=True,
         analyser_string="postgresql",
     )
-    mine = [it for it in linter.migration_loader.disk_migrations.values() if it.app_label == app]
-    assert mine
-    for migration in mine:
+    on_disk = linter.migration_loader.disk_migrations.values()
+    of_app = [migration for migration in on_disk if migration.app_label == app]
+    assert of_app
+    for migration in of_app:
         before = linter.nb_erroneous
         linter.lint_migration(migration)
         if linter.nb_erroneous > before:

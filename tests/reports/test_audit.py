@@ -1,4 +1,4 @@
-"""audit_ledger: whatever does not follow from a ledger is found, and nothing else is."""
+"""audit_ledger: it finds all that does not follow from a ledger, and nothing else."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def entries(*seqs: int) -> QuerySet[LedgerEntry]:
 
 
 def found() -> Seqs:
-    """What is found, all of it with USER, and the same when he alone is audited."""
+    """Return the faults, all of them of USER, and the same when only USER is audited."""
     faults = list(audit.faults())
     assert {fault.user_id for fault in faults} <= {USER}
     assert sorted(faults) == sorted(audit.faults(USER))
@@ -46,7 +46,7 @@ def found() -> Seqs:
 
 
 def refund_late() -> None:
-    """Enter a new period as 7, and as 8 a refund that comes too late for the consumption 2."""
+    """Add a new period as 7, and as 8 a refund that comes too late for consumption 2."""
     quotas.reset(USER, reason="a test", actor=STAFF)
     quotas.refund(USER, entries(2).get().id, reason="a test", actor=STAFF)
 
@@ -59,14 +59,14 @@ def ledger(make_quota: Callable[..., ChallengeQuota]) -> None:
     spend = quotas.consume(USER, 5, key="b").entry
     quotas.refund(USER, spend.id, 2, reason="a test", actor=STAFF, key="c")
     quotas.adjust(USER, 4, reason="a test", actor=STAFF)
-    time.sleep(0.002)  # so that the last one has a time of its own: SQLite's clock tells milliseconds
+    time.sleep(0.002)  # gives the last one a time of its own: SQLite's clock has milliseconds
     quotas.consume(USER, 1)
     quotas.consume("user_2", 2)
 
 
 @pytest.fixture
 def unguarded(ledger: None) -> Iterator[None]:
-    """The ledger without the constraints that keep such faults out; the test's end brings them back."""
+    """The ledger without the constraints that prevent such faults; the end of the test restores them."""
     with connection.cursor() as cursor:
         cursor.execute("DROP INDEX ledger_key_once")
         if connection.vendor == "sqlite":
@@ -143,15 +143,24 @@ FAULTS: dict[str, tuple[Callable[[], object], Seqs]] = {
         lambda: (entries(6).update(period_seq=6), row().update(period_seq=6)),
         {(6, "period"), (6, "allowance")},
     ),
-    "another plan by the way": (lambda: entries(3).update(plan="x"), {(3, "state"), (4, "state")}),
-    "another version by the way": (lambda: entries(3).update(plan_version=9), {(3, "state"), (4, "state")}),
-    "another limit by the way": (lambda: entries(4).update(quota_limit=99), {(4, "state"), (5, "state")}),
-    "unlimited by the way": (lambda: entries(5).update(quota_limit=None), {(5, "state"), (6, "state")}),
-    "a date moved by the way": (
+    "another plan without plan_changed": (lambda: entries(3).update(plan="x"), {(3, "state"), (4, "state")}),
+    "another version without plan_changed": (
+        lambda: entries(3).update(plan_version=9),
+        {(3, "state"), (4, "state")},
+    ),
+    "another limit without plan_changed": (
+        lambda: entries(4).update(quota_limit=99),
+        {(4, "state"), (5, "state")},
+    ),
+    "unlimited without plan_changed": (
+        lambda: entries(5).update(quota_limit=None),
+        {(5, "state"), (6, "state")},
+    ),
+    "a date moved without plan_changed": (
         lambda: entries(3).update(last_reset_date=F("last_reset_date") + HOUR),
         {(3, "state"), (4, "state")},
     ),
-    "an anchor moved by the way": (
+    "an anchor moved without plan_changed": (
         lambda: entries(3).update(anchor_at=F("anchor_at") + HOUR),
         {(3, "state"), (4, "state")},
     ),
@@ -308,8 +317,8 @@ def test_one_user_can_be_audited_and_told_as_json() -> None:
     entries(3).update(balance_after=13)
     out = io.StringIO()
     call_command("audit_ledger", "--user", "user_2", "--json", stdout=out)
-    told = json.loads(out.getvalue())
-    assert (told["users"], told["entries"], told["faults"]) == (1, 2, 0)
+    summary = json.loads(out.getvalue())
+    assert (summary["users"], summary["entries"], summary["faults"]) == (1, 2, 0)
     with pytest.raises(CommandError):
         call_command("audit_ledger", "--json", stdout=(out := io.StringIO()))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
@@ -318,7 +327,7 @@ def test_one_user_can_be_audited_and_told_as_json() -> None:
 
 
 class Spenders:
-    """Eight threads that spend on three users for as long as the block lasts."""
+    """Eight threads that spend for three users during the block."""
 
     def __enter__(self) -> None:
         self.over = Event()

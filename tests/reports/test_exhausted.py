@@ -1,4 +1,4 @@
-"""Who is exhausted now: named by the ledger, judged by the rules."""
+"""Users who are exhausted now: the ledger names candidates, and the rules decide."""
 
 import contextlib
 import random
@@ -25,7 +25,7 @@ def found() -> list[str]:
 
 
 def by_the_rules() -> list[str]:
-    """The same by asking each quota."""
+    """The same, computed for each quota."""
     now = clock()
     quotas = ChallengeQuota.objects.filter(deleted_at=None).select_related("plan")
     return sorted(quota.pk for quota in quotas if quota.effective(now).spendable == 0)
@@ -80,7 +80,7 @@ def test_who_is_deleted_is_not_exhausted(make_quota: Make) -> None:
 
 def test_who_has_more_under_an_old_version_of_a_plan_is_not_exhausted(make_quota: Make) -> None:
     make_quota("user_1", allowance=20, remaining=5)
-    make_quota("user_2", allowance=0)  # the plan gives nothing from now on
+    make_quota("user_2", allowance=0)  # from now on the plan gives nothing
     assert found() == by_the_rules() == ["user_2"]
 
 
@@ -91,7 +91,7 @@ def test_after_any_acts_the_ledger_names_whom_the_rules_name(make_quota: Make, s
     quotas, users = ChallengeQuota.objects, [f"user_{number}" for number in range(12)]
     for user_id in users:
         make_quota(user_id, allowance=4)
-    acts: list[Callable[[str], object]] = [
+    actions: list[Callable[[str], object]] = [
         *[quotas.consume] * 8,
         lambda user_id: quotas.adjust(user_id, chance.choice((-1, 2)), reason="a test", actor=STAFF),
         lambda user_id: quotas.reset(user_id, reason="a test", actor=STAFF),
@@ -106,11 +106,11 @@ def test_after_any_acts_the_ledger_names_whom_the_rules_name(make_quota: Make, s
     sizes = set()
     for step in range(240):
         with contextlib.suppress(outcomes.Refusal):
-            chance.choice(acts)(chance.choice(users))
+            chance.choice(actions)(chance.choice(users))
         if step % 8 == 0:
             assert found() == by_the_rules()
             sizes.add(len(found()))
-    assert len(sizes) > 3  # there was something to find
+    assert len(sizes) > 3  # there were users to find
 
 
 def test_those_who_reset_soonest_are_named_and_that_there_are_more(make_quota: Make, shift: Shift) -> None:
@@ -136,13 +136,13 @@ def test_entries_of_the_past_hide_nobody(make_quota: Make, shift: Shift) -> None
     for number in range(5):
         make_quota(f"user_{number}", remaining=0)
         shift(f"user_{number}", timedelta(hours=12 - number))
-    for number in range(4):  # whose resets would have been the next
+    for number in range(4):  # their resets would have been the next
         ChallengeQuota.objects.adjust(f"user_{number}", 1, reason="a kind word", actor=STAFF)
     assert exhausted(1) == (["user_4"], True)
 
 
 def test_each_is_counted_once_and_none_who_is_not_exhausted(make_quota: Make) -> None:
-    """The ledger names him, and so does his plan, which gives nothing."""
+    """The ledger names them, and so does their plan, which gives nothing."""
     for user_id in ("user_1", "user_2"):
         make_quota(user_id, allowance=0)
     assert exhausted(2).is_all

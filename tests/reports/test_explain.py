@@ -1,4 +1,4 @@
-"""Why a quota stood as it did at any past instant: the ledger tells what a read answered then."""
+"""Why a quota stood as it did at any past instant: the ledger shows what a read returned then."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -24,17 +24,17 @@ def service():
 
 @pytest.fixture
 def explain(service):
-    def ask(at=None, cost=None):
+    def get(at=None, cost=None):
         given = {"at": at.isoformat() if isinstance(at, datetime) else at, "cost": cost}
         query = "&".join(f"{name}={quote(str(value))}" for name, value in given.items() if value is not None)
         return service.get(f"explain?{query}")
 
-    return ask
+    return get
 
 
 @pytest.fixture
 def wait(shift):
-    """As `shift`, for plans too: to the product it is as if everybody had waited."""
+    """As `shift`, for plans too: to the product it is as if that much time had passed."""
 
     def move(by):
         shift(USER, by)
@@ -133,7 +133,7 @@ def test_what_is_no_instant_is_refused(explain, make_quota, at):
     make_quota()
     answer = explain(at)
     assert code(answer) == (400, "invalid_request")
-    assert answer.json()["detail"].startswith("at: must be an instant with its offset")
+    assert answer.json()["detail"].startswith("at: must be a date and time with an offset")
 
 
 @pytest.mark.parametrize("at", ["0001-01-01T00:00:00Z", "1970-01-01T00:00:00-12:00"])
@@ -170,7 +170,7 @@ def test_what_is_no_cost_is_refused(explain, make_quota, cost):
 
 
 class Recorded:
-    """What was answered at which instant, moved along when the rows are moved."""
+    """The answers and their instants, which move together with the rows."""
 
     def __init__(self, wait):
         self._wait = wait
@@ -183,7 +183,7 @@ class Recorded:
 
 
 def moved(answer, by):
-    """An answer as it would have been, had it been given earlier."""
+    """Return the answer as it would have been that much earlier."""
     times = ("last_reset_date", "resets_at")
     return {**answer, **{name: rfc3339(datetime.fromisoformat(answer[name]) - by) for name in times}}
 
@@ -204,9 +204,9 @@ def one_of_the_verbs(chance, service, recorded, spends):
         case "reset":
             service.post("reset", {"reason": "r"})
         case "plan":
-            ways = ["keep", "reset", "prorate"]
-            order = {"plan": chance.choice(["free", "pro", "most"]), "on_change": chance.choice(ways)}
-            service.put("plan", order)
+            policies = ["keep", "reset", "prorate"]
+            body = {"plan": chance.choice(["free", "pro", "most"]), "on_change": chance.choice(policies)}
+            service.put("plan", body)
         case "edit":
             edit_plan(chance.choice(["free", "pro"]), allowance=chance.choice([5, 10, 20, 60]))
 
@@ -264,8 +264,8 @@ def test_no_more_than_100_entries_are_told(explain, make_quota):
     make_quota(allowance=500)
     for _ in range(101):
         quotas.consume(USER)
-    told = explain().json()["entries"]
-    assert [entry["seq"] for entry in told] == list(range(102, 2, -1))
+    entries = explain().json()["entries"]
+    assert [entry["seq"] for entry in entries] == list(range(102, 2, -1))
 
 
 def test_a_reset_that_nobody_had_asked_for_yet_is_explained_as_due(explain, make_quota, wait):
@@ -295,12 +295,12 @@ def test_a_change_of_plan_is_explained_on_both_sides(explain, service, make_quot
     wait(HOUR)
     service.put("plan", {"plan": "pro"})
     wait(HOUR)
-    told = [explain(now() - ago).json()["quota"] for ago in (90 * MINUTE, 30 * MINUTE)]
-    assert [(quota["plan"], quota["quota_limit"], quota["quota_remaining"]) for quota in told] == [
+    shown = [explain(now() - ago).json()["quota"] for ago in (90 * MINUTE, 30 * MINUTE)]
+    assert [(quota["plan"], quota["quota_limit"], quota["quota_remaining"]) for quota in shown] == [
         ("free", 20, 12),
         ("pro", 50, 42),
     ]
-    assert [quota["period_seconds"] for quota in told] == [86_400, 7_200]
+    assert [quota["period_seconds"] for quota in shown] == [86_400, 7_200]
 
 
 def test_an_edited_plan_counts_from_the_reset_that_was_due_after_it(explain, make_quota, wait):
@@ -308,8 +308,8 @@ def test_an_edited_plan_counts_from_the_reset_that_was_due_after_it(explain, mak
     wait(2 * DAY)
     edit_plan(allowance=50, period_seconds=3_600)  # a day after the reset was due
     wait(DAY)
-    told = [explain(now() - ago).json()["quota"] for ago in (2 * DAY + HOUR, DAY + HOUR, HOUR)]
-    assert [(quota["quota_limit"], quota["period_seconds"]) for quota in told] == [
+    shown = [explain(now() - ago).json()["quota"] for ago in (2 * DAY + HOUR, DAY + HOUR, HOUR)]
+    assert [(quota["quota_limit"], quota["period_seconds"]) for quota in shown] == [
         (20, 86_400),  # running
         (20, 86_400),  # due, by the old version
         (50, 3_600),  # due, by the new one
@@ -395,7 +395,7 @@ def test_after_a_reset_that_was_due_a_spend_would_have_been_granted(explain, mak
 
 @pytest.mark.parametrize(("allowance", "cost"), [(50, 30), (10, 15)])
 def test_a_spend_would_have_met_the_plan_as_it_was_then(explain, service, make_quota, wait, allowance, cost):
-    """What can never be paid is judged by the plan as it stands, not by the running period's version."""
+    """Whether a cost can ever be paid depends on the current plan, not on the running period's version."""
     make_quota(remaining=3)
     wait(HOUR)
     edit_plan(allowance=allowance)
@@ -413,7 +413,7 @@ def test_a_spend_would_have_met_the_plan_as_it_was_then(explain, service, make_q
 
 @pytest.fixture
 def pruned(service, make_quota, wait):
-    """Two periods, of which the first is gone; returns the first entry that is left."""
+    """Two periods, of which the first was pruned; return the first entry that is left."""
     make_quota(remaining=3)
     wait(2 * DAY)
     service.spend(4)

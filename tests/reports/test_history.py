@@ -1,4 +1,4 @@
-"""The history: a user's ledger page by page, the newest first, without what is not his to see."""
+"""The history: a user's ledger page by page, newest first, without what the user must not see."""
 
 from datetime import timedelta
 from uuid import uuid4
@@ -34,7 +34,7 @@ def service():
 
 @pytest.fixture(params=["own", "service"])
 def page(request, api, service):
-    """Either way to read a page."""
+    """Read a page as the user, or as a service."""
 
     def read(query=""):
         return api.get(OWN + query) if request.param == "own" else service.get("history" + query)
@@ -144,7 +144,7 @@ def test_a_deleted_user_has_none(page, make_quota):
 
 
 def walk(page, limit, between=lambda: None):
-    """Every seq that a reader of all pages sees, in order, and the sizes of the pages."""
+    """Read all pages; return every seq in order, and the sizes of the pages."""
     seen, sizes, query = [], [], f"?limit={limit}"
     while True:
         answer = page(query)

@@ -1,4 +1,4 @@
-"""prune_ledger: old periods go whole, and what stays is as good as it was."""
+"""prune_ledger: old periods go as a whole, and the rest stays sound."""
 
 import io
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def command(*options: str) -> str:
 
 @pytest.fixture
 def live(make_quota: Callable[..., ChallengeQuota], shift: Shift) -> Callable[..., None]:
-    """Let users spend one unit a day, the last one today: a beginning and a spend are two entries a day."""
+    """Let users spend one unit a day, the last today: with the reset that makes two entries a day."""
 
     def spend(days: int, *user_ids: str) -> None:
         make_quota()
@@ -51,7 +51,7 @@ def live(make_quota: Callable[..., ChallengeQuota], shift: Shift) -> Callable[..
 
 @pytest.fixture
 def old(live: Callable[..., None]) -> None:
-    """40 days of a beginning and a spend each, the last of them today."""
+    """40 days of a reset and a spend each, the last of them today."""
     live(40)
 
 
@@ -84,10 +84,10 @@ def test_a_second_run_removes_nothing() -> None:
 @pytest.mark.usefixtures("old")
 def test_a_dry_run_tells_the_same_number_and_removes_nothing() -> None:
     before = seqs()
-    told = command("--older-than", "35", "--dry-run")
+    output = command("--older-than", "35", "--dry-run")
     assert seqs() == before
-    assert told.replace("would remove", "removed") == command("--older-than", "35")
-    assert told == f"looked at 1 users, would remove {len(before) - len(seqs())} entries\n"
+    assert output.replace("would remove", "removed") == command("--older-than", "35")
+    assert output == f"looked at 1 users, would remove {len(before) - len(seqs())} entries\n"
 
 
 def test_the_running_period_stays_however_old(
@@ -112,7 +112,7 @@ def test_a_tombstone_keeps_its_last_period(make_quota: Callable[..., ChallengeQu
     assert seqs() == [1, 2]
 
 
-def test_a_user_loses_only_what_is_his_own(live: Callable[..., None], shift: Shift) -> None:
+def test_a_user_loses_only_what_is_their_own(live: Callable[..., None], shift: Shift) -> None:
     live(3, "user_2", "user_3")
     shift("user_2", 100 * DAY)
     before = seqs("user_3")
@@ -135,7 +135,7 @@ def test_more_users_than_one_query_names_are_pruned(
 
 
 def batches(size: int) -> list[list[int]]:
-    """How periods of 3, 3, 1 and 9 entries are put together."""
+    """Return how periods of 3, 3, 1 and 9 entries are grouped."""
     periods = [pruning.Period(USER, 1, 1, entries) for entries in (3, 3, 1, 9)]
     return [[period.entries for period in batch] for batch in pruning._batches(periods, size)]
 
@@ -172,22 +172,24 @@ def test_an_interrupted_run_leaves_a_sound_ledger_and_the_next_one_does_the_rest
 
 
 @pytest.mark.parametrize(
-    ("reset_policy", "period", "least"),
+    ("reset_policy", "period", "minimum"),
     [
         ("rolling", DAY, 35),
         ("rolling", 20 * DAY, 40),
         ("anchored", 17.75 * DAY, 36),
-        ("daily", 300 * DAY, 35),  # the calendar rules, not the period
+        ("daily", 300 * DAY, 35),  # the calendar counts, not the period
         ("weekly", DAY, 35),
         ("monthly", DAY, 63),  # twice 31 days and an hour
     ],
 )
-def test_a_cut_younger_than_two_periods_is_refused(reset_policy: str, period: timedelta, least: int) -> None:
+def test_a_cut_younger_than_two_periods_is_refused(
+    reset_policy: str, period: timedelta, minimum: int
+) -> None:
     Plan(name="p", reset_policy=reset_policy, period_seconds=int(period.total_seconds())).save()
-    assert min_days() == least
-    with pytest.raises(CommandError, match=f"The least age is {least} days"):
-        command("--older-than", str(least - 1))
-    assert command("--older-than", str(least)) == "looked at 0 users, removed 0 entries\n"
+    assert min_days() == minimum
+    with pytest.raises(CommandError, match=f"The minimum age is {minimum} days"):
+        command("--older-than", str(minimum - 1))
+    assert command("--older-than", str(minimum)) == "looked at 0 users, removed 0 entries\n"
 
 
 def test_a_plan_counts_as_it_was_too() -> None:
@@ -239,7 +241,7 @@ def test_a_late_refund_may_outlive_what_it_was_about() -> None:
 
 
 def test_a_spend_and_its_refund_go_together(make_quota: Callable[..., ChallengeQuota], shift: Shift) -> None:
-    """The cut falls between the two: their period was running then, and stays whole."""
+    """The cut is between the two: their period was running then, and stays whole."""
     make_quota()
     quotas.reset(USER, reason="a test", actor=STAFF)
     spend = quotas.consume(USER, 5).entry

@@ -1,4 +1,4 @@
-"""Daily totals: derived from the ledger when somebody looks, and never written by a spend."""
+"""Daily totals: derived from the ledger when they are viewed, and never written by a spend."""
 
 import itertools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SERVICE = Actor("service", "a test")
 
 @pytest.fixture(autouse=True)
 def noon(monkeypatch: pytest.MonkeyPatch) -> datetime:
-    """Let it be ten past twelve today, by the clock that the totals go by."""
+    """Set the clock that the totals use to ten past twelve today."""
     now = clock().replace(hour=12, minute=10, second=0, microsecond=0)
     monkeypatch.setattr(totals, "clock", lambda: now)
     monkeypatch.setattr(totals, "BUDGET", 60.0)  # however busy this machine is
@@ -31,7 +31,7 @@ def noon(monkeypatch: pytest.MonkeyPatch) -> datetime:
 
 
 def spend(instant: datetime, cost: int = 1, user_id: str = "user_1", kind: str = "consumed") -> None:
-    """Put an entry into the ledger as of another time, id and all."""
+    """Put an entry into the ledger as of another time, which its id has too."""
     ChallengeQuota.objects.consume(user_id, 1)
     newest = LedgerEntry.objects.filter(user_id=user_id).order_by("-seq")[0]
     dated = UUID(int=(int(instant.timestamp() * 1000) << 80) + newest.id.int % (1 << 80))
@@ -39,7 +39,7 @@ def spend(instant: datetime, cost: int = 1, user_id: str = "user_1", kind: str =
 
 
 def day(found: list[Day], ago: int) -> tuple[int, int]:
-    """What was spent and refused so many days ago."""
+    """What was spent and refused on the day `ago` days ago."""
     return found[-1 - ago].spent, found[-1 - ago].refused
 
 
@@ -103,7 +103,7 @@ def test_hours_that_are_over_are_read_once(unlimited: None, noon: datetime) -> N
     assert HourlyTotal.objects.count() == 29 * 24 + 12
     with CaptureQueriesContext(connection) as captured:
         assert day(totals.days_of_everyone().days, 1) == (3, 0)
-    assert len(captured) == 2  # the hours that are kept, and what came since in the ledger
+    assert len(captured) == 2  # the stored hours, and the ledger since then
 
 
 def test_today_is_told_up_to_now(unlimited: None, noon: datetime) -> None:
@@ -119,7 +119,7 @@ def test_an_hour_is_kept_only_when_it_has_settled(
     just_over = noon.replace(minute=4)
     monkeypatch.setattr(totals, "clock", lambda: just_over)
     totals.days_of_everyone()
-    spend(noon - timedelta(minutes=20), 6)  # decided before twelve, and stored only now
+    spend(noon - timedelta(minutes=20), 6)  # decided before twelve, and committed only now
     assert day(totals.days_of_everyone().days, 0) == (6, 0)
     monkeypatch.setattr(totals, "clock", lambda: noon)
     assert day(totals.days_of_everyone().days, 0) == (6, 0)
@@ -146,7 +146,7 @@ def test_one_look_sums_so_much_and_says_how_far_it_is(
 def test_the_newest_days_come_first(unlimited: None, noon: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
     spend(noon - DAY, 3)
     monkeypatch.setattr(totals, "MAX_HOURS_PER_QUERY", 1)
-    ticks = itertools.count()  # one each time somebody looks at the clock: twice for a step
+    ticks = itertools.count()  # one at each reading of the clock, twice in a step
     monkeypatch.setattr(totals.time, "monotonic", lambda: float(next(ticks)))
     monkeypatch.setattr(totals, "BUDGET", 81.0)
     found = totals.days_of_everyone()
@@ -161,8 +161,8 @@ def test_what_lies_between_known_hours_is_summed_without_counting_them_twice(
     spend(noon - 2 * DAY, 3)
     totals.days_of_everyone()
     HourlyTotal.objects.filter(hour__in=[noon.replace(minute=0) - n * HOUR for n in (2, 30, 60)]).delete()
-    kept = set(HourlyTotal.objects.values_list("hour", flat=True))
-    HourlyTotal.objects.filter(hour__in=kept).update(spent=1)
+    stored = set(HourlyTotal.objects.values_list("hour", flat=True))
+    HourlyTotal.objects.filter(hour__in=stored).update(spent=1)
     found = totals.days_of_everyone()
     assert found.is_complete
     assert day(found.days, 5) == (24, 0)
@@ -185,12 +185,12 @@ def test_two_who_look_at_once_count_nothing_twice(make_quota: Make, noon: dateti
     spend(noon - DAY, 3)
     start, found = Barrier(4), []
 
-    def look() -> None:
+    def view() -> None:
         start.wait()
         found.append(day(totals.days_of_everyone().days, 1))
         connection.close()
 
-    threads = [Thread(target=look) for _ in range(4)]
+    threads = [Thread(target=view) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -199,7 +199,7 @@ def test_two_who_look_at_once_count_nothing_twice(make_quota: Make, noon: dateti
     assert HourlyTotal.objects.count() == 29 * 24 + 12
 
 
-def test_a_user_has_days_of_his_own(unlimited: None, noon: datetime) -> None:
+def test_a_user_has_days_of_their_own(unlimited: None, noon: datetime) -> None:
     spend(noon - DAY, 3)
     spend(noon - DAY, 5, "user_2")
     spend(noon - 40 * DAY, 7)

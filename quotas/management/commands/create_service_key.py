@@ -1,4 +1,4 @@
-"""Make a key for one of the product's own servers, and show it once."""
+"""Create a key for one of the product's own servers, and print it once."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,20 +10,20 @@ from quotas.models import ServiceKey
 
 
 class Command(BaseCommand):
-    help = "Make a service key and print it. It is stored hashed, so it can never be shown again."
+    help = "Create a service key and print it. Only its hash is stored, so it can never be shown again."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name", help="who will use it, such as 'api server'")
+        parser.add_argument("name", help="what uses it, such as 'api server'")
         parser.add_argument("--scopes", nargs="+", required=True, choices=ServiceKey.SCOPES, metavar="SCOPE")
-        parser.add_argument("--days", type=int, help="how long it is good for; without end if not given")
+        parser.add_argument("--days", type=int, help="days until it expires (default: never)")
 
     def handle(self, *, name: str, scopes: list[str], days: int | None, **options: Any) -> None:
         if not 1 <= len(name) <= 100:
-            raise CommandError("Give a name of 1 to 100 characters.")
+            raise CommandError("The name must have 1 to 100 characters.")
         if days is not None and not 1 <= days <= 3_660:
             raise CommandError("--days must be from 1 to 3660.")
         expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
         with explain_database_errors():
             key, text = ServiceKey.make(name, set(scopes), expires_at)
-        self.stderr.write(f"{key}: {', '.join(key.scopes)}. Keep it now, it is not shown again:")
+        self.stderr.write(f"{key}: {', '.join(key.scopes)}. Store it now, it is not shown again:")
         self.stdout.write(text)

@@ -1,4 +1,4 @@
-"""Spread the tables over the nodes of a Citus cluster."""
+"""Distribute the tables over the nodes of a Citus cluster."""
 
 from typing import Any
 
@@ -11,18 +11,20 @@ from quotas.operations import citus
 
 class Command(BaseCommand):
     help = (
-        "Keep each user's rows on one shard of a Citus cluster, and plans on all nodes. One transaction, all "
-        "or nothing; spends wait for it, so stop the service meanwhile. Once it is done it does nothing more."
+        "Put all rows of a user on one shard of a Citus cluster, and copy the plans to all nodes, in one "
+        "transaction. Spends wait for it, so stop the service meanwhile. A second run does nothing."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--dry-run", action="store_true", help="write the statements, as psql takes them; change nothing"
+            "--dry-run", action="store_true", help="print the statements for psql, and change nothing"
         )
 
     def handle(self, *, dry_run: bool, **options: Any) -> None:
         if connection.vendor != "postgresql":
-            raise CommandError("Citus is an extension of PostgreSQL, and DATABASE_URL names a SQLite file.")
+            raise CommandError(
+                "Citus is an extension of PostgreSQL: set DATABASE_URL to a PostgreSQL database."
+            )
         try:
             with explain_database_errors():
                 self.distribute(dry_run=dry_run)
@@ -36,24 +38,28 @@ class Command(BaseCommand):
             self.show(statements, has_citus=has_citus)
         elif not has_citus:
             raise CommandError(
-                "This PostgreSQL has no extension citus, so nothing was changed. On the coordinator of a "
-                "cluster, CREATE EXTENSION citus makes it; --dry-run shows what would be done then."
+                "This database has no extension citus, so nothing was changed: run CREATE EXTENSION citus on "
+                "the coordinator of a cluster. --dry-run prints the statements that would then be run."
             )
         else:
-            self.carry_out(statements)
+            self.run_statements(statements)
 
     def show(self, statements: list[str], *, has_citus: bool) -> None:
         if not has_citus:
-            self.stderr.write("This PostgreSQL has no extension citus: where it is, this would be done.")
+            self.stderr.write("This database has no extension citus: with it, these statements would be run.")
         if statements:
-            self.stdout.write("\n".join(f"{it};" for it in ["BEGIN", *statements, "COMMIT"]))
+            self.stdout.write("\n".join(f"{statement};" for statement in ["BEGIN", *statements, "COMMIT"]))
 
-    def carry_out(self, statements: list[str]) -> None:
+    def run_statements(self, statements: list[str]) -> None:
         with transaction.atomic(), connection.cursor() as cursor:
             for statement in statements:
                 self.stdout.write(f"{statement};")
                 try:
                     cursor.execute(statement)
                 except DatabaseError as error:
-                    raise CommandError(f"That failed, so nothing was changed: {error}".strip()) from error
-        self.stdout.write("All is distributed." if statements else "All was distributed already.")
+                    raise CommandError(
+                        f"This statement failed, so nothing was changed: {error}".strip()
+                    ) from error
+        self.stdout.write(
+            "All tables are distributed." if statements else "All tables were already distributed."
+        )

@@ -1,4 +1,4 @@
-"""Remove the history that nobody needs any more."""
+"""Remove old history from the ledger."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,36 +11,38 @@ from quotas.management.failures import explain_database_errors, explain_interrup
 from quotas.models import ChallengeQuota
 from quotas.reports.prune import PruneProgress, TooYoung, prune
 
-ENTRIES_PER_TRANSACTION = 5_000  # entries a transaction
+ENTRIES_PER_TRANSACTION = 5_000
 
 
 class Command(BaseCommand):
     help = (
-        "Remove the entries of periods that were over DAYS ago. The running period stays, and so does the "
-        "one that ran at that time. It can be interrupted, and run again."
+        "Remove the entries of periods that had ended DAYS ago. The running period stays, and so does the "
+        "period that was running then. The command can be interrupted, and run again."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--older-than", type=positive, metavar="DAYS", required=True)
-        parser.add_argument("--dry-run", action="store_true", help="tell what would go, and remove nothing")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="count what would be removed, and remove nothing"
+        )
         parser.add_argument(
             "--batch",
             type=positive,
             metavar="N",
             default=ENTRIES_PER_TRANSACTION,
-            help="entries a transaction (%(default)s)",
+            help="entries per transaction (default: %(default)s)",
         )
 
     def handle(self, *, older_than: int, dry_run: bool, batch: int, **options: Any) -> None:
         self.users = self.entries = 0
         try:
-            with explain_interrupt(lambda: self.stays(dry_run=dry_run)), explain_database_errors():
+            with explain_interrupt(lambda: self.progress(dry_run=dry_run)), explain_database_errors():
                 self.follow(prune(older_than, batch=batch, dry_run=dry_run))
         except TooYoung as error:
             raise CommandError(str(error)) from error
         self.stdout.write(self.summary(dry_run=dry_run))
 
-    def stays(self, *, dry_run: bool) -> str:
+    def progress(self, *, dry_run: bool) -> str:
         return f": {self.summary(dry_run=dry_run)}. Run it again for the rest."
 
     def follow(self, steps: Iterator[PruneProgress]) -> None:

@@ -1,4 +1,4 @@
-"""The inbox, for staff who ask what a delivery did, and for whom it is to be done again."""
+"""The inbox for staff: the outcome of each delivery, and an action that applies one again."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from quotas.console.lists import ReadOnlyAdmin
 from webhooks.handlers import HANDLERS, apply
 from webhooks.models import WebhookEvent
 
-MAX_EVENTS_PER_ACTION = 500  # events that are applied again
+MAX_EVENTS_PER_ACTION = 500
 COLOURS = {"success": "healthy", "warning": "low", "ignored": "deleted"}
 
 
 class TypeFilter(admin.SimpleListFilter):
-    """By the types that are handled: asking the rows which types there are would read them all."""
+    """Filter by handled type; a query for the types that exist would read all rows."""
 
     title = parameter_name = "type"
 
@@ -29,19 +29,19 @@ class TypeFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() in HANDLERS:
             return queryset.filter(type=self.value())
-        if self.value() == "other":  # all of these are ignored, and for what is ignored there is an index
+        if self.value() == "other":  # they are always ignored, and ignored events have an index
             return queryset.filter(status="ignored").exclude(type__in=HANDLERS)
         return queryset
 
 
 @admin.register(WebhookEvent)
 class WebhookEventAdmin(ReadOnlyAdmin):
-    """Read-only, but for the one act of handling an event again."""
+    """Read-only, except for the action that applies events again."""
 
     list_display = ["when", "type", "user", "outcome", "plan", "note"]
     list_filter = ["status", TypeFilter]
     search_fields = ["user_id__startswith", "svix_id__startswith"]
-    search_help_text = "The beginning of a user id, or of a delivery's id"
+    search_help_text = "The beginning of a user id, or of a delivery id"
     actions = ["apply_again"]
 
     def has_apply_permission(self, request: HttpRequest) -> bool:
@@ -61,25 +61,25 @@ class WebhookEventAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Apply again", permissions=["apply"])
     def apply_again(self, request: HttpRequest, events: QuerySet[WebhookEvent]) -> None:
-        """Handle the events once more, oldest first, such as after a plan was added that was unknown."""
+        """Apply the events again, oldest first, for example after an unknown plan was added."""
         chosen = list(events.order_by("handled_at")[: MAX_EVENTS_PER_ACTION + 1])
         if len(chosen) > MAX_EVENTS_PER_ACTION:
             too_many = f"At most {MAX_EVENTS_PER_ACTION} events at a time: nothing was done."
             self.message_user(request, too_many, messages.ERROR)
             return
         statuses = [self._apply(event) for event in chosen]
-        told = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+        counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
         has_warning = WebhookEvent.Status.WARNING in statuses
         level = messages.WARNING if has_warning else messages.SUCCESS
-        self.message_user(request, f"Applied again: {told}.", level)
+        self.message_user(request, f"Applied again: {counts}.", level)
 
     def _apply(self, event: WebhookEvent) -> str:
         if event.type in HANDLERS and not event.user_id:
-            return event.status  # nothing that could be applied was kept: why, its note tells
+            return event.status  # its data were not stored, for the reason in its note
         with transaction.atomic():
             apply(event)
-            told = {"status": event.status, "note": event.note}
-            if not event.email:  # never written back: a deletion may have emptied it meanwhile
-                told["email"] = ""
-            WebhookEvent.objects.filter(pk=event.pk).update(**told)
+            changes = {"status": event.status, "note": event.note}
+            if not event.email:  # never write an e-mail: a concurrent deletion may have erased it
+                changes["email"] = ""
+            WebhookEvent.objects.filter(pk=event.pk).update(**changes)
         return event.status

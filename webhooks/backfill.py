@@ -27,20 +27,20 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class CannotBegin(Exception):
-    """There is no user to continue after, or no file of ids; the text names the option and the fix."""
+    """There is no user to start after, or no file of ids; the text names the option and the fix."""
 
 
 class Batch(NamedTuple):
     """Users who are stored together: each once, ordered by id so that two runs cannot deadlock."""
 
     users: list[ClerkUser]
-    size: int  # of the page that they came in, with unusable and repeated users
-    last: str = ""  # the id after which the next page begins
+    size: int  # of their page, with unusable and repeated users
+    last: str = ""  # the id after which the next page starts
 
 
 @dataclass(slots=True)
 class Backfill:
-    """One run, and what became of the users so far. `report` takes each line for the operator."""
+    """One run, and its counts so far. `report` is called with each line for the operator."""
 
     dry_run: bool
     report: Callable[[str], object]
@@ -49,23 +49,23 @@ class Backfill:
     tombstoned: int = 0
     unusable: int = 0
     unusable_lines: list[str] = field(default_factory=list)
-    plans: int = 0  # named by Clerk's metadata, and new here
+    plans: int = 0  # in Clerk's metadata, and new here
     bad_lines: int = 0  # of a file of ids
     last: str = ""  # every user up to this id is done
 
     def from_clerk(self, after: str, since: datetime | None) -> None:
-        """Give a quota to every user of Clerk's. Raises as `walk_users` does, and CannotBegin."""
+        """Open a quota for every user in Clerk. Raises as `walk_users` does, and CannotBegin."""
         if after:
             after, since = self._starting_point(after, since)
         self.last = after
 
-        def total() -> int:  # Clerk counts the user after whom the run begins, too
+        def total() -> int:  # Clerk's count includes the user to start after
             return count_users(since=since, on_wait=report_and_wait) - bool(after)
 
         self._store(self._batches_of_clerk(after, since), total)
 
     def from_ids(self, name: str) -> None:
-        """Give a quota to each id in the file (`-` is standard input). Raises CannotBegin."""
+        """Open a quota for each id in the file (`-` is standard input). Raises CannotBegin."""
         users = self._read_ids(_lines_of(name))
         self._store(_in_batches(users), lambda: len(users))
 
@@ -73,13 +73,14 @@ class Backfill:
         for line in self.unusable_lines:
             self.report(line)
         if self.unusable > MAX_UNUSABLE_LISTED:
-            self.report(f"and {self.unusable - MAX_UNUSABLE_LISTED} more odd users")
+            self.report(f"and {self.unusable - MAX_UNUSABLE_LISTED} more unusable users")
 
     @property
     def summary(self) -> str:
         seen = self.made + self.present + self.tombstoned + self.unusable
         made = "would make" if self.dry_run else "made"
         plans = f", plans {self.plans}" if self.plans else ""
+        # "odd" counts the unusable users: the line is published, so its names stay.
         return (
             f"seen {seen}, {made} {self.made}, already there {self.present}, "
             f"tombstoned {self.tombstoned}, odd {self.unusable}{plans}"
@@ -87,20 +88,20 @@ class Backfill:
 
     @property
     def rest(self) -> str:
-        """What to do after a run that ended early."""
-        return f"go on with --after {self.last}" if self.last else "run it again for the rest"
+        """The next step after a run that ended early."""
+        return f"continue with --after {self.last}" if self.last else "run it again for the rest"
 
     def _starting_point(self, after: str, since: datetime | None) -> tuple[str, datetime | None]:
-        """Return the user to begin after, and when they signed up: they may be deleted during the run."""
+        """Return the user to start after, and the time to continue from if they are deleted meanwhile."""
         if found := find_users([after], on_wait=report_and_wait):
             instants = [at for at in (signed_up_at(found[0]), since) if at]
             return after, max(instants, default=None)
         if since is None:
             raise CannotBegin(
-                f"--after {after}: Clerk has no such user, or no longer. Give --since instead, with a day "
-                "on which he had not signed up yet, or neither: who has a quota keeps it as it is."
+                f"--after {after}: Clerk has no such user, or no longer. Use --since instead, with a day "
+                "before they signed up, or neither option: existing quotas stay as they are."
             )
-        self.report(f"--after {after}: Clerk has no such user, or no longer: beginning with --since.")
+        self.report(f"--after {after}: Clerk has no such user, or no longer: starting with --since instead.")
         return "", since
 
     def _batches_of_clerk(self, after: str, since: datetime | None) -> Iterator[Batch]:
@@ -110,7 +111,7 @@ class Backfill:
                 try:
                     users.append(read_user(data))
                 except UnusablePayload as error:
-                    self._add_unusable(f"odd user {data.get('id')!r:.60}: {error}")
+                    self._add_unusable(f"unusable user {data.get('id')!r:.60}: {error}")
             yield Batch(_merged(users), len(page), last_id(page))
 
     def _read_ids(self, lines: Iterable[str]) -> list[ClerkUser]:
@@ -128,7 +129,7 @@ class Backfill:
         return _merged(users)
 
     def _store(self, batches: Iterable[Batch], total: Callable[[], int]) -> None:
-        """Store one batch after another: its rows in one transaction, then each plan in one."""
+        """Store one batch after the other: its rows in one transaction, then each plan in its own."""
         with tqdm(unit=" users", disable=None) as bar:  # None: shown on a terminal only
             if not bar.disable:
                 bar.total = total()
@@ -137,7 +138,7 @@ class Backfill:
                 self._add_opened(self._open_rows(batch.users))
                 self.plans += self._note_plans(batch.users)
                 self.last = batch.last or self.last
-                reset_queries()  # with DEBUG Django keeps the text of every statement
+                reset_queries()  # under DEBUG Django keeps the text of every statement
                 done += batch.size
                 bar.update(batch.size)
                 if bar.disable and done // USERS_PER_REPORT > (done - batch.size) // USERS_PER_REPORT:
@@ -150,7 +151,7 @@ class Backfill:
         return ChallengeQuota.objects.open_many(rows, actor=ACTOR)
 
     def _note_plans(self, users: list[ClerkUser]) -> int:
-        """Note each plan that their metadata name and that is new here; return how many there were."""
+        """Store each plan that is in the users' metadata and new here; return how many."""
         known = known_assignments(users)
         newer = ((user.user_id, newer_plan(user, known.get(user.user_id))) for user in users)
         return sum(self.dry_run or _note_plan(user_id, *plan) for user_id, plan in newer if plan)
@@ -167,7 +168,7 @@ class Backfill:
 
 
 def report_and_wait(seconds: float) -> None:
-    tqdm.write(f"Clerk is busy or away: asking again in {seconds:.0f} s.", file=sys.stderr)
+    tqdm.write(f"Clerk is busy or unreachable: trying again in {seconds:.0f} s.", file=sys.stderr)
     time.sleep(seconds)
 
 
@@ -180,7 +181,7 @@ def _lines_of(name: str) -> list[str]:
 
 
 def _merged(users: Iterable[ClerkUser]) -> list[ClerkUser]:
-    """The latest version of each user, ordered by id."""
+    """Return the latest version of each user, ordered by id."""
     in_time = sorted(users, key=lambda user: user.updated_at or LONG_AGO)
     return sorted({user.user_id: user for user in in_time}.values(), key=lambda user: user.user_id)
 

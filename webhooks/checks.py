@@ -1,4 +1,4 @@
-"""What `manage.py check --deploy` refuses about deliveries."""
+"""Checks of the signing secrets, for `manage.py check --deploy`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ def _secret_faults() -> Iterator[CheckMessage]:
     secrets = settings.CLERK_WEBHOOK_SIGNING_SECRET
     if not secrets:
         yield Error(
-            "CLERK_WEBHOOK_SIGNING_SECRET is not set: Clerk's deliveries would be answered 503.",
+            "CLERK_WEBHOOK_SIGNING_SECRET is not set: Clerk's deliveries would get a 503.",
             hint=hint,
             id="webhooks.E001",
         )

@@ -1,7 +1,7 @@
-"""Compare all of Clerk's users with all of ours, and tell where the two differ. Writes nothing.
+"""Compare all users in Clerk with all quotas here, and report the differences. Writes nothing.
 
-Users sign up and deliveries arrive while it goes on. So who differs is looked at once more at the
-end, in Clerk and here, and only what differs in the same way then is told.
+Users sign up and deliveries arrive during the comparison. So each difference is checked again at the end,
+in Clerk and here, and only one of the same kind is reported.
 """
 
 import sqlite3
@@ -15,17 +15,17 @@ from quotas.models import ChallengeQuota, PlanAssignment
 from webhooks.clerk.backend_api import find_users, walk_users
 from webhooks.clerk.payloads import ClerkUser, UnusablePayload, read_user
 
-USERS_PER_CHUNK = 500  # of our rows, and of those who are looked at again
+USERS_PER_CHUNK = 500  # rows in one query, and users in one second check
 KINDS = {
     "missing": "in Clerk, but no row here",
-    "tombstoned": "in Clerk, but closed for good here",
+    "tombstoned": "in Clerk, but permanently closed here",
     "orphan": "a row here, but not in Clerk",
     "email": "the e-mail differs",
-    "plan": "the plan of Clerk's metadata differs",
+    "plan": "the plan in Clerk's metadata differs",
 }
 
-# Whom the walk met, and who differed. A database without a name is private, spills to a file once it
-# outgrows its cache, and is gone when it is closed: the memory does not grow with the users.
+# The users that the walk has seen, and those that differ. A SQLite database without a name is private, spills
+# to a file when it outgrows its cache, and vanishes when closed: memory does not grow with the users.
 SCRATCH = """
     PRAGMA journal_mode = OFF;
     CREATE TABLE seen (user_id TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -34,11 +34,11 @@ SCRATCH = """
 
 
 class Drift(NamedTuple):
-    """A user of whom Clerk and the database tell different things."""
+    """A user who differs between Clerk and the database."""
 
     kind: str  # of KINDS
     user_id: str
-    here: str | None  # "live", "closed", the e-mail or the plan; None is no row
+    here: str | None  # "live", "closed", the e-mail or the plan; None without a row
     clerk: str | None
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Drift(NamedTuple):
 
     @property
     def without_email(self) -> "Drift":
-        """An e-mail is personal: show no more of it than whether there is one."""
+        """The same with "hidden" for an e-mail, which is personal; that there is none stays visible."""
         if self.kind != "email":
             return self
         return self._replace(here=self.here and "hidden", clerk=self.clerk and "hidden")
@@ -56,13 +56,13 @@ class Drift(NamedTuple):
 
 @dataclass(slots=True)
 class Comparison:
-    """One comparison, and whom it has met so far."""
+    """One comparison, and its counts so far."""
 
-    on_page: Callable[[int], object]  # given the number of users in it
+    on_page: Callable[[int], object]  # called with the number of users in it
     on_wait: Callable[[float], None]  # as for `walk_users`
     users: int = 0  # in Clerk
-    odd: int = 0  # of them, those without an id: they can have no row
-    rows: int = 0  # here, but for tombstones
+    unusable: int = 0  # of them, without a usable id: they can have no row
+    rows: int = 0  # here, without tombstones
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
 
     @property
@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def figures(self) -> dict[str, int]:
-        seen = {"users": self.users, "odd": self.odd, "rows": self.rows}
+        seen = {"users": self.users, "odd": self.unusable, "rows": self.rows}  # published names
         return {**seen, "drifts": self.total, **self.counts}
 
     @property
@@ -80,7 +80,7 @@ class Comparison:
         return f"{self.users} users in Clerk, {self.rows} live quotas here, {self.total} drifts ({kinds})"
 
     def drifts(self) -> Iterator[Drift]:
-        """Yield what differs, kind by kind, each in the order of the ids. Raises as `walk_users` does."""
+        """Yield the differences, kind by kind, each in the order of the ids. Raises as `walk_users` does."""
         with closing(sqlite3.connect("")) as scratch:
             scratch.executescript(SCRATCH)
             self._walk_clerk(scratch)
@@ -92,23 +92,23 @@ class Comparison:
 
     def _walk_clerk(self, scratch: sqlite3.Connection) -> None:
         for page in walk_users(on_wait=self.on_wait):
-            users, odd = _users_by_id(page)
+            users, unusable = _users_by_id(page)
             self.users += len(page)
-            self.odd += odd
+            self.unusable += unusable
             scratch.executemany("INSERT OR IGNORE INTO seen VALUES (?)", [(user_id,) for user_id in users])
             _suspect(scratch, _differences(users, users))
             self.on_page(len(page))
 
     def _walk_rows(self, scratch: sqlite3.Connection) -> None:
-        """Look for rows whom the walk did not meet; by key, as a pooler allows no cursor to stay open."""
+        """Find rows that the walk has not seen; by key, because a pooler lets no cursor stay open."""
         live, last = ChallengeQuota.objects.filter(deleted_at=None).order_by("user_id"), ""
         while chunk := list(
             live.filter(user_id__gt=last).values_list("user_id", flat=True)[:USERS_PER_CHUNK]
         ):
-            holes = ", ".join("?" * len(chunk))
-            met = scratch.execute(f"SELECT user_id FROM seen WHERE user_id IN ({holes})", chunk)  # noqa: S608
-            unmet = set(chunk).difference(user_id for (user_id,) in met)
-            _suspect(scratch, (Drift("orphan", user_id, "live", None) for user_id in unmet))
+            marks = ", ".join("?" * len(chunk))
+            seen = scratch.execute(f"SELECT user_id FROM seen WHERE user_id IN ({marks})", chunk)  # noqa: S608
+            unseen = set(chunk).difference(user_id for (user_id,) in seen)
+            _suspect(scratch, (Drift("orphan", user_id, "live", None) for user_id in unseen))
             self.rows += len(chunk)
             last = chunk[-1]
 
@@ -124,9 +124,9 @@ def _shown(value: str | None) -> str:
 
 
 def _users_by_id(page: list[dict[str, object]]) -> tuple[dict[str, ClerkUser], int]:
-    """Return the users by id, and how many have none; of an odd one nothing else is believed."""
+    """Return the users by id, and how many have no usable one; of an unusable user only the id is read."""
     users: dict[str, ClerkUser] = {}
-    odd = 0
+    unusable = 0
     for data in page:
         try:
             user = read_user(data)
@@ -134,10 +134,10 @@ def _users_by_id(page: list[dict[str, object]]) -> tuple[dict[str, ClerkUser], i
             try:
                 user = read_user({"id": data.get("id")})
             except UnusablePayload:
-                odd += 1
+                unusable += 1
                 continue
         users[user.user_id] = user
-    return users, odd
+    return users, unusable
 
 
 def _suspect(scratch: sqlite3.Connection, drifts: Iterator[Drift]) -> None:
@@ -147,10 +147,10 @@ def _suspect(scratch: sqlite3.Connection, drifts: Iterator[Drift]) -> None:
 
 
 def _differences(user_ids: Collection[str], users: Mapping[str, ClerkUser]) -> Iterator[Drift]:
-    """Compare what Clerk told of these users with the database as it is now, in their order."""
+    """Compare these users, as Clerk returned them, with the database as it is now, in the given order."""
     columns = ("email", "clerk_updated_at", "deleted_at")
     rows = ChallengeQuota.objects.only(*columns).in_bulk(list(user_ids))
-    words = known_assignments(users.values())
+    assignments = known_assignments(users.values())
     for user_id in user_ids:
         user, row = users.get(user_id), rows.get(user_id)
         if row is None:
@@ -162,33 +162,33 @@ def _differences(user_ids: Collection[str], users: Mapping[str, ClerkUser]) -> I
         elif row.deleted_at is not None:
             yield Drift("tombstoned", user_id, "closed", "live")
         elif user.updated_at is not None:
-            yield from _stale(user, user.updated_at, row, words.get(user_id))
+            yield from _stale(user, user.updated_at, row, assignments.get(user_id))
 
 
 def _stale(
-    user: ClerkUser, updated_at: datetime, row: ChallengeQuota, word: PlanAssignment | None
+    user: ClerkUser, updated_at: datetime, row: ChallengeQuota, assignment: PlanAssignment | None
 ) -> Iterator[Drift]:
-    """Compare what has a time of Clerk's: where the later word is ours, Clerk's answer was the stale one."""
+    """Compare what Clerk dates: where ours has the later time, Clerk's response was the stale one."""
     if user.email != row.email and (row.clerk_updated_at is None or row.clerk_updated_at <= updated_at):
         yield Drift("email", user.user_id, row.email, user.email)
-    if newer_plan(user, word):
-        yield Drift("plan", user.user_id, word.plan if word else "", user.plan)
+    if newer_plan(user, assignment):
+        yield Drift("plan", user.user_id, assignment.plan if assignment else "", user.plan)
 
 
 def known_assignments(users: Iterable[ClerkUser]) -> dict[str, PlanAssignment]:
-    """Return what is remembered of the plans that the metadata of these users name, by user."""
-    told = [user.user_id for user in users if user.plan is not None]
-    if not told:  # the setting is off
+    """Return the stored assignments by metadata of those users whose metadata were read, by user id."""
+    user_ids = [user.user_id for user in users if user.plan is not None]
+    if not user_ids:  # the setting is off
         return {}
-    words = PlanAssignment.objects.filter(
-        source=PlanAssignment.Source.METADATA, external_id="", user_id__in=told
+    assignments = PlanAssignment.objects.filter(
+        source=PlanAssignment.Source.METADATA, external_id="", user_id__in=user_ids
     )
-    return {word.user_id: word for word in words}
+    return {assignment.user_id: assignment for assignment in assignments}
 
 
-def newer_plan(user: ClerkUser, word: PlanAssignment | None) -> tuple[str, datetime] | None:
-    """Return the plan in his metadata, with its time, if another is remembered, and not a later one."""
+def newer_plan(user: ClerkUser, assignment: PlanAssignment | None) -> tuple[str, datetime] | None:
+    """Return the plan in the user's metadata, with its time, if the stored one differs and is no later."""
     if user.plan is None or user.updated_at is None:
         return None
-    known, known_at = (word.plan, word.updated_at) if word else ("", user.updated_at)
+    known, known_at = (assignment.plan, assignment.updated_at) if assignment else ("", user.updated_at)
     return (user.plan, user.updated_at) if user.plan != known and known_at <= user.updated_at else None

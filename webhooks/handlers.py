@@ -1,7 +1,7 @@
-"""What each type of event does to a quota. Every handler may be run again without harm.
+"""What each type of event does to a quota. Every handler is idempotent.
 
-A handler works from the inbox row alone, which holds all that it needs of the delivery: so an event
-can be handled again long after it came.
+A handler reads only the inbox row, which holds all that it needs of the delivery, so an event can be handled
+again long after it arrived.
 """
 
 import logging
@@ -23,13 +23,13 @@ Status = WebhookEvent.Status
 
 
 def handle(delivery: Delivery) -> WebhookEvent:
-    """Do what the delivery asks, and return the inbox row that tells of it, not yet saved."""
+    """Apply the delivery, and return its inbox row, not yet saved."""
     event = WebhookEvent(svix_id=delivery.id, type=delivery.type, occurred_at=delivery.occurred_at)
     if settings.CLERK_INSTANCE_ID and delivery.instance_id not in ("", settings.CLERK_INSTANCE_ID):
-        _set_outcome(event, Status.IGNORED, "it is of another instance than CLERK_INSTANCE_ID")
+        _set_outcome(event, Status.IGNORED, "it is from another instance than CLERK_INSTANCE_ID")
         return event
     try:
-        if delivery.type in HANDLERS:  # of what nobody uses nothing is kept
+        if delivery.type in HANDLERS:  # of other types no data are stored
             READERS[delivery.type.partition(".")[0]](delivery, event)
     except UnusablePayload as reason:
         _set_outcome(event, Status.IGNORED, str(reason))
@@ -39,14 +39,14 @@ def handle(delivery: Delivery) -> WebhookEvent:
 
 
 def apply(event: WebhookEvent) -> None:
-    """Do what the event asks, for the first time or again, and note in it what came of that."""
+    """Apply the event, for the first time or again, and set its status and note."""
     _set_outcome(event, Status.SUCCESS)
     try:
         if event.type not in HANDLERS:
             _set_outcome(event, Status.IGNORED, "events of this type are not used")
         elif not event.user_id:
-            payer = "an organization pays, not a user" if event.external_id else "it names no user"
-            _set_outcome(event, Status.IGNORED, payer)
+            reason = "an organization pays, not a user" if event.external_id else "it names no user"
+            _set_outcome(event, Status.IGNORED, reason)
         else:
             HANDLERS[event.type](event)
     except Deleted:
@@ -57,14 +57,14 @@ def apply(event: WebhookEvent) -> None:
 
 
 def user_saved(event: WebhookEvent) -> None:
-    """Open the user's quota if it is missing; note his e-mail and plan if this is the latest word on him."""
+    """Open the user's quota if it is missing; store their e-mail and plan unless a later version is known."""
     ChallengeQuota.objects.open_missing(event.user_id, actor=CLERK)
-    if event.updated_at is None:  # nothing to order it by
+    if event.updated_at is None:  # no time to order it by
         event.email = ""
         return
     rows = ChallengeQuota.objects.select_for_update().filter(pk=event.user_id)
     known_at, deleted_at = rows.values_list("clerk_updated_at", "deleted_at").get()
-    if deleted_at:  # only just, while we waited for the row
+    if deleted_at:  # by another transaction, during the wait for the row lock
         raise Deleted
     if known_at and known_at > event.updated_at:
         event.email = ""
@@ -81,7 +81,7 @@ def user_saved(event: WebhookEvent) -> None:
 
 
 def user_deleted(event: WebhookEvent) -> None:
-    """Close the user's quota for good, and forget the e-mail."""
+    """Close the user's quota permanently, and erase the e-mail."""
     ChallengeQuota.objects.delete(event.user_id, actor=CLERK, reason=event.type)
     WebhookEvent.objects.filter(user_id=event.user_id).exclude(email="").update(email="")
 
@@ -95,18 +95,18 @@ def item_active(event: WebhookEvent) -> None:
 
 
 def item_ended(event: WebhookEvent) -> None:
-    """Take the item's plan away; another item of the payer's may stand."""
+    """Withdraw the item's plan; another item of the payer may still give one."""
     _assign(event, PlanSource.BILLING, "")
 
 
 def item_canceled(event: WebhookEvent) -> None:
-    """Leave the plan alone: it is paid for until the item ends, and then there is an event of that."""
+    """Leave the plan as it is: it is paid until the item ends, which is an event of its own."""
     _set_outcome(event, Status.SUCCESS, "the plan stays until the item ends")
 
 
 def _assign(event: WebhookEvent, source: PlanSource, plan: str) -> None:
     if event.updated_at is None:
-        return _set_outcome(event, Status.IGNORED, "it tells no time to order it by")
+        return _set_outcome(event, Status.IGNORED, "it has no time to order it by")
     is_latest = ChallengeQuota.objects.assign_plan(
         event.user_id,
         source.value,
@@ -117,11 +117,11 @@ def _assign(event: WebhookEvent, source: PlanSource, plan: str) -> None:
         reason=event.type,
     )
     if not is_latest:
-        return _set_outcome(event, Status.IGNORED, "a later word on this plan is known")
+        return _set_outcome(event, Status.IGNORED, "a later version of this assignment is known")
     if plan and not Plan.objects.filter(pk=plan).exists():
         slug = plan if len(plan) <= 40 else f"{plan[:40]}…"
-        why = f"there is no plan {slug}, so the default one stands in: add it, and apply this again"
-        return _set_outcome(event, Status.WARNING, why)
+        warning = f"there is no plan {slug}, so the default plan applies: add it, and apply this event again"
+        return _set_outcome(event, Status.WARNING, warning)
     return None
 
 

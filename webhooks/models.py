@@ -4,10 +4,10 @@ from django.db import models
 
 
 class WebhookEvent(models.Model):
-    """A delivery of Clerk's that was verified and handled. A row here means: done.
+    """A delivery from Clerk that was verified and handled: a row here means that it is done.
 
-    Only what a handler reads is kept of its data: no phone numbers, no addresses, no metadata but
-    the plan's slug. From that it can be handled again.
+    Of its data only what a handler reads is stored: no names, no phone numbers, no other e-mail addresses, no
+    metadata except the plan's slug. That is enough to handle it again.
     """
 
     class Status(models.TextChoices):
@@ -19,9 +19,9 @@ class WebhookEvent(models.Model):
     type = models.CharField(max_length=128)
     user_id = models.CharField(max_length=128, blank=True)
     email = models.CharField(max_length=320, blank=True)
-    # The slug in the metadata, or of the billed item; "" is none, NULL was not read.
+    # The slug in the metadata, or of the subscription item; "" if there is none, NULL if it was not read.
     plan = models.CharField(max_length=128, null=True)  # noqa: DJ001
-    # The billed item's. The database's own default lets processes of the version before go on meanwhile.
+    # The subscription item's id. The database default lets the previous release insert rows during a deploy.
     external_id = models.CharField(max_length=128, blank=True, default="", db_default="")
     updated_at = models.DateTimeField(null=True)  # Clerk's, by which events are ordered
     occurred_at = models.DateTimeField(null=True)
@@ -36,7 +36,7 @@ class WebhookEvent(models.Model):
             models.Index(fields=["-handled_at"], name="webhook_events_handled"),
             models.Index(fields=["user_id"], name="webhook_events_prefix", opclasses=["varchar_pattern_ops"]),
             models.Index(fields=["type", "-handled_at"], name="webhook_events_type"),
-            models.Index(  # most are a success, and are found without
+            models.Index(  # most events are a success, and need no index
                 fields=["status", "-handled_at"],
                 name="webhook_events_unusual",
                 condition=models.Q(status__in=["ignored", "warning"]),

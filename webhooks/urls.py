@@ -4,5 +4,5 @@ from webhooks.views import clerk_webhook
 
 urlpatterns = [
     path("clerk", clerk_webhook, name="deliver"),
-    path("clerk/", clerk_webhook, name="deliver"),  # Clerk takes a redirect for a failure
+    path("clerk/", clerk_webhook, name="deliver"),  # Clerk treats a redirect as a failure
 ]

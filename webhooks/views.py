@@ -1,4 +1,4 @@
-"""Where Clerk's deliveries arrive."""
+"""The endpoint for Clerk's deliveries."""
 
 import logging
 
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 @csrf_exempt
 def clerk_webhook(request: HttpRequest) -> HttpResponse:
-    """Handle one delivery once: a 2xx means that it is done, all else that Clerk shall send it again."""
+    """Handle one delivery once. A 2xx means that it is done; after any other status Clerk sends it again."""
     if request.method != "POST":
-        detail = "Deliveries come by POST."
+        detail = "Send deliveries with POST."
         return Problem(405, "method_not_allowed", detail, headers={"Allow": "POST"}).response()
     try:
         delivery = deliveries.verify_delivery(request.body, request.headers)
@@ -29,15 +29,17 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
         _count("unverified", "refused")
         return Problem(400, "delivery_refused", error.detail).response()
     except payloads.NotConfigured as error:
-        log.error("A delivery came and cannot be verified: %s", error)
+        log.error("A delivery cannot be verified: %s", error)
         _count("unverified", "failed")
         return unavailable("webhook_not_configured", str(error), retry_after=300).response()
     try:
         status = _receive(delivery)
-    except Exception as error:  # whatever it was, Clerk shall send the event again
+    except Exception as error:  # whatever the cause, Clerk must send the event again
         _count(delivery.type, "failed")
         log.exception("Delivery %s (%s) failed; Clerk will send it again", delivery.id, delivery.type)
-        problem = problem_for(error) or Problem(500, "server_error", "This is a fault of the server, noted.")
+        problem = problem_for(error) or Problem(
+            500, "server_error", "The server failed to handle this request, and logged the error."
+        )
         return problem.response()
     _count(delivery.type, status)
     is_ignored = status == WebhookEvent.Status.IGNORED
@@ -45,7 +47,7 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
 
 
 def _receive(delivery: deliveries.Delivery) -> str:
-    """Return what became of the delivery, now or when it came before."""
+    """Return the outcome of the delivery, which may have been handled before."""
     if status := read_with_reconnect(lambda: _known_status(delivery)):
         return status
     try:
@@ -54,7 +56,7 @@ def _receive(delivery: deliveries.Delivery) -> str:
             event.save(force_insert=True)
             return event.status
     except IntegrityError:
-        # The same event may have come twice at once; then the other one did all there was to do.
+        # A concurrent delivery of the same event may have won the race: then it has done all the work.
         if status := _known_status(delivery):
             return status
         raise

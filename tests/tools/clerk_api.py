@@ -3,8 +3,8 @@
     with ClerkAPI(users) as clerk:
         settings.CLERK_API_URL, settings.CLERK_SECRET_KEY = clerk.url, clerk.key
 
-It answers as Clerk does, and fails on demand: `clerk.answer_next(2, status=429)`. As a process of its own,
-`python -m tests.tools.clerk_api COUNT`, it prints its address and serves until its input ends.
+It answers as Clerk does, and fails on demand: `clerk.answer_next(2, status=429)`. In its own process,
+`python -m tests.tools.clerk_api COUNT`, it prints its address, and serves until its input ends.
 """
 
 import json
@@ -26,7 +26,7 @@ User = dict[str, object]
 
 
 def make_user(number: int, **changes: object) -> User:
-    """Return a user as the list shows one, made `number` seconds after the first; `changes` win."""
+    """Return a user as the list does, created `number` seconds after the first; `changes` win."""
     return {
         "object": "user",
         "id": f"user_{number:06}",
@@ -46,7 +46,7 @@ def make_users(count: int) -> list[User]:
 
 
 class Crowd(Sequence[User]):
-    """What `make_users` makes, but each user only while he is looked at: 100,000 take no memory."""
+    """The users of `make_users`, each made only when it is read: 100,000 take no memory."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -62,7 +62,7 @@ class Crowd(Sequence[User]):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to say to one request. A status of 0 cuts the connection without a word."""
+    """The response to one request; status 0 closes the connection without a response."""
 
     status: int
     body: bytes
@@ -83,10 +83,8 @@ class ClerkAPI:
         self.users = users if users is not None else []
         self._indexed: tuple[Sequence[User], int] = ([], 0)  # the list, and how long it was
         self._places: dict[object, int] = {}
-        self.cursor_refusal = (
-            404  # the status for a starting_after who is unknown, which Clerk does not document
-        )
-        self.requests: list[str] = []  # path and query of each, as they came over the wire
+        self.cursor_refusal = 404  # the status for an unknown starting_after, which Clerk does not document
+        self.requests: list[str] = []  # path and query of each, as received
         self._planned: deque[Answer | None] = deque()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -108,7 +106,7 @@ class ClerkAPI:
         self._server.server_close()
 
     def serve_next(self, count: int) -> None:
-        """Answer `count` requests as usual, before what is planned after this."""
+        """Answer `count` requests as usual, before the responses planned after this call."""
         self._planned.extend([None] * count)
 
     def answer_next(
@@ -120,12 +118,12 @@ class ClerkAPI:
         code: str = "made_to_fail",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Answer `count` requests with `status`: with Clerk's form of an error, or with `body`."""
-        told = refusal(status, code, "Told to").body if body is None else body
-        self._planned.extend([Answer(status, told, headers or {})] * count)
+        """Answer `count` requests with `status`, and with `body` or an error in Clerk's form."""
+        content = refusal(status, code, "Made to fail").body if body is None else body
+        self._planned.extend([Answer(status, content, headers or {})] * count)
 
     def drop_next(self, count: int) -> None:
-        """Cut the connection of `count` requests."""
+        """Close the connections of `count` requests without a response."""
         self._planned.extend([Answer(0, b"")] * count)
 
     def answer(self, path: str, bearer: str) -> Answer:
@@ -144,14 +142,14 @@ class ClerkAPI:
         return refusal(404, "resource_not_found", "not found")
 
     def _list(self, query: Mapping[str, list[str]]) -> Answer:
-        """A bare array. An unencoded + in order_by arrives as a space, and is no order."""
+        """Return a bare array. An unencoded + in order_by arrives as a space, which is invalid."""
         limit, order = query.get("limit", ["10"])[-1], query.get("order_by", ["-created_at"])[-1]
         if not limit.isdecimal() or not 1 <= int(limit) <= 500:
             return refusal(422, "form_param_value_invalid", "limit must be from 1 to 500")
         if order not in ("+created_at", "-created_at", "created_at"):
             return refusal(422, "form_param_value_invalid", "order_by is unknown")
         if len(query.get("user_id", [])) > 100:
-            return refusal(422, "form_param_value_invalid", "user_id takes 100 at the most")
+            return refusal(422, "form_param_value_invalid", "user_id takes at most 100")
         places = range(len(self.users))[:: -1 if order.startswith("-") else 1]
         if cursor := query.get("starting_after"):
             place = self._place(cursor[-1])
@@ -161,17 +159,17 @@ class ClerkAPI:
         return _ok(list(islice(self._filtered(places, query), int(limit))))
 
     def _filtered(self, places: Iterable[int], query: Mapping[str, list[str]]) -> Iterator[User]:
-        """The users of these places whom the filters let through; unknown ids are passed over."""
+        """Yield the users at these places that match the filters; unknown ids are ignored."""
         if ids := query.get("user_id"):
-            asked = {self._place(user_id) for user_id in ids}
-            places = [place for place in places if place in asked]
+            requested = {self._place(user_id) for user_id in ids}
+            places = [place for place in places if place in requested]
         if not (after := query.get("created_at_after")):
             return (self.users[place] for place in places)
         users = (self.users[place] for place in places)
         return (user for user in users if user.get("created_at", 0) > int(after[-1]))
 
     def _place(self, user_id: str) -> int | None:
-        """Where the user is in the list, by an index that is made anew for another or a longer list."""
+        """Return the user's place in the list, by an index that is rebuilt for another or a longer list."""
         indexed, length = self._indexed
         if indexed is not self.users or length != len(self.users):
             self._indexed = self.users, len(self.users)
@@ -190,7 +188,7 @@ def _handler(api: ClerkAPI) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # a client that was killed is what some tests are about
+            with suppress(ConnectionError):  # some tests kill the client
                 super().handle()
 
         def do_GET(self) -> None:
@@ -207,7 +205,7 @@ def _handler(api: ClerkAPI) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(answer.body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: a test's output is its own."""
+            """Log nothing, so that only the test writes output."""
 
     return Handler
 

@@ -1,4 +1,4 @@
-"""backfill_quotas: who has no quota gets one, whatever happens on the way."""
+"""backfill_quotas: every user without a quota gets one, whatever happens during the run."""
 
 import io
 import os
@@ -119,9 +119,9 @@ def test_an_odd_user_is_told_at_the_end_and_stops_nobody(clerk: ClerkAPI) -> Non
     run = backfill()
     assert run.out == "seen 4, made 1, already there 0, tombstoned 0, odd 3\n"
     assert run.err.splitlines() == [
-        "odd user 'user 1': the id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -",
-        "odd user 'user_000002': the e-mail holds U+0000 or half of a surrogate pair",
-        "odd user None: the id is missing",
+        "unusable user 'user 1': the id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -",
+        "unusable user 'user_000002': the e-mail holds U+0000 or half of a surrogate pair",
+        "unusable user None: the id is missing",
     ]
     assert run.exit_code == 0
 
@@ -159,12 +159,12 @@ def test_a_run_that_clerk_breaks_off_keeps_its_pages_and_is_run_again(clerk: Cle
     assert (run.exit_code, "Clerk cannot be reached" in run.error) == (1, True)
     assert run.out == "seen 500, made 500, already there 0, tombstoned 0, odd 0\n"
     assert len(quotas()) == 500
-    assert run.error.endswith("Then go on with --after user_000500")
+    assert run.error.endswith("Then continue with --after user_000500")
     assert backfill().out == "seen 1200, made 700, already there 500, tombstoned 0, odd 0\n"
 
 
 @pytest.mark.parametrize(
-    ("interruption", "exit_code", "told"),
+    ("interruption", "exit_code", "text"),
     [
         (KeyboardInterrupt(), 130, "Interrupted. What was made stays;"),
         (
@@ -179,7 +179,7 @@ def test_a_run_that_is_interrupted_within_a_page_leaves_nothing_of_that_page(
     monkeypatch: pytest.MonkeyPatch,
     interruption: BaseException,
     exit_code: int,
-    told: str,
+    text: str,
 ) -> None:
     clerk.users, made, open_many = make_users(1_200), list[int](), commit.open_many
 
@@ -192,10 +192,10 @@ def test_a_run_that_is_interrupted_within_a_page_leaves_nothing_of_that_page(
     with monkeypatch.context() as patch:
         patch.setattr(commit, "open_many", interrupted)
         run = backfill()
-    assert (made, run.exit_code, told in run.error) == ([500, 500], exit_code, True)
+    assert (made, run.exit_code, text in run.error) == ([500, 500], exit_code, True)
     assert run.out == "seen 500, made 500, already there 0, tombstoned 0, odd 0\n"
     assert len(quotas()) == LedgerEntry.objects.count() == 500
-    assert run.error.endswith("go on with --after user_000500")
+    assert run.error.endswith("continue with --after user_000500")
     assert (
         backfill("--after", "user_000500").out == "seen 700, made 700, already there 0, tombstoned 0, odd 0\n"
     )
@@ -209,9 +209,9 @@ def test_a_run_that_ends_before_its_first_page_is_stored_is_run_again(clerk: Cle
 
 def test_a_run_behind_a_user_that_ends_at_once_is_gone_on_with_behind_the_same(clerk: ClerkAPI) -> None:
     clerk.users = make_users(5)
-    clerk.serve_next(1)  # the look for the user himself
+    clerk.serve_next(1)  # the request for the user to start after
     clerk.drop_next(5)
-    assert backfill("--after", "user_000002").error.endswith("go on with --after user_000002")
+    assert backfill("--after", "user_000002").error.endswith("continue with --after user_000002")
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(clerk: ClerkAPI, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(clerk: ClerkAPI, monkeypatch: pytest.
     monkeypatch.setattr(commit, "open_many", terminated)
     run = backfill()
     assert (run.error, run.exit_code) == (
-        "Interrupted. What was made stays; go on with --after user_000500",
+        "Interrupted. What was made stays; continue with --after user_000500",
         130,
     )
     assert len(quotas()) == 500
@@ -241,12 +241,12 @@ def test_without_a_terminal_the_place_is_told_every_10000_users(
     monkeypatch.setattr(f"{BACKFILL}.USERS_PER_REPORT", 600)
     clerk.users = make_users(1_300)
     assert backfill().err.splitlines() == [
-        "1000 users so far; if this run ends early, go on with --after user_001000",
-        "1300 users so far; if this run ends early, go on with --after user_001300",
+        "1000 users so far; if this run ends early, continue with --after user_001000",
+        "1300 users so far; if this run ends early, continue with --after user_001300",
     ]
 
 
-def test_after_a_user_only_those_behind_him_are_asked_for(clerk: ClerkAPI) -> None:
+def test_after_a_user_only_those_behind_them_are_asked_for(clerk: ClerkAPI) -> None:
     clerk.users = make_users(5)
     assert backfill("--after", "user_000003").out.startswith("seen 2, made 2,")
     assert quotas() == {"user_000004", "user_000005"}
@@ -274,7 +274,7 @@ def test_after_and_since_together_take_those_whom_both_take(clerk: ClerkAPI) -> 
 
 def test_a_since_that_is_no_time_is_refused_with_an_example(clerk: ClerkAPI) -> None:
     assert backfill("--since", "yesterday").error.endswith(
-        "write a day or an instant: 2026-09-24, 2026-09-24T08:00Z"
+        "must be a day or an instant, such as 2026-09-24 or 2026-09-24T08:00Z"
     )
 
 
@@ -283,12 +283,12 @@ def test_after_a_user_who_is_gone_the_fix_is_told(clerk: ClerkAPI) -> None:
     run = backfill("--after", "user_000009")
     assert run.exit_code == 1
     assert run.error.startswith(
-        "--after user_000009: Clerk has no such user, or no longer. Give --since instead"
+        "--after user_000009: Clerk has no such user, or no longer. Use --since instead"
     )
     assert quotas() == set()
 
 
-def test_after_a_user_who_is_gone_a_since_takes_his_place(clerk: ClerkAPI) -> None:
+def test_after_a_user_who_is_gone_a_since_takes_their_place(clerk: ClerkAPI) -> None:
     clerk.users = make_users(5)
     backfill("--after", "user_000009", "--since", "2023-11-14T22:13:24Z")
     assert quotas() == {"user_000004", "user_000005"}
@@ -298,7 +298,7 @@ def test_after_a_user_who_is_gone_a_since_takes_his_place(clerk: ClerkAPI) -> No
 def test_when_the_user_to_go_on_behind_is_deleted_meanwhile_nobody_is_left_out(
     clerk: ClerkAPI, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    """The last ones of the page signed up in one millisecond with those behind them."""
+    """The last users of the page signed up in the same millisecond as those after them."""
     clerk.users = [make_user(n, created_at=CREATED_AT + min(n, 498)) for n in range(1, 503)]
     open_many = ChallengeQuota.objects.open_many
 
@@ -318,7 +318,7 @@ def test_a_refusal_that_is_not_about_the_cursor_ends_the_run(clerk: ClerkAPI) ->
     clerk.answer_next(9, status=422, code="form_param_value_invalid")
     run = backfill()
     assert "(code form_param_value_invalid" in run.error
-    assert run.error.endswith("Then go on with --after user_000500")
+    assert run.error.endswith("Then continue with --after user_000500")
     assert len(clerk.requests) == 3
 
 
@@ -326,7 +326,11 @@ def test_many_odd_users_are_told_up_to_a_bound(clerk: ClerkAPI, monkeypatch: pyt
     monkeypatch.setattr(f"{BACKFILL}.MAX_UNUSABLE_LISTED", 2)
     clerk.users = [make_user(number, id=f"user {number}") for number in range(1, 6)]
     lines = backfill().err.splitlines()
-    assert [line[:17] for line in lines] == ["odd user 'user 1'", "odd user 'user 2'", "and 3 more odd us"]
+    assert [line[:22] for line in lines] == [
+        "unusable user 'user 1'",
+        "unusable user 'user 2'",
+        "and 3 more unusable us",
+    ]
 
 
 def test_a_database_that_is_away_is_named_without_a_traceback() -> None:
@@ -346,7 +350,7 @@ def test_a_database_that_is_away_is_named_without_a_traceback() -> None:
 def test_without_a_default_plan_the_fix_is_told(file: Path) -> None:
     Plan.objects.update(is_default=False)
     file.write_text("user_1")
-    assert "mark one as such in the admin" in backfill("--ids", file).error
+    assert "mark a plan as the default in the admin" in backfill("--ids", file).error
 
 
 class Terminal(io.StringIO):
@@ -386,7 +390,7 @@ def test_elsewhere_there_is_no_bar_and_nobody_is_counted(
 def test_a_wait_is_told(clerk: ClerkAPI, capsys: pytest.CaptureFixture[str]) -> None:
     clerk.answer_next(1, status=429, headers={"Retry-After": "7"})
     backfill()
-    assert capsys.readouterr().err == "Clerk is busy or away: asking again in 7 s.\n"
+    assert capsys.readouterr().err == "Clerk is busy or unreachable: trying again in 7 s.\n"
 
 
 def test_ids_are_taken_from_a_file_without_asking_clerk(clerk: ClerkAPI, file: Path) -> None:
@@ -409,7 +413,7 @@ def test_bad_lines_are_told_by_number_and_the_others_are_done(file: Path) -> Non
         f"line 6: 'user_\\x00': {reason}",
         f"line 7: 'user_3 # me': {reason}",
     ]
-    assert (run.error, run.exit_code) == ("5 of the lines hold no user id; the others were done.", 1)
+    assert (run.error, run.exit_code) == ("5 lines hold no valid user id; all others were processed.", 1)
 
 
 def test_many_ids_are_made_batch_by_batch(file: Path) -> None:
@@ -433,7 +437,7 @@ def test_ids_go_with_no_option_about_clerk(file: Path, option: tuple[str, str]) 
     file.write_text("user_1")
     run = backfill("--ids", file, *option)
     assert (run.error, run.exit_code) == (
-        "--after and --since are about Clerk's users, and not for --ids.",
+        "--after and --since select users in Clerk: leave them out with --ids.",
         1,
     )
     assert quotas() == set()
@@ -441,7 +445,7 @@ def test_ids_go_with_no_option_about_clerk(file: Path, option: tuple[str, str]) 
 
 @pytest.fixture
 def plans(clerk: ClerkAPI, settings: Settings) -> ClerkAPI:
-    """Metadata that name plans are read, and `pro` is one."""
+    """Clerk with plans in the metadata, which are read; `pro` is one."""
     settings.CLERK_PLAN_METADATA_KEY = "plan"
     Plan(name="pro", allowance=100).save()
     return clerk
@@ -450,8 +454,8 @@ def plans(clerk: ClerkAPI, settings: Settings) -> ClerkAPI:
 def test_a_plan_in_the_metadata_is_noted_and_followed(plans: ClerkAPI) -> None:
     plans.users = [make_user(1, public_metadata={"plan": "pro"}), make_user(2)]
     assert backfill().out == "seen 2, made 2, already there 0, tombstoned 0, odd 0, plans 1\n"
-    word = PlanAssignment.objects.get()
-    assert (word.user_id, word.source, word.plan) == ("user_000001", "metadata", "pro")
+    assignment = PlanAssignment.objects.get()
+    assert (assignment.user_id, assignment.source, assignment.plan) == ("user_000001", "metadata", "pro")
     quota = ChallengeQuota.objects.get(user_id="user_000001")
     assert (quota.plan_id, quota.plan_source, quota.quota_remaining) == ("pro", "metadata", 100)
     entry = LedgerEntry.objects.get(kind="plan_changed")
@@ -466,7 +470,7 @@ def test_a_plan_that_is_known_is_not_noted_again(plans: ClerkAPI, monkeypatch: p
 
 
 @pytest.mark.parametrize(("later", "known"), [(-1, "pro"), (1, "")])
-def test_only_a_later_word_on_a_plan_counts(plans: ClerkAPI, later: int, known: str) -> None:
+def test_only_a_later_assignment_of_a_plan_counts(plans: ClerkAPI, later: int, known: str) -> None:
     plans.users = [make_user(1, public_metadata={"plan": "pro"})]
     backfill()
     plans.users = [make_user(1, updated_at=CREATED_AT + 1_000 + later)]
@@ -498,7 +502,7 @@ def test_ids_of_a_file_say_nothing_of_plans(plans: ClerkAPI, file: Path) -> None
 
 
 class Process(NamedTuple):
-    """A run of `manage.py backfill_quotas` in a process of its own."""
+    """A finished run of `manage.py backfill_quotas` in its own process."""
 
     exit_code: int
     out: str
@@ -513,9 +517,9 @@ class Process(NamedTuple):
 
 
 def run_process(folder: Path, clerk_url: str, *options: str, interrupt_at: str = "never") -> Process:
-    """Run it to its end, or until it has told `interrupt_at` and was sent a Ctrl-C."""
+    """Run the command to its end, or interrupt it with Ctrl-C once it prints `interrupt_at`."""
     out, err, begun, peak, is_interrupted = folder / "out", folder / "err", time.monotonic(), 0, False
-    told = {
+    variables = {
         "DATABASE_URL": url_of_the_test_database(),
         "CLERK_API_URL": clerk_url,
         "CLERK_SECRET_KEY": ClerkAPI.key,
@@ -526,7 +530,7 @@ def run_process(folder: Path, clerk_url: str, *options: str, interrupt_at: str =
         process = subprocess.Popen(
             [sys.executable, "manage.py", "backfill_quotas", *options],
             cwd=settings.BASE_DIR,
-            env={**os.environ, **told},
+            env={**os.environ, **variables},
             stdout=stdout,
             stderr=stderr,
         )
@@ -541,7 +545,7 @@ def run_process(folder: Path, clerk_url: str, *options: str, interrupt_at: str =
 
 
 def high_water(pid: int) -> int:
-    """The most memory that a process has held since it began; its children's figure would be the parent's."""
+    """Return the peak memory of a process since it began; RUSAGE_CHILDREN would show its parent's."""
     with suppress(FileNotFoundError, ProcessLookupError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -551,7 +555,7 @@ def high_water(pid: int) -> int:
 
 @contextmanager
 def clerk_in_a_process(count: int) -> Iterator[str]:
-    """Clerk with so many users, whose memory is not counted with ours; its address."""
+    """Serve Clerk with `count` users in a process whose memory is not counted with ours; yield its URL."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.tools.clerk_api", str(count)],
         cwd=settings.BASE_DIR,
@@ -559,7 +563,7 @@ def clerk_in_a_process(count: int) -> Iterator[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    with process:  # which ends with its input
+    with process:  # it ends when its input does
         assert process.stdout is not None
         yield process.stdout.readline().strip()
 
@@ -583,7 +587,7 @@ def test_100000_users_take_the_memory_of_10000_and_an_interruption_loses_nobody(
     with capsys.disabled():
         print("", *runs, half.last_line, sep="\n", flush=True)
     assert half.last_line == (
-        f"CommandError: Interrupted. What was made stays; go on with --after user_{stored:06}"
+        f"CommandError: Interrupted. What was made stays; continue with --after user_{stored:06}"
     )
     assert 50_000 <= stored < 100_000
     assert resumed.out == f"seen {100_000 - stored}, made {100_000 - stored}, {NONE_ELSE}"

@@ -1,4 +1,4 @@
-"""Clerk's wire format: what is believed, what is refused, and how its users are walked."""
+"""Clerk's wire format: which deliveries are accepted, and how its users are read."""
 
 import base64
 import hashlib
@@ -167,9 +167,9 @@ def test_a_malformed_secret_is_passed_over(settings: Settings) -> None:
     ],
 )
 def test_the_fault_of_a_secret_is_told_without_the_secret(secret: str, fault: str | None) -> None:
-    told = secret_fault(secret)
-    assert told is None if fault is None else told and fault in told
-    assert secret not in (told or "")
+    text = secret_fault(secret)
+    assert text is None if fault is None else text and fault in text
+    assert secret not in (text or "")
 
 
 EVENTS: dict[str, dict[str, object]] = {
@@ -366,8 +366,8 @@ def test_a_wrong_key_is_told_at_once_with_code_and_trace(clerk: ClerkAPI, settin
 
 
 def test_the_key_is_in_no_error_even_if_the_server_sends_it_back(clerk: ClerkAPI) -> None:
-    told = {"errors": [{"message": f"no such key:\x1b[31m {clerk.key}", "code": clerk.key}]}
-    clerk.answer_next(1, status=403, body=json.dumps(told).encode())
+    body = {"errors": [{"message": f"no such key:\x1b[31m {clerk.key}", "code": clerk.key}]}
+    clerk.answer_next(1, status=403, body=json.dumps(body).encode())
     with pytest.raises(ClerkError) as error:
         walk()
     assert "no such key:[31m [CLERK_SECRET_KEY]" in str(error.value)
@@ -414,7 +414,7 @@ def test_an_odd_user_at_the_end_of_a_page_stops_nothing(clerk: ClerkAPI) -> None
 
 def test_a_walk_that_cannot_go_on_ends(clerk: ClerkAPI) -> None:
     clerk.answer_next(3, status=200, body=json.dumps([{"id": "user_1"}] * 500).encode())
-    with pytest.raises(ClerkError, match="no id to go on from"):
+    with pytest.raises(ClerkError, match="no id to continue from"):
         walk()
     assert len(clerk.requests) == 2
 

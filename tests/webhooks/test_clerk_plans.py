@@ -1,4 +1,4 @@
-"""Which plan a user has: by staff's choice, else by Clerk's billing, its metadata, or by default."""
+"""The plan of a user: chosen by staff, else assigned by Clerk's billing or metadata, else the default."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -27,7 +27,7 @@ def _plans(db, settings):
 
 
 def item(what, name="A", plan="pro", at=NOON, payer=USER, **changes):
-    """An event of a subscription item: active, canceled or ended."""
+    """Return an event of a subscription item: active, canceled or ended."""
     return f"subscriptionItem.{what}", {
         "object": "subscription_item",
         "id": f"csub_item_{name}",
@@ -56,7 +56,7 @@ def choose(name):
     ChallengeQuota.objects.change_plan(USER, name, actor=STAFF, reason="a promise")
 
 
-# What each word does
+# What each assignment does
 
 
 def test_an_active_item_gives_its_plan(deliver):
@@ -174,7 +174,7 @@ def test_a_deleted_user_gets_no_plan(deliver):
     assert kinds() == ["opened", "deleted"]
 
 
-def test_a_word_on_the_plan_that_he_has_already_resets_no_quota_that_is_due(deliver, shift):
+def test_an_assignment_of_the_plan_that_they_have_already_resets_no_quota_that_is_due(deliver, shift):
     deliver(*item("active"))
     ChallengeQuota.objects.consume(USER, 30)
     shift(USER, timedelta(days=2))
@@ -182,27 +182,27 @@ def test_a_word_on_the_plan_that_he_has_already_resets_no_quota_that_is_due(deli
     assert kinds() == ["opened", "plan_changed", "consumed"]
 
 
-# Who outranks whom
+# Which source takes precedence
 
-WORDS = {
+ASSIGNMENTS = {
     "staff": lambda deliver: choose("team"),
     "billing": lambda deliver: deliver(*item("active")),
     "metadata": lambda deliver: deliver(*metadata("beta")),
 }
-LED_TO = {"staff": "team", "billing": "pro", "metadata": "beta"}
+PLANS = {"staff": "team", "billing": "pro", "metadata": "beta"}
 
 
-@pytest.mark.parametrize("order", list(permutations(WORDS)), ids=" ".join)
-def test_the_highest_word_counts_in_any_order(deliver, order):
-    ranks = list(WORDS)
-    for said, word in enumerate(order, start=1):
-        WORDS[word](deliver)
-        highest = min(order[:said], key=ranks.index)
-        assert plan() == (LED_TO[highest], highest)
+@pytest.mark.parametrize("order", list(permutations(ASSIGNMENTS)), ids=" ".join)
+def test_the_top_source_counts_in_any_order(deliver, order):
+    ranks = list(ASSIGNMENTS)
+    for count, source in enumerate(order, start=1):
+        ASSIGNMENTS[source](deliver)
+        highest = min(order[:count], key=ranks.index)
+        assert plan() == (PLANS[highest], highest)
     assert_sound(USER)
 
 
-def test_when_staff_give_the_choice_back_clerks_word_counts_at_once(deliver):
+def test_when_staff_give_the_choice_back_clerks_assignment_counts_at_once(deliver):
     choose("team")
     deliver(*item("active"))
     deliver(*metadata("beta"))
@@ -258,23 +258,23 @@ def test_items_that_all_ended_leave_the_default_plan_in_any_order(deliver, order
 
 
 @pytest.mark.parametrize("order", list(permutations(["on", "off"])))
-def test_of_two_words_of_one_instant_the_end_counts(deliver, order):
-    words = {"on": item("active"), "off": item("ended")}
+def test_of_two_assignments_of_one_instant_the_end_counts(deliver, order):
+    events = {"on": item("active"), "off": item("ended")}
     for name in order:
-        deliver(*words[name])
+        deliver(*events[name])
     assert plan() == ("free", "default")
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_the_newest_metadata_counts_in_any_order(deliver, order):
-    words = [metadata("pro"), metadata("beta", NOON + MINUTE), metadata(None, NOON + 2 * MINUTE)]
+    events = [metadata("pro"), metadata("beta", NOON + MINUTE), metadata(None, NOON + 2 * MINUTE)]
     for place in order:
-        deliver(*words[place])
+        deliver(*events[place])
     assert plan() == ("free", "default")
 
 
 @pytest.mark.parametrize("order", list(permutations(range(4))))
-def test_a_deletion_is_the_last_word_in_any_order(deliver, order):
+def test_a_deletion_is_final_in_any_order(deliver, order):
     events = [item("active"), metadata("beta"), item("ended", at=NOON + MINUTE), ("user.deleted", DELETED)]
     for place in order:
         assert deliver(*events[place]).status_code == 200
@@ -292,7 +292,7 @@ def test_an_unknown_plan_is_the_default_one_with_a_warning(deliver, caplog):
     assert plan() == ("free", "default")
     event = WebhookEvent.objects.get(pk="msg_gold")
     assert event.status == "warning"
-    assert "there is no plan gold, so the default one stands in" in event.note
+    assert "there is no plan gold, so the default plan applies" in event.note
     assert "msg_gold (subscriptionItem.active): there is no plan gold" in caplog.text
 
 
@@ -301,7 +301,7 @@ def test_a_duplicate_of_an_event_with_a_warning_is_a_success_too(deliver):
         assert_handled(deliver(*item("active", plan="gold"), svix_id="msg_gold"), "success")
 
 
-def test_an_unknown_plan_is_taken_up_by_the_next_word_once_it_is_there(deliver):
+def test_an_unknown_plan_is_taken_up_by_the_next_assignment_once_it_is_there(deliver):
     deliver(*item("active", plan="gold"))
     Plan.objects.create(name="gold", allowance=7)
     deliver(*item("active", plan="gold", at=NOON + MINUTE))
@@ -323,13 +323,13 @@ def assign(plan, at=0, source="billing", external_id="item"):
     )
 
 
-def test_a_late_word_is_not_noted_and_changes_nothing():
+def test_a_late_assignment_is_not_noted_and_changes_nothing():
     assert assign("pro", at=5)
     assert not assign("team", at=4)
     assert plan() == ("pro", "billing")
 
 
-def test_the_same_word_again_follows_again():
+def test_the_same_assignment_again_follows_again():
     assert assign("gold")
     Plan.objects.create(name="gold", allowance=7)
     assert assign("gold")
@@ -342,7 +342,7 @@ def test_metadata_are_read_anew_at_the_same_time_after_the_setting_was_mended():
     assert plan() == ("pro", "metadata")
 
 
-def test_of_two_items_the_later_word_counts():
+def test_of_two_items_the_later_assignment_counts():
     assert assign("pro", at=5, external_id="item_1")
     assert assign("team", at=4, external_id="item_2")
     assert plan() == ("pro", "billing")
@@ -358,8 +358,8 @@ def test_another_users_items_do_not_count(make_quota):
 
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
-def test_a_word_that_comes_while_staff_give_the_choice_back_is_waited_for(step_in):
-    """Staff's choice hides that the row does not change with the word, so the guard alone would miss it."""
+def test_an_assignment_that_comes_while_staff_give_the_choice_back_is_waited_for(step_in):
+    """While staff's choice applies, an assignment does not change the row: compare-and-swap would miss it."""
 
     def end_the_item():
         try:

@@ -1,4 +1,4 @@
-"""report_drift: what differs between Clerk and the database is told, and nothing else is."""
+"""report_drift: it reports what differs between Clerk and the database, and nothing else."""
 
 import io
 import json
@@ -38,16 +38,16 @@ def report(*options: str) -> Report:
 
 
 def drifts() -> list[dict[str, Any]]:
-    """What a report tells, without its summary."""
+    """Return the lines of a report, without its summary."""
     return [json.loads(line) for line in report("--json").lines[:-1]]
 
 
 def kinds() -> dict[str, str]:
-    return {told["user_id"]: told["kind"] for told in drifts()}
+    return {drift["user_id"]: drift["kind"] for drift in drifts()}
 
 
 def is_known(user: User, **changes: Any) -> None:
-    """Bring a user of Clerk's here, as a delivery would; `changes` win."""
+    """Store a user from Clerk here, as a delivery would; `changes` win."""
     email = changes.get("email", f"user{int(str(user['id'])[5:])}@example.com")
     updated_at = datetime.fromtimestamp((changes.get("updated_at") or user["updated_at"]) / 1_000, UTC)
     ChallengeQuota.objects.open_missing(str(user["id"]), actor=ACTOR)
@@ -76,8 +76,8 @@ def same(clerk: ClerkAPI) -> ClerkAPI:
 
 
 @pytest.fixture
-def at_the_second_look(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Let something happen between the walk and the second look."""
+def before_the_second_check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Run a function between the walk and the second check."""
 
     def arrange(happen: Callable[[], object]) -> None:
         find_users = drift.find_users
@@ -124,8 +124,8 @@ def test_one_who_is_closed_here_and_not_in_clerk_is_no_drift(same: ClerkAPI) -> 
 def test_another_email_is_told_and_shown_only_on_demand(same: ClerkAPI) -> None:
     emails = [{"id": "idn_2", "email_address": "new@example.com"}]
     same.users[1] = make_user(2, email_addresses=emails)
-    told = {"kind": "email", "user_id": "user_000002", "here": "hidden", "clerk": "hidden"}
-    assert drifts() == [told]
+    drift = {"kind": "email", "user_id": "user_000002", "here": "hidden", "clerk": "hidden"}
+    assert drifts() == [drift]
     assert report().lines == ["user_000002: email: the e-mail differs: 'hidden' here, 'hidden' in Clerk"]
     assert report("--show-emails").lines == [
         "user_000002: email: the e-mail differs: 'user2@example.com' here, 'new@example.com' in Clerk"
@@ -139,7 +139,7 @@ def test_that_there_is_no_email_is_no_secret(clerk: ClerkAPI) -> None:
 
 
 @pytest.mark.parametrize(("later", "exit_code"), [(-1, 1), (0, 1), (1, 0)])
-def test_an_email_of_which_a_later_word_is_known_is_no_drift(
+def test_an_email_of_which_a_later_version_is_known_is_no_drift(
     clerk: ClerkAPI, later: int, exit_code: int
 ) -> None:
     clerk.users = make_users(1)
@@ -153,7 +153,7 @@ def test_another_plan_in_the_metadata_is_told(same: ClerkAPI, settings: Settings
     same.users[1] = make_user(2, public_metadata={"plan": "pro"})
     assert drifts() == [{"kind": "plan", "user_id": "user_000002", "here": "", "clerk": "pro"}]
     assert report().lines == [
-        "user_000002: plan: the plan of Clerk's metadata differs: none here, 'pro' in Clerk"
+        "user_000002: plan: the plan in Clerk's metadata differs: none here, 'pro' in Clerk"
     ]
     call_command("backfill_quotas", stdout=io.StringIO())
     assert report().exit_code == 0
@@ -162,7 +162,7 @@ def test_another_plan_in_the_metadata_is_told(same: ClerkAPI, settings: Settings
 
 
 @pytest.mark.parametrize(("later", "exit_code"), [(-1, 1), (0, 1), (1, 0)])
-def test_a_plan_of_which_a_later_word_is_known_is_no_drift(
+def test_a_plan_of_which_a_later_assignment_is_known_is_no_drift(
     same: ClerkAPI, settings: Settings, later: int, exit_code: int
 ) -> None:
     settings.CLERK_PLAN_METADATA_KEY = "plan"
@@ -177,7 +177,7 @@ def test_plans_are_not_compared_without_the_setting(same: ClerkAPI) -> None:
     assert report().exit_code == 0
 
 
-def test_one_who_is_odd_in_clerk_is_compared_as_far_as_he_can_be_read(same: ClerkAPI) -> None:
+def test_one_who_is_odd_in_clerk_is_compared_as_far_as_they_can_be_read(same: ClerkAPI) -> None:
     bad = [{"id": "idn_2", "email_address": "a\0@example.com"}]
     same.users = [
         make_user(1),
@@ -207,17 +207,17 @@ def test_every_kind_is_told_kind_by_kind_and_counted(same: ClerkAPI) -> None:
     is_known(make_user(3), email="other@example.com", updated_at=CREATED_AT + 3_001)
     same.users = [make_user(1), make_user(2), make_user(3, updated_at=CREATED_AT + 3_002), make_user(5)]
     same.users += [make_user(4)]
-    told = report()
-    assert [line.rpartition(": ")[0].partition(":")[0] for line in told.lines] == [
+    result = report()
+    assert [line.rpartition(": ")[0].partition(":")[0] for line in result.lines] == [
         "user_000004",
         "user_000005",
         "user_000002",
         "user_000009",
         "user_000003",
     ]
-    assert "5 users in Clerk, 3 live quotas here, 5 drifts" in told.error
-    assert "(missing 2, tombstoned 1, orphan 1, email 1, plan 0)" in told.error
-    assert told.exit_code == 1
+    assert "5 users in Clerk, 3 live quotas here, 5 drifts" in result.error
+    assert "(missing 2, tombstoned 1, orphan 1, email 1, plan 0)" in result.error
+    assert result.exit_code == 1
 
 
 def test_many_users_are_compared_in_pages_and_chunks(clerk: ClerkAPI) -> None:
@@ -246,44 +246,44 @@ def test_people_get_so_many_lines_of_a_kind_and_programs_all(
 
 
 def test_one_who_signs_up_during_the_walk_is_no_orphan(
-    same: ClerkAPI, at_the_second_look: Callable[[Callable[[], object]], None]
+    same: ClerkAPI, before_the_second_check: Callable[[Callable[[], object]], None]
 ) -> None:
-    """He is here before the rows are walked, and behind the place in Clerk where the walk has ended."""
+    """They are here before the rows are read, and in Clerk only after the walk of its users has ended."""
     is_known(make_user(4))
-    at_the_second_look(lambda: setattr(same, "users", make_users(4)))
+    before_the_second_check(lambda: setattr(same, "users", make_users(4)))
     assert report().exit_code == 0
 
 
 def test_one_whose_delivery_comes_during_the_walk_is_not_missing(
-    same: ClerkAPI, at_the_second_look: Callable[[Callable[[], object]], None]
+    same: ClerkAPI, before_the_second_check: Callable[[Callable[[], object]], None]
 ) -> None:
     same.users = make_users(4)
-    at_the_second_look(lambda: is_known(make_user(4)))
+    before_the_second_check(lambda: is_known(make_user(4)))
     assert report().exit_code == 0
 
 
 def test_one_who_is_deleted_during_the_walk_is_not_missing(
-    same: ClerkAPI, at_the_second_look: Callable[[Callable[[], object]], None]
+    same: ClerkAPI, before_the_second_check: Callable[[Callable[[], object]], None]
 ) -> None:
     same.users = make_users(4)
-    at_the_second_look(lambda: setattr(same, "users", make_users(3)))
+    before_the_second_check(lambda: setattr(same, "users", make_users(3)))
     assert report().exit_code == 0
 
 
 def test_one_who_is_closed_during_the_walk_is_no_orphan(
-    same: ClerkAPI, at_the_second_look: Callable[[Callable[[], object]], None]
+    same: ClerkAPI, before_the_second_check: Callable[[Callable[[], object]], None]
 ) -> None:
     same.users = make_users(2)
-    at_the_second_look(lambda: is_closed("user_000003"))
+    before_the_second_check(lambda: is_closed("user_000003"))
     assert report().exit_code == 0
 
 
 def test_one_who_differs_in_another_way_at_the_second_look_is_not_told(
-    same: ClerkAPI, at_the_second_look: Callable[[Callable[[], object]], None]
+    same: ClerkAPI, before_the_second_check: Callable[[Callable[[], object]], None]
 ) -> None:
-    """He was missing, and is closed now: deliveries of his are under way."""
+    """They were missing, and are closed now: deliveries about them are on their way."""
     same.users = make_users(4)
-    at_the_second_look(lambda: is_closed("user_000004"))
+    before_the_second_check(lambda: is_closed("user_000004"))
     assert report().exit_code == 0
 
 
@@ -302,35 +302,35 @@ def test_a_report_only_reads(same: ClerkAPI) -> None:
 
 def test_a_clerk_that_stays_away_is_an_unfinished_report(same: ClerkAPI) -> None:
     same.drop_next(5)
-    told = report("--json")
-    assert (told.lines, told.exit_code) == ([], 2)
-    assert told.error.startswith("Clerk cannot be reached")
+    result = report("--json")
+    assert (result.lines, result.exit_code) == ([], 2)
+    assert result.error.startswith("Clerk cannot be reached")
 
 
 def test_without_a_key_the_variable_is_named(clerk: ClerkAPI, settings: Settings) -> None:
     settings.CLERK_SECRET_KEY = ""
-    told = report()
-    assert (told.exit_code, "CLERK_SECRET_KEY" in told.error) == (2, True)
+    result = report()
+    assert (result.exit_code, "CLERK_SECRET_KEY" in result.error) == (2, True)
 
 
 def test_a_database_that_goes_away_is_an_unfinished_report(
-    same: ClerkAPI, at_the_second_look: Callable[[Callable[[], object]], None]
+    same: ClerkAPI, before_the_second_check: Callable[[Callable[[], object]], None]
 ) -> None:
     def go_away() -> None:
         raise OperationalError("connection lost")
 
     same.users = make_users(4)
-    at_the_second_look(go_away)
-    told = report()
-    assert (told.error, told.exit_code) == (
+    before_the_second_check(go_away)
+    result = report()
+    assert (result.error, result.exit_code) == (
         "The database (DATABASE_URL) cannot be used: connection lost",
         2,
     )
 
 
 def test_sigterm_ends_a_report_tidily(
-    same: ClerkAPI, at_the_second_look: Callable[[Callable[[], object]], None]
+    same: ClerkAPI, before_the_second_check: Callable[[Callable[[], object]], None]
 ) -> None:
     same.users = make_users(4)
-    at_the_second_look(lambda: signal.raise_signal(signal.SIGTERM))
-    assert report() == ([], "Interrupted: the report is not whole.", 2)
+    before_the_second_check(lambda: signal.raise_signal(signal.SIGTERM))
+    assert report() == ([], "Interrupted: the report is incomplete.", 2)

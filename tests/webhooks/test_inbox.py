@@ -1,4 +1,4 @@
-"""The inbox: what failed can be seen, what was handled can be found, handled again, and forgotten."""
+"""The inbox: failures can be seen; handled events can be found, applied again, and removed."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def _over_plain_http(settings):
 
 @pytest.fixture
 def again(admin_client):
-    """Apply events of the inbox again, as staff do, and return what they are told."""
+    """Apply events of the inbox again, as staff do, and return the messages shown to them."""
 
     def apply(*ids):
         form = {"action": "apply_again", "_selected_action": ids}
@@ -102,16 +102,16 @@ def test_any_other_delivery_counts(deliver, settings, configured, sent):
     assert_handled(deliver(body=envelope(sent)), "success")
 
 
-# What is kept
+# What is stored
 
 
 @pytest.mark.parametrize("event", [CREATED, item("active"), metadata("beta")], ids=lambda event: event[0])
 def test_what_a_handler_reads_is_kept_and_nothing_else(deliver, settings, event):
     settings.CLERK_PLAN_METADATA_KEY = "plan"
     deliver(*event)
-    kept = str(WebhookEvent.objects.values().get())
+    stored = str(WebhookEvent.objects.values().get())
     for unread in ("John", "15555550100", "sales", "cpayer", "commerce", "other@example.com"):
-        assert unread not in kept
+        assert unread not in stored
 
 
 def test_the_email_of_an_event_that_is_late_is_not_kept(deliver):
@@ -121,7 +121,7 @@ def test_the_email_of_an_event_that_is_late_is_not_kept(deliver):
 
 
 def test_no_email_outlives_a_deletion_that_steps_in(deliver, monkeypatch):
-    """Between the look at the row and its lock; only on PostgreSQL can it be so, and here it is played."""
+    """The deletion comes between the read of the row and its lock: on PostgreSQL only, so it is simulated."""
     open_missing = QuotaManager.open_missing
 
     def open_and_delete(quotas, user_id, **given):
@@ -134,7 +134,7 @@ def test_no_email_outlives_a_deletion_that_steps_in(deliver, monkeypatch):
     assert (event.email, event.note) == ("", "the user is deleted")
 
 
-# Handled again
+# Applied again
 
 
 def test_an_event_is_applied_again_after_its_plan_was_added(deliver, again):
@@ -246,7 +246,7 @@ def test_events_are_found_by_user_type_and_status(deliver, admin_client, query, 
     assert {event.pk for event in answer.context["cl"].result_list} == found
 
 
-# Forgotten
+# Removed
 
 
 def prune(*options):

@@ -1,4 +1,4 @@
-"""Deliveries signed by Svix's own JavaScript: the other end of the wire, written by others."""
+"""Deliveries signed by Svix's own JavaScript, an independent implementation of the sender."""
 
 import json
 import time
@@ -20,7 +20,7 @@ from webhooks.models import WebhookEvent
 
 RECORDED = json.loads((HERE / "js_delivery.json").read_text("utf-8"))
 SECRET = "whsec_" + b64encode(b"throw-away, made for this run only").decode()
-FOREIGN_SECRET = "whsec_" + b64encode(b"the secret of somebody else ....").decode()
+FOREIGN_SECRET = "whsec_" + b64encode(b"the secret of another site ......").decode()
 CREATED = RECORDED["body"].replace("user.updated", "user.created")
 Sent = tuple[bytes, dict[str, str]]
 

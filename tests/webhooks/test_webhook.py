@@ -1,4 +1,4 @@
-"""Clerk's deliveries: at least once, in no order, and one state in the end."""
+"""Clerk's deliveries: at least once, in any order, with one state in the end."""
 
 import base64
 import gzip
@@ -17,13 +17,13 @@ from webhooks.models import WebhookEvent
 
 pytestmark = pytest.mark.django_db
 SECOND_SECRET = "whsec_" + base64.b64encode(b"the second secret of the webhook").decode()
-FOREIGN_SECRET = "whsec_" + base64.b64encode(b"the secret of somebody else ....").decode()
+FOREIGN_SECRET = "whsec_" + base64.b64encode(b"the secret of another site ......").decode()
 NOON = 1_716_883_200_000  # milliseconds
 DAY = 86_400  # seconds
 
 
 def user(email="first@example.com", updated_at=NOON, **changes):
-    """What user.created and user.updated say of a user, as far as it matters."""
+    """Return the data of user.created and user.updated, as far as they matter."""
     return {
         "object": "user",
         "id": USER,
@@ -77,7 +77,7 @@ def envelope(event_type, data):
 
 
 @pytest.mark.parametrize("event_type", ["user.created", "user.updated"])
-def test_a_users_event_opens_his_quota_with_the_primary_email(deliver, event_type):
+def test_a_users_event_opens_their_quota_with_the_primary_email(deliver, event_type):
     assert_handled(deliver(event_type, user("me@example.com")), "success")
     quota = ChallengeQuota.objects.get()
     assert (quota.user_id, quota.email, quota.quota_remaining) == (USER, "me@example.com", 20)
@@ -116,7 +116,7 @@ def test_the_inbox_keeps_what_was_read_and_no_more(deliver):
     assert "John" not in str(event)
 
 
-def test_a_deleted_user_is_gone_for_the_api_and_his_email_forgotten(deliver, api):
+def test_a_deleted_user_is_gone_for_the_api_and_their_email_forgotten(deliver, api):
     deliver(*CREATED)
     assert_handled(deliver("user.deleted", DELETED), "success")
     quota = ChallengeQuota.objects.get()
@@ -133,7 +133,7 @@ def test_a_second_deletion_changes_nothing(deliver):
     assert kinds() == ["opened", "deleted"]
 
 
-def test_one_who_is_deleted_before_he_was_created_stays_deleted(deliver, api):
+def test_one_who_is_deleted_before_they_were_created_stays_deleted(deliver, api):
     assert_handled(deliver("user.deleted", DELETED), "success")
     assert_handled(deliver(*CREATED), "ignored")
     assert (email(), kinds()) == ("", ["opened", "deleted"])
@@ -211,7 +211,7 @@ def test_the_duplicate_of_an_event_that_is_stale_by_now_changes_nothing(deliver)
 
 
 def months_later():
-    """Set Clerk's clock and ours half a year on; the database's stays, for no rule of deliveries asks it."""
+    """Advance Clerk's clock and ours by half a year, not the database's, which no rule of deliveries uses."""
     return time_machine.travel(time.time() + 180 * DAY)
 
 
@@ -236,7 +236,7 @@ def test_an_old_event_under_another_id_changes_nothing(deliver, api, event):
     for known in (CREATED, UPDATED, LATEST):
         deliver(*known)
     api.consume({"cost": 5})
-    WebhookEvent.objects.all().delete()  # as after pruning, when no id is known any more
+    WebhookEvent.objects.all().delete()  # as after pruning, when no id is stored any more
     before = stored([ChallengeQuota, LedgerEntry])
     with months_later():
         answer = deliver(body=envelope(*event))
@@ -277,13 +277,13 @@ def now():
 
 
 def v1(text, key=None, digest="sha256"):
-    """Sign as Svix documents it, but for the key and the digest."""
+    """Sign as Svix documents it, except for the key and the digest."""
     mac = hmac.digest(KEY if key is None else key, text, digest)
     return f"v1,{base64.b64encode(mac).decode()}"
 
 
 def bearing(sign):
-    """A delivery of BODY, with what `sign` makes of the text that is to be signed."""
+    """Return a delivery of BODY, with the signature that `sign` returns for the text to be signed."""
     at = now()
     signature = sign(f"msg_1.{at}.".encode() + BODY)
     return {"body": BODY, "svix_id": "msg_1", "timestamp": at, "Svix_Signature": signature}
@@ -293,16 +293,16 @@ KEY = base64.b64decode(WEBHOOK_SECRET.removeprefix("whsec_"))
 BODY = b'{"type":"user.created","data":{"id":"user_1"}}'
 MIB = 1024 * 1024
 
-# What is changed of a good delivery. Made when it is asked for, because a signature ages.
+# Changes to a good delivery, made within the test because signatures expire.
 FORGED = {
-    # who signed it
+    # the signer
     "another's secret": lambda: {"secret": FOREIGN_SECRET},
     "the secret's text for a key": lambda: bearing(lambda text: v1(text, WEBHOOK_SECRET.encode())),
     "an empty key": lambda: bearing(lambda text: v1(text, b"")),
     "SHA-1": lambda: bearing(lambda text: v1(text, digest="sha1")),
     "half of the signature": lambda: bearing(lambda text: v1(text)[:23] + "=="),
     "the signature of the body alone": lambda: bearing(lambda text: v1(BODY)),
-    # when
+    # the time
     "too old": lambda: {"timestamp": now() - 301},
     "too new": lambda: {"timestamp": now() + 310},
     "another time": lambda: {"Svix_Timestamp": str(now() - 7)},
@@ -311,7 +311,7 @@ FORGED = {
     "a time that is NaN": lambda: {"Svix_Timestamp": "NaN"},
     "an endless time": lambda: {"Svix_Timestamp": "1e999"},
     "a time of 5,000 digits": lambda: {"Svix_Timestamp": "1" * 5_000},
-    # what
+    # the content
     "another id": lambda: {"Svix_Id": "msg_2"},
     "an id that cannot be kept": lambda: {"svix_id": "msg_\x00"},
     "a long id": lambda: {"svix_id": "m" * 129},
@@ -343,7 +343,7 @@ FORGED = {
     "no version": lambda: bearing(lambda text: v1(text).removeprefix("v1,")),
     "20,000 signatures": lambda: {"Svix_Signature": "v1,AAAA " * 20_000},
     "20,000 signatures, the last one good": lambda: bearing(lambda text: "v1,AAAA " * 20_000 + v1(text)),
-    # the body, though it is well signed
+    # the body, with a valid signature
     "an empty body": lambda: {"body": b""},
     "not UTF-8": lambda: {"body": b'{"type":"user.created","data":{"id":"\xff"}}'},
     "UTF-16": lambda: {"body": BODY.decode().encode("utf-16")},
@@ -357,7 +357,7 @@ FORGED = {
     "a number of 5,000 digits": lambda: {"body": b'{"timestamp":' + b"9" * 5_000 + b"}"},
     # the size
     "oversize": lambda: {"body": BODY.ljust(MIB + 1)},
-    "oversize by its own word": lambda: {"Content_Length": str(MIB + 1)},
+    "oversize by its Content-Length": lambda: {"Content_Length": str(MIB + 1)},
     "in chunks": lambda: {"Transfer_Encoding": "chunked"},
     "a length that is no number": lambda: {"Content_Length": "ten"},
     "a length below zero": lambda: {"Content_Length": "-1"},
@@ -365,7 +365,7 @@ FORGED = {
 }
 BY_SIZE = {
     "oversize": (413, "body_too_large"),
-    "oversize by its own word": (413, "body_too_large"),
+    "oversize by its Content-Length": (413, "body_too_large"),
     "in chunks": (411, "length_required"),
     "a length that is no number": (400, "malformed_length"),
     "a length below zero": (400, "malformed_length"),
@@ -444,7 +444,7 @@ def test_an_event_that_is_not_for_us_is_ignored_and_recorded(deliver, name):
     assert ChallengeQuota.objects.count() == 0
 
 
-ODD = {
+UNUSABLE = {
     "U+0000 in the e-mail": ("user.created", user("a\x00@example.com")),
     "half a surrogate pair in the e-mail": ("user.created", user("\ud83d@example.com")),
     "a long e-mail": ("user.created", user("a" * 321)),
@@ -452,14 +452,14 @@ ODD = {
     "U+0000 in the id": ("user.updated", user(id="user_\x00")),
     "a long id": ("user.updated", user(id="u" * 129)),
     "a deletion without an id": ("user.deleted", {"object": "user", "deleted": True}),
-    "a deletion of an odd id": ("user.deleted", {"id": "user 1", "deleted": True}),
+    "a deletion of an unusable id": ("user.deleted", {"id": "user 1", "deleted": True}),
     "a deletion without data": ("user.deleted", None),
 }
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", UNUSABLE)
 def test_an_odd_user_is_ignored_with_the_reason(deliver, name):
-    assert_handled(deliver(*ODD[name]), "ignored")
+    assert_handled(deliver(*UNUSABLE[name]), "ignored")
     assert WebhookEvent.objects.get().note
     assert ChallengeQuota.objects.count() == 0
 

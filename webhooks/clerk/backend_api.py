@@ -1,4 +1,4 @@
-"""Clerk's Backend API: its users, walked page by page."""
+"""Clerk's Backend API: its users, page by page."""
 
 import re
 import time
@@ -13,24 +13,24 @@ from webhooks.clerk.deliveries import _parse
 from webhooks.clerk.payloads import EPOCH, MILLISECOND, NotConfigured, signed_up_at
 
 PAGE_LIMIT = 500  # users; Clerk's own limit
-ASKED_LIMIT = 100  # users by id in one request; Clerk's own limit too
+ASKED_LIMIT = 100  # users by id in one request; also Clerk's own
 TIMEOUT = httpx.Timeout(30, connect=5)  # seconds
-THROTTLED_TRIES = 10  # answers of 429 in a row
-FAILED_TRIES = 5  # answers of 5xx and lost connections in a row
+THROTTLED_TRIES = 10  # of one request, with a 429
+FAILED_TRIES = 5  # of one request, with a 5xx or a lost connection
 MAX_WAIT = 60  # seconds
 SECRET_KEY_FORM = re.compile(r"sk_(test|live)_[!-~]+")
 
-Params = Mapping[str, str | Sequence[str]]  # a list is sent as a parameter that is repeated
+Params = Mapping[str, str | Sequence[str]]  # a list is sent as a repeated parameter
 
 
 class ClerkError(Exception):
-    """Clerk's API did not give what was asked; the text can be shown to an operator as it is."""
+    """Clerk's API is unreachable, refuses, or returns nothing usable; the text can be shown to operators."""
 
     def __init__(
         self,
         message: str,
         *,
-        status: int | None = None,  # None: no answer came
+        status: int | None = None,  # None: no response
         code: str = "",
         trace_id: str = "",
         advice: str = "",
@@ -41,26 +41,26 @@ class ClerkError(Exception):
         self.advice, self.retry_after = advice, retry_after
 
     def __str__(self) -> str:
-        answered = f"Clerk answered {self.status}: " if self.status else ""
-        marks = [f"{name} {mark}" for name, mark in (("code", self.code), ("trace", self.trace_id)) if mark]
-        known_by = f" ({', '.join(marks)})" if marks else ""
-        return f"{answered}{self.message.rstrip('.')}{known_by}. {self.advice}".rstrip()
+        prefix = f"Clerk answered {self.status}: " if self.status else ""
+        ids = [f"{name} {value}" for name, value in (("code", self.code), ("trace", self.trace_id)) if value]
+        suffix = f" ({', '.join(ids)})" if ids else ""
+        return f"{prefix}{self.message.rstrip('.')}{suffix}. {self.advice}".rstrip()
 
 
 def count_users(*, since: datetime | None = None, on_wait: Callable[[float], None] = time.sleep) -> int:
-    """Return how many users Clerk has, made at `since` or later. Raises as `walk_users` does."""
+    """Return how many users Clerk has, created at `since` or later if given. Raises as `walk_users` does."""
     with _connect() as client:
-        answer = _get(client, "/users/count", _made(since), on_wait)
+        answer = _get(client, "/users/count", _created(since), on_wait)
     count = answer.get("total_count") if isinstance(answer, dict) else None
     if not isinstance(count, int):
-        raise ClerkError("The count of users holds no total_count", status=200)
+        raise ClerkError("The count of users has no total_count", status=200)
     return count
 
 
 def find_users(
     user_ids: Sequence[str], *, on_wait: Callable[[float], None] = time.sleep
 ) -> list[dict[str, object]]:
-    """Return those of the users whom Clerk has. Raises as `walk_users` does."""
+    """Return those of the users that Clerk has. Raises as `walk_users` does."""
     with _connect() as client:
         return [
             user
@@ -74,17 +74,18 @@ def walk_users(
 ) -> Iterator[list[dict[str, object]]]:
     """Yield every user, oldest first, in pages of at most 500; users who sign up meanwhile come last.
 
-    `after` begins behind that user, `since` with those made then or later. Where the one to go on
-    behind was deleted meanwhile, it goes on with those made when he was: some may come twice, and
-    none is left out. A 429 is waited out, a Clerk that is down for a moment is asked again; `on_wait`
-    is given the seconds. Raises ClerkError when that is in vain, NotConfigured without a key.
+    `after` starts after that user, `since` with users created then or later. If the user to continue
+    after is deleted meanwhile, the walk continues from the time of their sign-up: some users may come
+    twice, and none is left out. After a 429, a 5xx or a lost connection it tries again; `on_wait` is called
+    with the seconds to wait. Raises ClerkError when the tries are used up or Clerk refuses, NotConfigured
+    without a key.
     """
     cursor, refused, reached = after, "", since
     with _connect() as client:
         while True:
-            behind = {"starting_after": cursor} if cursor else {}
+            position = {"starting_after": cursor} if cursor else {}
             try:
-                page = _list(client, {"order_by": "+created_at", **behind, **_made(since)}, on_wait)
+                page = _list(client, {"order_by": "+created_at", **position, **_created(since)}, on_wait)
             except ClerkError as error:
                 is_about_cursor = error.status in (400, 404, 410, 422) and cursor not in ("", refused)
                 if reached is None or not is_about_cursor:
@@ -96,22 +97,22 @@ def walk_users(
             if len(page) < PAGE_LIMIT:
                 return
             if last_id(page) in ("", cursor):
-                raise ClerkError("A page of users holds no id to go on from", status=200)
+                raise ClerkError("A page of users has no id to continue from", status=200)
             cursor = last_id(page)
             reached = next((at for user in reversed(page) if (at := signed_up_at(user))), reached)
 
 
 def last_id(page: list[dict[str, object]]) -> str:
-    """Return the id to go on behind: the page's last one that is an id, or ""."""
+    """Return the id after which the next page starts: the page's last valid id, or ""."""
     ids = (user.get("id") for user in reversed(page))
-    return next((one for one in ids if isinstance(one, str) and USER_ID.fullmatch(one)), "")
+    return next((value for value in ids if isinstance(value, str) and USER_ID.fullmatch(value)), "")
 
 
 def _connect() -> httpx.Client:
-    # Checked here because httpx shows a key with a line break in it, whole, in its own error.
+    # Checked here because httpx's own error for a key with a line break would show the whole key.
     if not SECRET_KEY_FORM.fullmatch(settings.CLERK_SECRET_KEY):
         raise NotConfigured(
-            "CLERK_SECRET_KEY is needed to ask Clerk for its users: set it to the key (sk_test_… or "
+            "CLERK_SECRET_KEY is needed to fetch users from Clerk: set it to the key (sk_test_… or "
             "sk_live_…) that Clerk's dashboard shows under API keys."
         )
     return httpx.Client(
@@ -122,8 +123,8 @@ def _connect() -> httpx.Client:
     )
 
 
-def _made(since: datetime | None) -> Params:
-    """The filter of users made at `since` or later; Clerk's own leaves out those made right then."""
+def _created(since: datetime | None) -> Params:
+    """Return the filter for users created at `since` or later; Clerk's own excludes that millisecond."""
     return {} if since is None else {"created_at_after": str((since - EPOCH) // MILLISECOND - 1)}
 
 
@@ -135,7 +136,7 @@ def _list(client: httpx.Client, params: Params, on_wait: Callable[[float], None]
 
 
 def _get(client: httpx.Client, path: str, params: Params, on_wait: Callable[[float], None]) -> object:
-    """Return the JSON of a 200, in as many tries as are fair."""
+    """Return the JSON of a 200, trying again after a 429, a 5xx or a lost connection."""
     throttled = failed = 0
     while True:
         try:
@@ -156,8 +157,8 @@ def _send(client: httpx.Client, path: str, params: Params) -> object:
     try:
         response = client.get(path, params=params)
     except httpx.RequestError as error:
-        lost = f"Clerk cannot be reached: {type(error).__name__} {_plain(str(error))}"
-        raise ClerkError(lost, advice="Check CLERK_API_URL and the network.") from error
+        message = f"Clerk cannot be reached: {type(error).__name__} {_plain(str(error))}"
+        raise ClerkError(message, advice="Check CLERK_API_URL and the network.") from error
     answer = _parse(response.content)
     if response.status_code != 200:
         raise _refusal(response, answer)
@@ -189,7 +190,7 @@ def _advice(status: int) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Return the seconds that Clerk asks to wait, held between 1 and 60; 10 if it does not say."""
+    """Return the seconds of Retry-After, at least 1 and at most 60; 10 if it is missing or malformed."""
     seconds = response.headers.get("Retry-After", "")
     if not re.fullmatch("[0-9]{1,9}", seconds):
         return 10.0
@@ -197,7 +198,7 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 def _plain(text: object) -> str:
-    """Return what a server said as one short line that can be shown: no control characters, no key."""
+    """Return a server's text as one short line that can be shown: no control characters, no key."""
     if not isinstance(text, str):
         return ""
     hidden = text.replace(settings.CLERK_SECRET_KEY, "[CLERK_SECRET_KEY]")

@@ -1,4 +1,4 @@
-"""Whether a delivery is Clerk's, signed just now, and what it says."""
+"""Verify that a delivery was signed for this endpoint within the last five minutes, and parse it."""
 
 import base64
 import json
@@ -11,11 +11,11 @@ from django.conf import settings
 from webhooks.clerk.payloads import DELIVERY_ID, NotConfigured, instant_from
 
 SIGNED_HEADERS = ("svix-id", "svix-timestamp", "svix-signature")
-HEADERS_LIMIT = 8_192  # characters; a signature takes 47, and every one of them is compared
+HEADERS_LIMIT = 8_192  # characters; a signature takes 47, and each one is compared
 
 
 class DeliveryRefused(Exception):
-    """A delivery that is not Clerk's, or cannot be read; `detail` is one sentence with the fix."""
+    """A delivery that is not from Clerk, or cannot be parsed; `detail` is one sentence with the fix."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -26,17 +26,17 @@ class DeliveryRefused(Exception):
 class Delivery:
     """One verified event. `data` is {} if Clerk sent none."""
 
-    id: str  # stable over every resend
-    instance_id: str  # "" if Clerk named none
+    id: str  # the same at every resend
+    instance_id: str  # "" if Clerk sent none
     type: str  # at most 128 printable characters, else "unknown"
     occurred_at: datetime | None
     data: dict[str, object]
 
 
 def verify_delivery(body: bytes, headers: Mapping[str, str]) -> Delivery:
-    """Return the delivery, if one of the configured secrets signed exactly these bytes just now.
+    """Return the delivery, if one of the configured secrets signed exactly these bytes within five minutes.
 
-    Raises DeliveryRefused, or NotConfigured if there is no secret to verify with.
+    Raises DeliveryRefused, or NotConfigured if no configured secret is usable.
     """
     secrets = [secret for secret in settings.CLERK_WEBHOOK_SIGNING_SECRET if not secret_fault(secret)]
     if not secrets:
@@ -45,12 +45,12 @@ def verify_delivery(body: bytes, headers: Mapping[str, str]) -> Delivery:
             "(whsec_…) from Clerk's dashboard."
         )
     signed = _signed_headers(headers)
-    # Importing svix takes up to a second, so a process pays for it with its first delivery, not its start.
+    # Importing svix takes up to a second: pay for it at the first delivery, not at the start of the process.
     from svix.webhooks import Webhook, WebhookVerificationError
 
     for secret in secrets:
         try:
-            Webhook(secret).verify(body, signed)  # None if it holds; garbled input raises ValueError
+            Webhook(secret).verify(body, signed)  # returns None; malformed input raises ValueError
         except (WebhookVerificationError, ValueError) as error:
             fault = str(error)
         else:
@@ -58,7 +58,7 @@ def verify_delivery(body: bytes, headers: Mapping[str, str]) -> Delivery:
     if "timestamp too" in fault:
         raise DeliveryRefused(
             "The svix-timestamp is more than five minutes from this server's clock: "
-            "set the clock, or have the message sent again."
+            "correct the clock, or resend the message."
         )
     raise DeliveryRefused(
         f"The signature does not match any of the {len(secrets)} configured secrets: set "
@@ -67,7 +67,7 @@ def verify_delivery(body: bytes, headers: Mapping[str, str]) -> Delivery:
 
 
 def secret_fault(secret: str) -> str | None:
-    """Say what is wrong with a signing secret, without its value; None if it can be used."""
+    """Return what is wrong with a signing secret, without its value; None if it is usable."""
     if not secret.startswith("whsec_"):
         return "it must begin with whsec_"
     try:
@@ -80,15 +80,17 @@ def secret_fault(secret: str) -> str | None:
 
 
 def _signed_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the three headers that are signed, whole and of a bearable size."""
+    """Return the three signed headers, if they are all present and not too long."""
     given = {name.lower(): value for name, value in headers.items()}
     signed = {name: given.get(name, "") for name in SIGNED_HEADERS}
     if missing := [name for name, value in signed.items() if not value]:
         raise DeliveryRefused(
-            f"The delivery lacks {', '.join(missing)}: have any proxy in front pass these headers on."
+            f"The delivery lacks {', '.join(missing)}: make every proxy in front pass these headers on."
         )
     if sum(map(len, signed.values())) > HEADERS_LIMIT:
-        raise DeliveryRefused(f"The svix headers are longer than {HEADERS_LIMIT} characters: send fewer.")
+        raise DeliveryRefused(
+            f"The svix headers are longer than {HEADERS_LIMIT} characters: send fewer signatures."
+        )
     if not DELIVERY_ID.fullmatch(signed["svix-id"]):
         raise DeliveryRefused("The svix-id must be 1 to 128 letters, digits, dots, underscores or hyphens.")
     return signed
@@ -116,7 +118,7 @@ def _event_type(name: object) -> str:
 
 
 def _parse(body: bytes) -> object:
-    """Parse JSON; None if it is none, or nested too deeply to be read."""
+    """Parse JSON; return None if it is malformed, or nested too deeply."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""What Clerk sends about users and what is billed, read leniently.
+"""Users and subscription items as Clerk sends them, parsed leniently.
 
-Only the members that are used are looked at, so that one odd user, or a member that Clerk adds,
-never costs more than itself.
+Only the members that are used are read, so an unusable user, or a member that Clerk adds, affects nothing
+else.
 """
 
 import re
@@ -23,11 +23,11 @@ SANE = (datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 
 
 class NotConfigured(Exception):
-    """A setting that is needed is missing or malformed; the text names it and its form."""
+    """A required setting is missing or malformed; the text names it and its form."""
 
 
 class UnusablePayload(ValueError):
-    """A user that cannot be given a quota; the text is the reason, without the value."""
+    """A user or item that cannot be processed; the text is the reason, without the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class ClerkUser:
     user_id: str
     email: str  # the primary one, or ""
     updated_at: datetime | None
-    plan: str | None = None  # the slug in his metadata, "" if there is none; None if none is to be read
+    plan: str | None = None  # the slug in the metadata, "" if none; None if plans there are not read
 
 
 @dataclass(frozen=True, slots=True)
 class ClerkItem:
-    """What is billed: somebody pays for a plan."""
+    """A subscription item: one plan, and the user or organization that pays for it."""
 
     item_id: str
     user_id: str  # "" if an organization pays
@@ -49,9 +49,9 @@ class ClerkItem:
 
 
 def read_user(data: Mapping[str, object]) -> ClerkUser:
-    """Read a user as both the user.* events and the Backend API show it.
+    """Parse a user, in the form that user.* events and the Backend API share.
 
-    Raises OddUser for an id or an e-mail that cannot be stored; what else is ill-typed reads as absent.
+    Raises UnusablePayload if the id or e-mail cannot be stored; any other ill-typed member counts as absent.
     """
     user_id = data.get("id")
     if not isinstance(user_id, str) or not user_id:
@@ -64,17 +64,17 @@ def read_user(data: Mapping[str, object]) -> ClerkUser:
 
 
 def read_item(data: Mapping[str, object]) -> ClerkItem:
-    """Read the subscription item of a subscriptionItem.* event.
+    """Parse the subscription item of a subscriptionItem.* event.
 
-    Raises OddUser for an item that cannot be told from others, or that nobody pays for.
+    Raises UnusablePayload if the item has no usable id, or no payer, or a payer with an unusable id.
     """
     item_id, payer, plan = data.get("id"), data.get("payer"), data.get("plan")
     if not isinstance(item_id, str) or not DELIVERY_ID.fullmatch(item_id):
         raise UnusablePayload("the item's id is missing, or not 1 to 128 letters, digits, dots, _ or -")
     payer = payer if isinstance(payer, dict) else {}
-    user_id = payer.get("user_id") or ""  # Clerk writes "" where an organization pays
+    user_id = payer.get("user_id") or ""  # Clerk sends "" if an organization pays
     if not user_id and not payer.get("organization_id"):
-        raise UnusablePayload("nobody pays for the item")
+        raise UnusablePayload("the item has no payer")
     if user_id and not (isinstance(user_id, str) and USER_ID.fullmatch(user_id)):
         raise UnusablePayload("the payer's id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
     slug = _slug_from(plan.get("slug")) if isinstance(plan, dict) else ""
@@ -82,7 +82,7 @@ def read_item(data: Mapping[str, object]) -> ClerkItem:
 
 
 def signed_up_at(data: Mapping[str, object]) -> datetime | None:
-    """Read when a user of the Backend API was made, which is also his place in the walk."""
+    """Return when a user of the Backend API was created; `walk_users` is in this order."""
     return instant_from(data.get("created_at"))
 
 
@@ -105,7 +105,7 @@ def _plan_in_metadata(data: Mapping[str, object]) -> str | None:
 
 
 def _slug_from(value: object) -> str:
-    """Return the slug of a plan, which need not be known here; "" for what can be none."""
+    """Return the slug of a plan, which need not exist here; "" if the value cannot be a slug."""
     return value if isinstance(value, str) and SLUG.fullmatch(value) else ""
 
 
@@ -118,7 +118,7 @@ def _storable(email: str) -> str:
 
 
 def instant_from(value: object, unit: timedelta = MILLISECOND) -> datetime | None:
-    """Read a whole count of `unit` since 1970; None unless it falls in this century."""
+    """Return the instant `value` units after 1970; None unless `value` is an int and this century's."""
     if not isinstance(value, int):
         return None
     try:

@@ -4,7 +4,7 @@ from quotas.operations import concurrent_indexes
 
 
 class Migration(migrations.Migration):
-    atomic = False  # the indexes are made beside the traffic
+    atomic = False  # no index can be created concurrently within a transaction
 
     dependencies = [("webhooks", "0003_inbox_prefix_index")]
 

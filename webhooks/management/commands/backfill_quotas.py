@@ -1,4 +1,4 @@
-"""Give a quota to everyone who has none: those who signed up before the webhook was there, or past it."""
+"""Open the missing quotas, of users who signed up before the webhook existed or whose delivery failed."""
 
 from datetime import datetime
 from typing import Any
@@ -13,18 +13,29 @@ from webhooks.clerk.backend_api import ClerkError
 from webhooks.clerk.payloads import NotConfigured
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "--dry-run": {"action": "store_true", "help": "report what would be made, and make nothing"},
-    "--after": {"metavar": "USER_ID", "default": "", "help": "begin after this user, as an earlier run says"},
-    "--since": {"metavar": "TIME", "type": instant, "help": f"only users who signed up since then: {FORMS}"},
-    "--ids": {"metavar": "FILE", "help": "read ids from FILE ('-' is standard input), one a line, not Clerk"},
+    "--dry-run": {"action": "store_true", "help": "count what would be made, and make nothing"},
+    "--after": {
+        "metavar": "USER_ID",
+        "default": "",
+        "help": "start after this user, as printed by an earlier run",
+    },
+    "--since": {
+        "metavar": "TIME",
+        "type": instant,
+        "help": f"only users who signed up then or later, such as {FORMS}",
+    },
+    "--ids": {
+        "metavar": "FILE",
+        "help": "read ids from FILE ('-' is standard input), one per line, instead of asking Clerk",
+    },
 }
 
 
 class Command(BaseCommand):
     help = (
-        "Make the quota rows that are missing, for each user in Clerk or for each id in a file, and note the "
-        "plans that Clerk's metadata name. The rows of a batch are made all or none: the command can be "
-        "interrupted, tells then where to go on, and can as well be run again."
+        "Make the missing quota rows, for each user in Clerk or for each id in a file, and store the plans "
+        "from Clerk's metadata. The rows of a batch are made all or none: the command can be interrupted, "
+        "prints where to continue, and can be run again."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -33,7 +44,7 @@ class Command(BaseCommand):
 
     def handle(self, *, after: str, since: datetime | None, ids: str | None, **options: Any) -> None:
         if ids is not None and (after or since):
-            raise CommandError("--after and --since are about Clerk's users, and not for --ids.")
+            raise CommandError("--after and --since select users in Clerk: leave them out with --ids.")
         run = Backfill(options["dry_run"], self.stderr.write)
         try:
             with (
@@ -49,4 +60,4 @@ class Command(BaseCommand):
             run.report_unusable()
             self.stdout.write(run.summary)
         if run.bad_lines:
-            raise CommandError(f"{run.bad_lines} of the lines hold no user id; the others were done.")
+            raise CommandError(f"{run.bad_lines} lines hold no valid user id; all others were processed.")

@@ -1,4 +1,4 @@
-"""Forget deliveries that were handled long ago."""
+"""Remove deliveries that were handled long ago."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,28 +9,33 @@ from quotas.management.arguments import positive
 from quotas.management.failures import explain_database_errors
 from webhooks.models import WebhookEvent
 
-MIN_AGE_DAYS = 7  # days; Clerk sends an event again for little more than one
-ROWS_PER_DELETE = 5_000  # rows a statement
+MIN_AGE_DAYS = 7  # Clerk resends an event for little more than one day
+ROWS_PER_DELETE = 5_000
 
 
 class Command(BaseCommand):
     help = (
-        "Remove deliveries that were handled over DAYS ago. One that comes again after that is handled "
-        "again, which changes nothing: handlers go by Clerk's own times. It can be interrupted and repeated."
+        "Remove deliveries that were handled over DAYS ago. One that arrives again after that is handled "
+        "again, which changes nothing: handlers order events by Clerk's own times. The command can be "
+        "interrupted, and run again."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--older-than", type=positive, metavar="DAYS", required=True)
-        parser.add_argument("--dry-run", action="store_true", help="tell what would go, and remove nothing")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="count what would be removed, and remove nothing"
+        )
 
     def handle(self, *, older_than: int, dry_run: bool, **options: Any) -> None:
         if older_than < MIN_AGE_DAYS:
-            raise CommandError(f"The least age is {MIN_AGE_DAYS} days.")
+            raise CommandError(f"The minimum age is {MIN_AGE_DAYS} days.")
         removed = 0
         try:
             cut = datetime.now(UTC) - timedelta(days=older_than)
         except OverflowError:
-            raise CommandError("There is no time that long ago.") from None
+            raise CommandError(
+                "--older-than is too large: the calendar does not reach back that far."
+            ) from None
         old = WebhookEvent.objects.filter(handled_at__lt=cut)
         try:
             with explain_database_errors():

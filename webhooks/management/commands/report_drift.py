@@ -1,4 +1,4 @@
-"""Tell where Clerk's users and the quotas have drifted apart: deliveries that never came, rows of nobody."""
+"""Report where users in Clerk and quotas here differ: lost deliveries, quotas without a user."""
 
 import json
 import time
@@ -13,19 +13,21 @@ from webhooks.clerk.backend_api import ClerkError, count_users
 from webhooks.clerk.payloads import NotConfigured
 from webhooks.drift import Comparison
 
-LINES, UNFINISHED = 100, 2  # shown of a kind without --json; the exit code
+LINES, UNFINISHED = 100, 2  # per kind without --json; the exit code
 
 
 class Command(BaseCommand):
     help = (
-        "Compare all of Clerk's users with the quotas, and tell who is in Clerk and not here, here and not "
-        "in Clerk, closed here alone, or known with another e-mail or plan. Writes nothing. The exit code is "
-        "0 without drift, 1 with it, and 2 if the comparison could not be finished."
+        "Compare all users in Clerk with all quotas here, and report users without a quota, quotas without a "
+        "user, users who are closed only here, and users whose e-mail or plan differs. Writes nothing. The "
+        "exit code is 0 without drift, 1 with it, and 2 if the comparison could not be finished."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object a line")
-        parser.add_argument("--show-emails", action="store_true", help="tell the e-mails that differ")
+        parser.add_argument(
+            "--json", action="store_true", dest="as_json", help="print one JSON object per line"
+        )
+        parser.add_argument("--show-emails", action="store_true", help="show the e-mails that differ")
 
     def handle(self, *, as_json: bool, show_emails: bool, **options: Any) -> None:
         begun = time.monotonic()
@@ -45,7 +47,7 @@ class Command(BaseCommand):
         if not as_json:
             self.stdout.write(summary)
 
-    @explain_interrupt(lambda: ": the report is not whole.", returncode=UNFINISHED)
+    @explain_interrupt(lambda: ": the report is incomplete.", returncode=UNFINISHED)
     @explain_database_errors(returncode=UNFINISHED)
     def compare(self, *, as_json: bool, show_emails: bool) -> Comparison:
         with tqdm(unit=" users", disable=None, leave=False) as bar:  # None: shown on a terminal only

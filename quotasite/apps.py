@@ -10,11 +10,11 @@ class QuotasiteConfig(AppConfig):
 
 
 class ConsoleConfig(admin.AdminConfig):
-    """Django's admin, with a site of ours."""
+    """Django's admin, with ConsoleSite as its site."""
 
-    default = False  # of this module: it is Django's package that it configures
+    default = False  # "quotasite" is QuotasiteConfig's; this one configures django.contrib.admin
     default_site = "quotasite.staff.site.ConsoleSite"
 
     def ready(self) -> None:
         super().ready()
-        from quotasite.staff import accounts  # noqa: F401 - takes the place of Django's own pages
+        from quotasite.staff import accounts  # noqa: F401 - replaces Django's pages for accounts

@@ -1,7 +1,6 @@
-"""The readers of the environment: each returns a value that can be used, or stops the start.
+"""Readers of environment variables: each returns a usable value or raises ImproperlyConfigured.
 
-The text of such a stop names the variable and the form that is wanted, and never the value, which may
-hold a password.
+The message names the variable and the expected form, and never the value, which may hold a password.
 """
 
 import base64
@@ -35,7 +34,7 @@ def env_int(name: str, default: int, low: int, high: int) -> int:
 
 
 def env_count(name: str) -> int:
-    """Return a digit as it is; a plain yes counts as one."""
+    """Return the number from 0 to 9; a plain yes counts as 1."""
     value = ENV.get(name, "").strip()
     return int(value) if re.fullmatch(r"[0-9]", value) else int(env_bool(name))
 
@@ -52,7 +51,7 @@ def env_url(name: str, default: str) -> str:
 
 
 def env_origins(name: str) -> list[str]:
-    """Web origins: a scheme, a host, perhaps a port, and nothing behind them."""
+    """Return web origins: a scheme, a host, perhaps a port, and no path."""
     origins = [item.rstrip("/") for item in env_list(name)]
     for position, origin in enumerate(origins, start=1):
         if not is_web_address(origin) or urlsplit(origin).path:
@@ -63,7 +62,7 @@ def env_origins(name: str) -> list[str]:
 
 
 def env_choice(name: str, *choices: str) -> str:
-    """Return one of the choices, the first if the variable is not set."""
+    """Return one of the choices: the first if the variable is not set."""
     value = ENV.get(name, "").strip().lower() or choices[0]
     if value not in choices:
         raise ImproperlyConfigured(f"{name} must be one of: {', '.join(choices)}.")
@@ -73,7 +72,7 @@ def env_choice(name: str, *choices: str) -> str:
 def is_web_address(value: str) -> bool:
     try:
         parts = urlsplit(value)
-        parts.port  # noqa: B018 - raises on a port that is no number
+        parts.port  # noqa: B018 - raises if the port is not a number
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -98,15 +97,15 @@ def env_publishable_key() -> str:
 
 
 def looks_pooled(url: str) -> bool:
-    """Tell whether an address is known to lead to a pooler that gives each transaction another session.
+    """Return whether the URL is known to lead to a pooler in transaction mode.
 
-    Those are Neon's pooled hosts, Supabase's transaction mode, PgBouncer's own port, and whatever is
-    marked `?pgbouncer=true`, as the poolers' vendors write it for other clients.
+    That is one of Neon's pooled hosts, Supabase's port 6543, PgBouncer's port 6432, or a URL with
+    `?pgbouncer=true`, which vendors of poolers document for other clients.
     """
     try:
         parts = urlsplit(url)
         host, port, query = parts.hostname or "", parts.port, parse_qs(parts.query)
-    except ValueError:  # env_database tells what is wrong
+    except ValueError:  # env_database reports it
         return False
     is_neons = host.endswith(".neon.tech") and "-pooler." in host
     is_supabases = host.endswith((".supabase.com", ".supabase.co")) and port == 6543
@@ -114,28 +113,28 @@ def looks_pooled(url: str) -> bool:
 
 
 def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
-    """Return the default database from DATABASE_URL, with what each engine needs to be safe."""
+    """Return the default database's settings from DATABASE_URL, with the options that its engine needs."""
     url = ENV.get("DATABASE_URL", "").strip() or default
     try:
         config: dict[str, object] = {**dj_database_url.parse(url)}
-    except ValueError:  # its text may hold the URL
+    except ValueError:  # its message may hold the URL
         config = {}
     engine = config.get("ENGINE")
     if engine == "django.db.backends.postgresql" and config.get("NAME"):
-        config["CONN_MAX_AGE"] = None  # kept open; the store replaces a dead one (quotas/store.py)
+        config["CONN_MAX_AGE"] = None  # stays open; the store replaces a dead one (quotas/store/errors.py)
         config["DISABLE_SERVER_SIDE_CURSORS"] = is_pooled
         config["OPTIONS"] = {
-            # Uses of a statement before the server is asked to keep it; behind a pooler never.
+            # Uses of a statement before it is prepared on the server; None: never, the default with a pooler.
             "prepare_threshold": 5 if env_bool("DATABASE_PREPARE", default=not is_pooled) else None,
-            "connect_timeout": 3,  # seconds, so that a silent host is answered with a 503
+            "connect_timeout": 3,  # seconds; then the request gets a 503
             "tcp_user_timeout": 5_000,  # milliseconds
             "keepalives_idle": 30,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            "target_session_attrs": "primary",  # a standby is refused while connecting, not read from
-            **config.get("OPTIONS", {}),  # type: ignore[dict-item] # what the URL's query says wins
+            "target_session_attrs": "primary",  # never connect to a standby, not even to read
+            **config.get("OPTIONS", {}),  # type: ignore[dict-item] # the URL's query overrides these
         }
-        config["OPTIONS"].pop("pgbouncer", None)  # type: ignore[attr-defined] # said to us, not to psycopg
+        config["OPTIONS"].pop("pgbouncer", None)  # type: ignore[attr-defined] # not an option of libpq
     elif engine == "django.db.backends.sqlite3" and config.get("NAME"):
         config["OPTIONS"] = {
             "transaction_mode": "IMMEDIATE",  # a change holds the write lock from its first read
@@ -145,7 +144,7 @@ def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
     else:
         raise ImproperlyConfigured(
             "DATABASE_URL must have the form postgres://USER:PASSWORD@HOST:PORT/NAME "
-            "(special characters in the password percent-encoded), or sqlite:///PATH for a first look. "
-            "What was given is not shown, because it may hold a password."
+            "(special characters in the password percent-encoded), or sqlite:///PATH for a first try. "
+            "The value is not shown, because it may hold a password."
         )
     return config

@@ -1,4 +1,4 @@
-"""The settings, from the environment. Each variable stands once in `.env.example` with its meaning."""
+"""The settings, read from the environment. `.env.example` explains each variable."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -27,18 +27,18 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = env_bool("DEBUG")
 SECRET_KEY_IS_SET = bool(ENV.get("SECRET_KEY", "").strip())
-# Without one, staff are signed out at each restart and by each other worker: quotas.E003 says so.
+# A random key signs staff out at each restart, and workers do not share it: quotas.E002 reports it.
 SECRET_KEY = ENV.get("SECRET_KEY", "").strip() or get_random_secret_key()
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS")
 CSRF_TRUSTED_ORIGINS = env_origins("CSRF_TRUSTED_ORIGINS")
-# Behind a pooler that shares sessions nothing may outlive a transaction: no cursor, no prepared statement.
+# With a pooler in transaction mode no cursor and no prepared statement may outlive a transaction.
 DATABASE_LOOKS_POOLED = looks_pooled(ENV.get("DATABASE_URL", "").strip())
 DATABASE_POOLED = env_choice("DATABASE_POOLED", "auto", "on", "off", "1", "0")
 DATABASE_IS_POOLED = DATABASE_LOOKS_POOLED if DATABASE_POOLED == "auto" else DATABASE_POOLED in ("on", "1")
 DATABASES = {
     "default": env_database(f"sqlite:///{BASE_DIR / 'quotasite.sqlite3'}", is_pooled=DATABASE_IS_POOLED)
 }
-# The variable by which a host tells that its disk is emptied at each deploy, or None.
+# The variable by which we recognize a host that empties its disk at each deploy, or None.
 EPHEMERAL_HOST = next(
     (
         name
@@ -70,21 +70,21 @@ CLERK_PLAN_METADATA_KEY = ENV.get("CLERK_PLAN_METADATA_KEY", "").strip()
 CLERK_INSTANCE_ID = ENV.get("CLERK_INSTANCE_ID", "").strip()
 CLERK_SECRET_KEY = ENV.get("CLERK_SECRET_KEY", "").strip()
 CLERK_API_URL = env_url("CLERK_API_URL", "https://api.clerk.com/v1")
-# What the demo page signs tokens with. No variable sets it: `manage.py demo` does, for its own process.
+# The demo page signs tokens with it. No variable sets it, only `manage.py demo`, for its own process.
 DEVELOPMENT_SIGNING_KEY = ""
 
-if not DEBUG:  # then Django's own lines for people are the better ones
+if not DEBUG:  # in development, Django's own log lines are easier to read
     LOGGING_CONFIG = "quotasite.observing.json_logs.configure"
     LOGGING = json_logs.configuration(env_choice("LOG_LEVEL", "info", "warning", "error"))
 METRICS_TOKEN = ENV.get("METRICS_TOKEN", "").strip()
 PROMETHEUS_MULTIPROC_DIR = ENV.get("PROMETHEUS_MULTIPROC_DIR", "").strip()  # read by prometheus-client too
 if not PROMETHEUS_MULTIPROC_DIR:
-    ENV.pop("PROMETHEUS_MULTIPROC_DIR", None)  # it takes an empty one for the folder that we are in
+    ENV.pop("PROMETHEUS_MULTIPROC_DIR", None)  # prometheus-client would write into the working directory
 
 FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/serving/fast_path.py
-LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 8, 1, 256)  # of a worker, to the database
-WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)  # each with one too
-DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # bytes of a body, the longest that the site takes
+LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 8, 1, 256)  # database connections of a worker's event loop
+WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)  # threads of a worker, each with a database connection
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # bytes: the longest body that is read
 QUOTA_DEFAULT_ALLOWANCE = env_int("QUOTA_DEFAULT_ALLOWANCE", 20, 0, MAX_UNITS)
 QUOTA_RATELIMIT_DRAFT = env_choice("QUOTA_RATELIMIT_DRAFT", "11", "off")
 
@@ -105,8 +105,8 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
-    "quotasite.observing.middleware.RequestLog",  # before all others: it tells of their refusals too
-    "corsheaders.middleware.CorsMiddleware",  # before what refuses: an SPA must be able to read each refusal
+    "quotasite.observing.middleware.RequestLog",  # first: it logs the refusals of all others
+    "corsheaders.middleware.CorsMiddleware",  # before any refusal: an SPA must be able to read it
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "quotas.api.middleware.RequestGuard",
@@ -120,7 +120,7 @@ MIDDLEWARE = [
 ]
 ROOT_URLCONF = "quotasite.urls"
 WSGI_APPLICATION = "quotasite.wsgi.application"
-APPEND_SLASH = False  # a redirect loses a POST: no path of the API ends with one
+APPEND_SLASH = False  # a redirect would lose a POST; no path of the API ends with a slash
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -145,17 +145,17 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 AUTHENTICATION_BACKENDS = [
-    "axes.backends.AxesStandaloneBackend",  # first: while somebody is locked out no password is tried
+    "axes.backends.AxesStandaloneBackend",  # first: no password is checked during a lockout
     "django.contrib.auth.backends.ModelBackend",
 ]
-LOGIN_REDIRECT_URL = "/admin/"  # where a `next` that leads elsewhere is not followed
-AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # together: nobody locks staff out from elsewhere
+LOGIN_REDIRECT_URL = "/admin/"  # also if `next` leads to another site
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]  # as a pair: no other address can lock staff out
 AXES_FAILURE_LIMIT = 5
 AXES_COOLOFF_TIME = timedelta(minutes=15)
-AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # so that guessing on writes nothing more
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # further guesses write nothing
 AXES_RESET_ON_SUCCESS = True
-AXES_DISABLE_ACCESS_LOG = True  # a table that would only grow; last_login tells who was in
-AXES_ENABLE_ADMIN = False  # operators lift a lock by manage.py axes_reset_username
+AXES_DISABLE_ACCESS_LOG = True  # the table would only grow; last_login records log-ins
+AXES_ENABLE_ADMIN = False  # operators end a lockout with manage.py axes_reset_username
 AXES_VERBOSE = False
 AXES_CLIENT_IP_CALLABLE = "quotasite.staff.lockout.client_address"
 AXES_CLIENT_STR_CALLABLE = "quotasite.staff.lockout.client_in_log"
@@ -182,7 +182,7 @@ SPECTACULAR_SETTINGS = {
     "OAS_VERSION": "3.1.1",
     "TITLE": "Quotasite",
     "VERSION": "1",
-    "SORT_OPERATIONS": False,  # they stand as in urls.py
+    "SORT_OPERATIONS": False,  # keep the order of urls.py
     "POSTPROCESSING_HOOKS": ["quotas.api.openapi.complete"],
     "SWAGGER_UI_DIST": "SIDECAR",  # local files: the page works offline, and under a strict CSP
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "defaultModelsExpandDepth": 0},
@@ -199,12 +199,12 @@ CORS_EXPOSE_HEADERS = [
 ]
 CORS_URLS_REGEX = r"^/api/"
 
-# Then, and only then, the scheme and the client's address that a proxy forwards are believed.
+# Without a trusted proxy, X-Forwarded-Proto and X-Forwarded-For are ignored: any client can send them.
 TRUSTED_PROXIES = env_count("TRUSTED_PROXY")
 if TRUSTED_PROXIES:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_SSL_REDIRECT = not DEBUG
-# A redirect in front of these would lose a POST, or a probe that comes by plain HTTP.
+# A redirect of these paths would lose a POST, or fail a probe over plain HTTP.
 SECURE_REDIRECT_EXEMPT = [r"^api(/|$)", r"^webhooks(/|$)", r"^healthz$", r"^readyz$", r"^metrics$"]
 SECURE_HSTS_SECONDS = 0 if DEBUG else 31_536_000
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEBUG
@@ -218,7 +218,7 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 SILENCED_SYSTEM_CHECKS = [
-    "axes.W002",  # its middleware: quotasite/staff/site.py does that for the one login, not for each spend
-    "security.W005",  # HSTS for subdomains: they are the owner's to decide, not this service's
+    "axes.W002",  # no AxesMiddleware: quotasite/staff/site.py does its work for the login form only
+    "security.W005",  # HSTS for subdomains: for the domain's owner to decide, not this service
     "security.W021",  # HSTS preload: the same
 ]

@@ -1,4 +1,4 @@
-"""The WSGI application that the Procfile's `web:` line serves."""
+"""Django's WSGI application: the full path of quotasite/serving/rsgi.py. A WSGI server can serve it alone."""
 
 import logging
 import os
@@ -11,6 +11,6 @@ from quotas.operations.deploy_checks import check_storage
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "quotasite.settings")
 application: WSGIApplication = get_wsgi_application()
 
-# `check --deploy` refuses this before a release; here is the last place to say it, if nobody ran that.
+# `check --deploy` reports this before a release. If it was not run, this log line is the only warning.
 for message in check_storage():
     logging.getLogger(__name__).critical("%s %s", message.msg, message.hint)

@@ -1,8 +1,8 @@
 """Run everything: `python -m tests [--full] [pytest arguments]`.
 
-The first half is all that asks our database, on PostgreSQL (DATABASE_URL, or a throw-away server). Beside it
-goes the second, told afterwards: its portable part again, on SQLite, and what has no use for our database
-(`once`). Together they are the whole suite. The exit code is 0 if both passed.
+The first half is every test that uses our database, on PostgreSQL (DATABASE_URL, or a throw-away server). The
+second runs concurrently and is printed afterwards: the portable tests again, on SQLite, and those that have a
+database of their own or none (`once`). Together they are the whole suite. The exit code is 0 if both passed.
 """
 
 import argparse
@@ -45,24 +45,24 @@ def main(arguments: list[str]) -> int:
             interrupt(second)
         said.seek(0)
         print(said.read())
-        tell("Second half, the portable part on SQLite and what needs neither, beside the first", second_code)
+        tell("Second half, the portable tests on SQLite and those that do not use our database", second_code)
     return 0 if is_passed({first_code, second_code}, chosen) else 1
 
 
 def is_passed(codes: set[int], chosen: list[str]) -> bool:
-    """A choice of the user's may leave nothing of one half, and that is no failure."""
+    """Return whether the run passed: one half may be empty if the arguments choose tests."""
     return 0 in codes and codes <= ({0, NOTHING_COLLECTED} if is_choice(chosen) else {0})
 
 
 def open_beside(folder: str) -> IO[str]:
-    """Where the second half speaks, while the first has the terminal."""
+    """Open a file for the output of the second half, while the first has the terminal."""
     return (Path(folder) / "said").open("w+")
 
 
 def run_first_half(arguments: list[str]) -> int:
     own = os.environ.get("DATABASE_URL", "").strip()
     where = "the database of DATABASE_URL" if own else "a throw-away PostgreSQL"
-    title = f"First half, all that asks our database, on {where}"
+    title = f"First half, every test that uses our database, on {where}"
     print(f"\n{title}:", flush=True)
     child = start(arguments, os.environ)
     try:
@@ -74,7 +74,7 @@ def run_first_half(arguments: list[str]) -> int:
 
 
 def is_choice(arguments: list[str]) -> bool:
-    """Tell whether pytest's arguments pick some of the tests: by path, or with -k or -m."""
+    """Return whether pytest's arguments choose tests: by path, or with -k or -m."""
     return any(argument.startswith(("-k", "-m")) or argument[:1] != "-" for argument in arguments)
 
 
@@ -86,13 +86,13 @@ def tell(title: str, code: int) -> None:
 def start(
     arguments: list[str], environment: Mapping[str, str], said: IO[str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start pytest as a process of its own, which never outlives this one's end."""
+    """Start pytest in a child process, which `interrupt` must end."""
     command = [sys.executable, "-m", "pytest", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
 
 
 def interrupt(child: subprocess.Popen[bytes]) -> None:
-    """End it if it does not end by itself: a Ctrl-C the terminal gave to all, a SIGTERM only we got."""
+    """End the child if it does not end by itself: a terminal sends Ctrl-C to both, but SIGTERM only to us."""
     try:
         child.wait(MOMENT)
     except subprocess.TimeoutExpired:

@@ -31,8 +31,8 @@ PLAIN_HEADERS = re.compile(
     "origin|idempotency-key|pragma|priority|referer|sec-[a-z-]+|user-agent|via|x-forwarded-[a-z-]+|x-real-ip|"
     "x-request-id"
 )
-# Response headers that differ from answer to answer, and those that one key shares. A response with any
-# other header teaches nothing.
+# Response headers that differ between the responses of one key, and those that all of them share. Nothing is
+# learned from a response with any other header.
 PER_ANSWER_HEADERS = re.compile(
     "(content-length|idempotent-replayed|ratelimit(-policy)?|x-request-id)$", re.IGNORECASE
 )
@@ -68,7 +68,11 @@ class Response(NamedTuple):
 
 
 class UseFullPath(NamedTuple):
-    """The full path must answer: to learn its headers from, or with an error that the view raises again."""
+    """The full path must answer.
+
+    `unknown` is the key whose headers to learn from its response. `error` is for its view to raise, instead
+    of running the verb again.
+    """
 
     unknown: HeaderKey | None = None
     error: Exception | None = None
@@ -137,13 +141,13 @@ def are_plain(headers: Iterable[str]) -> bool:
     return len(names) <= MAX_NAMES_LENGTH and _are_plain(names)
 
 
-@lru_cache(maxsize=1_024)  # of strings that clients choose, hence MAX_NAMES_LENGTH
+@lru_cache(maxsize=1_024)  # keyed by strings from clients, so MAX_NAMES_LENGTH bounds them
 def _are_plain(names: str) -> bool:
     return all(map(PLAIN_HEADERS.fullmatch, names.split()))
 
 
 def plain_spend(request: Request) -> dict[str, int] | None:
-    """The body, if it is an object with a valid cost or with nothing."""
+    """Return the body if it is an empty object or has a valid cost and no other member; else None."""
     length = request.headers.get("content-length", "")
     if request.headers.get("content-type") != "application/json" or not re.fullmatch("[1-9][0-9]?", length):
         return None

@@ -1,8 +1,8 @@
 """The site as Granian serves it: request bodies are awaited in its event loop, and the fast path runs there.
 
 A server that gives each request a thread at once can be stopped by clients that send headers and no body: 50
-of them froze one with 16 threads. Here a request gets a thread only when its body has arrived, within
-BODY_SECONDS, and only if the fast path hands it over. So few threads are enough (WEB_THREADS), each with a
+of them froze one with 16 threads. Here a request gets a thread only when its body has arrived or timed out
+(BODY_SECONDS), and only if the fast path hands it over. So few threads are enough (WEB_THREADS), each with a
 database session.
 """
 
@@ -18,10 +18,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
-from quotasite.serving.drain import (  # hears the end that is told while the rest is loaded
-    CONNECTION_CLOSE,
-    Drain,
-)
+from quotasite.serving.drain import CONNECTION_CLOSE, Drain  # first: SIGTERM may arrive during the rest
 from quotasite.wsgi import application  # sets up Django, which the imports below need
 
 # isort: split
@@ -83,25 +80,25 @@ class Site:
         await self.run_in_thread(partial(self._respond, exchange, handover))
 
     def run_in_thread(self, function: Callable[[], Result]) -> "asyncio.Future[Result]":
-        """Let one of the threads run what would block the event loop."""
-        done: asyncio.Future[Result] = self.loop.create_future()
-        self.jobs.put((function, done))
-        return done
+        """Let one of the threads run a function that would block the event loop."""
+        future: asyncio.Future[Result] = self.loop.create_future()
+        self.jobs.put((function, future))
+        return future
 
     def _work(self) -> None:
         while True:
-            function, done = self.jobs.get()
+            function, future = self.jobs.get()
             try:
-                resolve = partial(_resolve, done, function(), None)
+                resolve = partial(_resolve, future, function(), None)
             except BaseException as error:  # noqa: BLE001 - a thread that ends is never replaced
-                resolve = partial(_resolve, done, None, error)
+                resolve = partial(_resolve, future, None, error)
             self.loop.call_soon_threadsafe(resolve)
 
     def _respond(self, exchange: Exchange, handover: UseFullPath) -> None:
         """Answer by the full path: Django's WSGI application."""
         started: list[Any] = []
 
-        def start_response(status: str, headers: list[tuple[str, str]], failed: Any = None) -> Any:
+        def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             started[:] = int(status[:3]), headers
 
         environ = environment(exchange.scope, exchange.body)
@@ -135,7 +132,7 @@ class Site:
 
 
 async def _read_body(scope: Any, protocol: Any) -> tuple[bytes, bool]:
-    """Return the body, and whether it timed out. One that is too long stays unread: its length is refused."""
+    """Return the body, and whether it timed out; one of unknown or excessive length is not read."""
     length = scope.headers.get("content-length", "")
     if not length.isdecimal() or not 0 < int(length) <= settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
         return b"", False
@@ -147,7 +144,7 @@ async def _read_body(scope: Any, protocol: Any) -> tuple[bytes, bool]:
 
 
 def _request(scope: Any, body: bytes, began: float) -> Request | None:
-    """The request for the fast path; None if a header occurs twice or is garbled."""
+    """Return the request for the fast path; None if a header occurs twice or has a non-ASCII value."""
     items = scope.headers.items()
     headers = dict(items)
     if not len(headers) == len(items) == len(scope.headers):
@@ -155,13 +152,13 @@ def _request(scope: Any, body: bytes, began: float) -> Request | None:
     return Request(scope.method, scope.path, scope.query_string, scope.scheme, headers, body, began)
 
 
-def _resolve(done: "asyncio.Future[Result]", found: Result, error: BaseException | None) -> None:
-    if done.done():  # cancelled
+def _resolve(future: "asyncio.Future[Result]", result: Result, error: BaseException | None) -> None:
+    if future.done():  # cancelled
         return
     if error:
-        done.set_exception(error)
+        future.set_exception(error)
     else:
-        done.set_result(found)
+        future.set_result(result)
 
 
 def environment(scope: Any, body: bytes) -> WSGIEnvironment:
@@ -199,7 +196,7 @@ def environment(scope: Any, body: bytes) -> WSGIEnvironment:
 
 @lru_cache(maxsize=256)
 def _environ_key(name: str) -> str:
-    """The header's name in the environment; "" if it has an underscore and so could imitate another."""
+    """Return the header's name in the environment; "" if an underscore could make it pass for another."""
     if "_" in name:
         return ""
     key = name.upper().replace("-", "_")

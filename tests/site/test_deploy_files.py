@@ -1,4 +1,4 @@
-"""The files that hosts read: consistent with the settings, the Procfile and each other. No host was asked."""
+"""The files that hosts read agree with the settings, the Procfile and each other. No host is contacted."""
 
 import json
 import os
@@ -56,7 +56,7 @@ CONTAINER_KEYS = {
 
 
 def run(command: list[str], folder: Path, status: int = 0) -> tuple[int, str]:
-    """Run it where the programs that it may start only tell how they were called, and exit so."""
+    """Run the command with a python and a granian that only print their arguments and exit with `status`."""
     for name in ("python", "granian"):
         (folder / name).write_text(f'#!/bin/sh\necho "{name} $*"\nexit {status}\n')
         (folder / name).chmod(0o755)
@@ -80,11 +80,11 @@ def of_image() -> list[str]:
 
 @pytest.mark.parametrize("command", [in_shell(WEB["startCommand"]), of_image()], ids=["render", "image"])
 def test_the_server_is_started_as_the_procfile_says(command: list[str], tmp_path: Path) -> None:
-    status, said = run(command, tmp_path)
-    assert (status, said) == run(in_shell(PROCFILE["web"]), tmp_path)
+    status, output = run(command, tmp_path)
+    assert (status, output) == run(in_shell(PROCFILE["web"]), tmp_path)
     assert status == 0
-    assert "quotasite.serving.rsgi" in said
-    assert "--port 8765" in said
+    assert "quotasite.serving.rsgi" in output
+    assert "--port 8765" in output
 
 
 @pytest.mark.parametrize("command", [in_shell(WEB["startCommand"]), of_image()], ids=["render", "image"])
@@ -119,7 +119,9 @@ def test_every_variable_that_they_name_is_one_of_ours() -> None:
 
 
 def test_on_render_nothing_is_left_out_that_the_checks_demand() -> None:
-    given = {it["key"]: it.get("value") or GOOD.get(it["key"], "") for it in WEB["envVars"]}
+    given = {
+        variable["key"]: variable.get("value") or GOOD.get(variable["key"], "") for variable in WEB["envVars"]
+    }
     done = manage("check", "--deploy", RENDER="true", **given)
     assert done.returncode == 0, done.stderr
 
@@ -148,7 +150,8 @@ def test_no_secret_is_written_down() -> None:
         "CLERK_SECRET_KEY",
         "METRICS_TOKEN",
     }
-    assert not [it["key"] for it in WEB["envVars"] if it["key"] in secret and "value" in it]
+    values = {variable["key"] for variable in WEB["envVars"] if "value" in variable}
+    assert not values & secret
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert {".env", ".git", ".venv", "*.sqlite3*"} <= set(ignored)
 
@@ -156,8 +159,8 @@ def test_no_secret_is_written_down() -> None:
 def test_they_run_the_python_and_the_postgresql_that_we_name() -> None:
     [least] = re.findall(r'requires-python = ">=([0-9.]+)"', (ROOT / "pyproject.toml").read_text())
     [image] = re.findall(r"^FROM python:([0-9.]+)-slim$", DOCKERFILE, re.MULTILINE)
-    [render] = [it["value"] for it in WEB["envVars"] if it["key"] == "PYTHON_VERSION"]
-    assert re.fullmatch(rf"{re.escape(least)}\.[0-9]+", render)  # Render wants all three numbers
+    [render] = [variable["value"] for variable in WEB["envVars"] if variable["key"] == "PYTHON_VERSION"]
+    assert re.fullmatch(rf"{re.escape(least)}\.[0-9]+", render)  # Render requires all three numbers
     assert image == least
     [database] = RENDER["databases"]
     assert COMPOSE["services"]["database"]["image"] == f"postgres:{database['postgresMajorVersion']}"
@@ -173,7 +176,7 @@ def test_the_blueprint_has_only_what_render_knows() -> None:
         [source] = set(variable) - {"key"}
         assert source in SOURCES
         assert isinstance(variable.get("value", ""), str), f"{variable['key']}: a number must be quoted"
-    [url] = [it["fromDatabase"] for it in WEB["envVars"] if it["key"] == "DATABASE_URL"]
+    [url] = [variable["fromDatabase"] for variable in WEB["envVars"] if variable["key"] == "DATABASE_URL"]
     assert url == {"name": database["name"], "property": "connectionString"}
 
 
@@ -183,7 +186,7 @@ def test_the_containers_have_only_what_compose_knows_and_wait_for_each_other() -
     assert all(set(service) <= CONTAINER_KEYS for service in services.values())
     assert services["release"]["depends_on"] == {"database": {"condition": "service_healthy"}}
     assert services["web"]["depends_on"] == {"release": {"condition": "service_completed_successfully"}}
-    [volume] = [it.partition(":")[0] for it in services["database"]["volumes"]]
+    [volume] = [mount.partition(":")[0] for mount in services["database"]["volumes"]]
     assert volume in COMPOSE["volumes"]
     assert "ports" not in services["database"]
     assert all(port.startswith("127.0.0.1:") for port in services["web"]["ports"])

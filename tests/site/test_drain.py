@@ -1,4 +1,4 @@
-"""A worker that is told to end: it says so first, and nobody's request is lost."""
+"""Graceful shutdown of a worker: it announces that it closes connections, and loses no request."""
 
 import os
 import signal
@@ -48,8 +48,8 @@ def is_last_of_a_new_one(port: int, path: str = "/healthz") -> bool:
         return is_last(get(client, path))
 
 
-def hears(pid: int) -> bool:
-    """Whether SIGTERM simply ends the process: no handler of Granian's or ours has it."""
+def is_ended_by_sigterm(pid: int) -> bool:
+    """Return whether SIGTERM kills the process: neither Granian nor we handle it."""
     with suppress(FileNotFoundError):
         caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
         return not int(caught, 16) >> signal.SIGTERM - 1 & 1
@@ -59,23 +59,23 @@ def hears(pid: int) -> bool:
 @pytest.mark.parametrize("path", ["/api/quota", "/healthz"])
 def test_who_keeps_a_connection_is_told_before_it_is_closed(site: Served, path: str) -> None:
     port, master = site
-    kept = HTTPConnection("127.0.0.1", port, timeout=5)
-    assert not is_last(get(kept, path))
+    reused = HTTPConnection("127.0.0.1", port, timeout=5)
+    assert not is_last(get(reused, path))
     master.send_signal(signal.SIGTERM)
-    while not is_last(get(kept, path)):
+    while not is_last(get(reused, path)):
         time.sleep(0.01)
-    assert kept.sock is None
-    assert is_last_of_a_new_one(port, path)  # for it is served yet
+    assert reused.sock is None
+    assert is_last_of_a_new_one(port, path)  # still served
     assert master.wait(30) == 0
 
 
 def test_a_connection_that_was_only_made_is_served(site: Served) -> None:
     port, master = site
-    kept, made = (HTTPConnection("127.0.0.1", port, timeout=5) for _ in range(2))
-    get(kept, "/healthz")
+    reused, made = (HTTPConnection("127.0.0.1", port, timeout=5) for _ in range(2))
+    get(reused, "/healthz")
     made.connect()
     master.send_signal(signal.SIGTERM)
-    while not is_last(get(kept, "/healthz")):
+    while not is_last(get(reused, "/healthz")):
         time.sleep(0.01)
     assert is_last(get(made, "/healthz"))
     assert master.wait(30) == 0
@@ -84,12 +84,12 @@ def test_a_connection_that_was_only_made_is_served(site: Served) -> None:
 def test_new_connections_go_to_the_worker_that_takes_the_place(site: Served) -> None:
     port, master = site
     [worker] = children(master.pid)
-    kept = HTTPConnection("127.0.0.1", port, timeout=5)
-    get(kept, "/healthz")
+    reused = HTTPConnection("127.0.0.1", port, timeout=5)
+    get(reused, "/healthz")
     master.send_signal(signal.SIGHUP)
     wait_until(lambda: listeners(port) == 2)
-    os.kill(worker, signal.SIGTERM)  # the master would, after 10 s
-    while not is_last(get(kept, "/healthz")):
+    os.kill(worker, signal.SIGTERM)  # as the master does after 10 s
+    while not is_last(get(reused, "/healthz")):
         time.sleep(0.01)
     assert not any(is_last_of_a_new_one(port) for _ in range(12))
 
@@ -99,8 +99,8 @@ def test_one_that_only_starts_hears_its_end(site: Served, is_loaded: bool) -> No
     _, master = site
     [old] = children(master.pid)
     os.kill(old, signal.SIGKILL)
-    wait_until(lambda: any(hears(child) for child in children(master.pid) if child != old))
+    wait_until(lambda: any(is_ended_by_sigterm(child) for child in children(master.pid) if child != old))
     if is_loaded:
-        wait_until(lambda: not any(hears(child) for child in children(master.pid)))
+        wait_until(lambda: not any(is_ended_by_sigterm(child) for child in children(master.pid)))
     master.send_signal(signal.SIGTERM)
-    assert master.wait(19) == 0  # who does not hear is killed after 20 s
+    assert master.wait(19) == 0  # a worker that does not end is killed after 20 s

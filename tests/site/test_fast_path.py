@@ -1,4 +1,4 @@
-"""The fast lane does what the whole way does, and hands on what it does not do."""
+"""The fast path answers as the full path does, and hands over all other requests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,18 +15,18 @@ from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.store import commit
 from tests.conftest import USER
 from tests.tools import keys
-from tests.tools.fast_path import LaneHandler, learned
+from tests.tools.fast_path import FastPathHandler, learned_headers
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 
 CONSUME = "/api/v1/quota/consume"
 
 
-class Lane:
-    """One user's requests by the fast lane."""
+class FastPathUser:
+    """One user's requests, sent to the fast path."""
 
     def __init__(self, *, is_new: bool = False) -> None:
-        self.handler = LaneHandler(is_new=is_new)
+        self.handler = FastPathHandler(is_new=is_new)
         self.client = Client(raise_request_exception=False)
         self.client.handler = self.handler
 
@@ -40,15 +40,15 @@ class Lane:
     def consume(self, body: bytes = b"{}", **environ: Any) -> HttpResponse:
         return self.send("POST", CONSUME, body, **environ)
 
-    def is_short(self, act: Callable[[], HttpResponse]) -> bool:
-        before = self.handler.whole_ways
-        act()
-        return self.handler.whole_ways == before
+    def takes_fast_path(self, send: Callable[[], HttpResponse]) -> bool:
+        before = self.handler.full_path_count
+        send()
+        return self.handler.full_path_count == before
 
 
 @pytest.fixture
-def lane(settings_for_clerk: Settings) -> Lane:
-    return Lane()
+def user(settings_for_clerk: Settings) -> FastPathUser:
+    return FastPathUser()
 
 
 def names(answer: HttpResponse) -> set[str]:
@@ -56,7 +56,7 @@ def names(answer: HttpResponse) -> set[str]:
 
 
 def same(answer: HttpResponse) -> tuple[int, dict[str, str], bytes]:
-    """An answer without what each has of its own: its id, and how many seconds are left."""
+    """Return the parts that equal answers share: without the request id and the seconds to the reset."""
     headers = {name.lower(): value for name, value in answer.items() if name.lower() != "x-request-id"}
     headers["ratelimit"] = headers["ratelimit"].partition(";t=")[0]
     return answer.status_code, headers, answer.content.partition(b',"seconds_to_reset"')[0]
@@ -68,35 +68,37 @@ BY_HTTPS = {"wsgi.url_scheme": "https"}
 
 @pytest.mark.parametrize("path", ["/api/quota", "/api/v1/quota"])
 @pytest.mark.parametrize("given", [{}, ORIGIN, BY_HTTPS, {**ORIGIN, **BY_HTTPS}], ids=str)
-def test_a_read_is_answered_as_by_the_whole_way(lane: Lane, path: str, given: dict[str, str]) -> None:
-    whole = lane.get(path, HTTP_X_TEST="", **given)
-    if given:  # what the middleware may judge by is learned apart
-        assert not lane.is_short(lambda: lane.get(path, **given))
-    assert lane.is_short(lambda: lane.get(path, **given))
-    assert same(lane.get(path, **given)) == same(whole)
+def test_a_read_is_answered_as_by_the_full_path(user: FastPathUser, path: str, given: dict[str, str]) -> None:
+    full = user.get(path, HTTP_X_TEST="", **given)
+    if given:  # learned separately: the middleware may decide by these headers
+        assert not user.takes_fast_path(lambda: user.get(path, **given))
+    assert user.takes_fast_path(lambda: user.get(path, **given))
+    assert same(user.get(path, **given)) == same(full)
 
 
 def test_what_is_learned_is_what_the_tests_of_the_contract_begin_with(settings_for_clerk: Settings) -> None:
-    lane = Lane(is_new=True)
+    user = FastPathUser(is_new=True)
     for path in ("/api/quota", "/api/v1/quota"):
-        lane.get(path)
-    lane.consume()
-    found = {way: dict(headers) for way, headers in lane.handler.lane.learned.items()}
-    assert found == {way: dict(headers) for way, headers in learned().items()}
+        user.get(path)
+    user.consume()
+    learned = {key: dict(headers) for key, headers in user.handler.fast_path.learned.items()}
+    assert learned == {key: dict(headers) for key, headers in learned_headers().items()}
 
 
 @pytest.mark.parametrize("headers", [{}, ORIGIN], ids=["plain", "with an origin"])
-def test_a_spend_and_its_replay_are_answered_as_by_the_whole_way(lane: Lane, headers: dict[str, str]) -> None:
-    lane.consume(**headers)
-    whole = lane.consume(b'{"cost": 3}', HTTP_IDEMPOTENCY_KEY="a", HTTP_X_TEST="", **headers)
-    whole_again = lane.consume(b'{"cost": 3}', HTTP_IDEMPOTENCY_KEY="a", HTTP_X_TEST="", **headers)
-    before = lane.handler.whole_ways
-    short = lane.consume(b'{"cost": 3}', HTTP_IDEMPOTENCY_KEY="b", **headers)
-    short_again = lane.consume(b'{"cost": 3}', HTTP_IDEMPOTENCY_KEY="b", **headers)
-    assert lane.handler.whole_ways == before
+def test_a_spend_and_its_replay_are_answered_as_by_the_full_path(
+    user: FastPathUser, headers: dict[str, str]
+) -> None:
+    user.consume(**headers)
+    full = user.consume(b'{"cost": 3}', HTTP_IDEMPOTENCY_KEY="a", HTTP_X_TEST="", **headers)
+    full_again = user.consume(b'{"cost": 3}', HTTP_IDEMPOTENCY_KEY="a", HTTP_X_TEST="", **headers)
+    before = user.handler.full_path_count
+    fast = user.consume(b'{"cost": 3}', HTTP_IDEMPOTENCY_KEY="b", **headers)
+    fast_again = user.consume(b'{"cost": 3}', HTTP_IDEMPOTENCY_KEY="b", **headers)
+    assert user.handler.full_path_count == before
     assert [entry.cost for entry in LedgerEntry.objects.filter(user_id=USER, kind="consumed")] == [3, 3, 1]
-    assert (short.status_code, names(short)) == (whole.status_code, names(whole))
-    assert (names(short_again), short_again.content) == (names(whole_again), short.content)
+    assert (fast.status_code, names(fast)) == (full.status_code, names(full))
+    assert (names(fast_again), fast_again.content) == (names(full_again), fast.content)
 
 
 @pytest.mark.parametrize(
@@ -129,42 +131,42 @@ def test_a_spend_and_its_replay_are_answered_as_by_the_whole_way(lane: Lane, hea
     ],
     ids=lambda given: str(given)[:60],
 )
-def test_what_is_not_plain_goes_the_whole_way_and_is_answered_there(
-    lane: Lane, given: dict[str, Any]
+def test_what_is_not_plain_takes_the_full_path_and_is_answered_there(
+    user: FastPathUser, given: dict[str, Any]
 ) -> None:
-    assert not lane.is_short(lambda: lane.consume(**given))
+    assert not user.takes_fast_path(lambda: user.consume(**given))
 
 
-def test_what_strangers_write_at_length_is_not_kept(lane: Lane) -> None:
-    assert not lane.is_short(lambda: lane.get(**{"HTTP_SEC_" + "A" * 2_000: "1"}))
-    known = len(lane.handler.lane.learned)
-    assert not lane.is_short(lambda: lane.get(HTTP_ORIGIN="https://" + "a" * 2_000))
-    assert len(lane.handler.lane.learned) == known
+def test_what_strangers_write_at_length_is_not_kept(user: FastPathUser) -> None:
+    assert not user.takes_fast_path(lambda: user.get(**{"HTTP_SEC_" + "A" * 2_000: "1"}))
+    known = len(user.handler.fast_path.learned)
+    assert not user.takes_fast_path(lambda: user.get(HTTP_ORIGIN="https://" + "a" * 2_000))
+    assert len(user.handler.fast_path.learned) == known
 
 
-def test_a_read_with_a_body_goes_the_whole_way(lane: Lane) -> None:
-    assert not lane.is_short(lambda: lane.get(CONTENT_LENGTH="99999999"))
+def test_a_read_with_a_body_takes_the_full_path(user: FastPathUser) -> None:
+    assert not user.takes_fast_path(lambda: user.get(CONTENT_LENGTH="99999999"))
 
 
-def test_what_went_the_whole_way_is_done_there_once(lane: Lane) -> None:
-    assert lane.consume(b'{"cost": 2, "metadata": {"a": 1}}').status_code == 201
+def test_what_took_the_full_path_is_done_there_once(user: FastPathUser) -> None:
+    assert user.consume(b'{"cost": 2, "metadata": {"a": 1}}').status_code == 201
     assert ChallengeQuota.objects.current(USER).quota_remaining == 18
 
 
-def test_a_missing_row_is_opened_on_the_way(lane: Lane) -> None:
-    assert lane.is_short(lane.get)
+def test_a_missing_row_is_opened_on_the_way(user: FastPathUser) -> None:
+    assert user.takes_fast_path(user.get)
     assert LedgerEntry.objects.get(user_id=USER).kind == "opened"
 
 
-def test_a_refusal_is_told_by_the_view_and_decided_once(lane: Lane) -> None:
-    lane.consume(b'{"cost": 20}')
-    refused = lane.consume()
+def test_a_refusal_is_told_by_the_view_and_decided_once(user: FastPathUser) -> None:
+    user.consume(b'{"cost": 20}')
+    refused = user.consume()
     assert (refused.status_code, refused.json()["code"]) == (429, "quota_exhausted")
     assert [entry.kind for entry in LedgerEntry.objects.filter(user_id=USER)][:1] == ["refused"]
 
 
 def test_a_spend_of_unknown_outcome_is_not_made_again_by_the_view(
-    lane: Lane, monkeypatch: pytest.MonkeyPatch
+    user: FastPathUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
 
@@ -174,40 +176,42 @@ def test_a_spend_of_unknown_outcome_is_not_made_again_by_the_view(
         raise OperationalError("the connection is lost")
 
     monkeypatch.setattr(commit, "commit", fail)
-    answer = lane.consume()
+    answer = user.consume()
     assert (answer.status_code, answer["Retry-After"], calls) == (503, "5", [USER])
 
 
-def test_a_fault_of_our_own_is_a_500_that_says_nothing(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_our_own_is_a_500_that_says_nothing(
+    user: FastPathUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(views, "quota_headers", lambda *_, **__: 1 / 0)
-    answer = lane.get()
+    answer = user.get()
     assert (answer.status_code, answer.json()["code"]) == (500, "server_error")
 
 
-def test_a_forged_token_is_refused(lane: Lane) -> None:
+def test_a_forged_token_is_refused(user: FastPathUser) -> None:
     session_tokens._verified.clear()
     forged = keys.mint()[:-4] + "AAAA"
-    assert lane.get(HTTP_AUTHORIZATION=f"Bearer {forged}").status_code == 401
+    assert user.get(HTTP_AUTHORIZATION=f"Bearer {forged}").status_code == 401
 
 
 def test_only_good_answers_are_learned_from(settings_for_clerk: Settings) -> None:
-    lane = Lane(is_new=True)
-    lane.get(HTTP_AUTHORIZATION="")
-    lane.get(HTTP_HOST="evil.example")
-    assert lane.handler.lane.learned == {}
+    user = FastPathUser(is_new=True)
+    user.get(HTTP_AUTHORIZATION="")
+    user.get(HTTP_HOST="evil.example")
+    assert user.handler.fast_path.learned == {}
 
 
 def test_an_answer_with_a_header_that_may_be_one_users_own_is_not_learned_from(
     settings_for_clerk: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lane = Lane(is_new=True)
-    monkeypatch.setattr(views, "quota_headers", lambda *_, **__: {"Set-Cookie": "his=own"})
-    assert lane.get()["Set-Cookie"] == "his=own"
-    assert lane.handler.lane.learned == {}
+    user = FastPathUser(is_new=True)
+    monkeypatch.setattr(views, "quota_headers", lambda *_, **__: {"Set-Cookie": "their=own"})
+    assert user.get()["Set-Cookie"] == "their=own"
+    assert user.handler.fast_path.learned == {}
 
 
-def test_strange_origins_do_not_fill_the_memory(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strange_origins_do_not_fill_the_memory(user: FastPathUser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quotasite.serving.fast_path.MAX_LEARNED", 5)
     for number in range(7):
-        assert "access-control-allow-origin" not in lane.get(HTTP_ORIGIN=f"https://{number}.example")
-    assert len(lane.handler.lane.learned) <= 5
+        assert "access-control-allow-origin" not in user.get(HTTP_ORIGIN=f"https://{number}.example")
+    assert len(user.handler.fast_path.learned) <= 5

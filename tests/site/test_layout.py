@@ -1,4 +1,4 @@
-"""The house rules that no linter knows."""
+"""Rules of this project that no linter checks."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ def test_the_rules_and_the_statements_import_the_standard_library_only(module: P
 
 
 def test_the_requirements_are_locked_together() -> None:
-    """What the three files share, they share to the version."""
+    """The three files pin the packages that they share to the same versions."""
     locked = [
         set(re.findall(r"^(\S+==\S+)", (ROOT / f"requirements{name}.txt").read_text(), re.MULTILINE))
         for name in ("", "-test", "-dev")

@@ -1,4 +1,4 @@
-"""What the README tells people to type, typed."""
+"""Every command in the README is run."""
 
 import os
 import re
@@ -55,16 +55,16 @@ def test_the_curl_lines_work(site: str) -> None:
 
 @pytest.mark.once
 def test_the_manage_lines_work(tmp_path: Path) -> None:
-    """In the README's order, but for Clerk, who is not asked without a key; migrating comes before it."""
+    """In the README's order: later commands need the migration. Without a key those for Clerk must fail."""
     environment = {**GOOD, "DATABASE_URL": f"sqlite:///{tmp_path}/readme.sqlite3"}
-    said = [run(line, environment) for line in COMMANDS]
-    assert [done.returncode for done in said] == [0, 0, 1, 1, 2, 0, 0, 0, 0, 0]
-    assert all("CLERK_SECRET_KEY" in done.stderr for done in said[2:5])
-    assert said[5].stdout.startswith("qs_")
-    assert "0 faults" in said[7].stdout
+    runs = [run(line, environment) for line in COMMANDS]
+    assert [done.returncode for done in runs] == [0, 0, 1, 1, 2, 0, 0, 0, 0, 0]
+    assert all("CLERK_SECRET_KEY" in done.stderr for done in runs[2:5])
+    assert runs[5].stdout.startswith("qs_")
+    assert "0 faults" in runs[7].stdout
 
 
 def run(line: str, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    asked = {"DJANGO_SUPERUSER_PASSWORD": "quite-a-long-one", "DJANGO_SUPERUSER_USERNAME": "staff"}
+    answers = {"DJANGO_SUPERUSER_PASSWORD": "quite-a-long-one", "DJANGO_SUPERUSER_USERNAME": "staff"}
     extra = ["--noinput", "--email", "s@example.com"] if line.endswith("createsuperuser") else []
-    return manage(*shlex.split(line)[2:], *extra, **environment, **asked)
+    return manage(*shlex.split(line)[2:], *extra, **environment, **answers)

@@ -1,4 +1,4 @@
-"""The site behind Granian: a body is awaited before a thread is taken, and nothing is lost on the way."""
+"""The site as Granian serves it: a request gets a thread once its body is there, and arrives unchanged."""
 
 import socket
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.tools.staff import sign_in
 
 
 class Headers:
-    """Granian's: what is not ASCII is counted and named, and left out of the items."""
+    """As Granian's: a header with a non-ASCII value is counted and named, but not among the items."""
 
     def __init__(self, given: list[tuple[str, str | None]]) -> None:
         self.given = given
@@ -49,12 +49,14 @@ class Scope:
     environ: dict[str, object] = field(init=False)
 
 
-def told(*headers: tuple[str, str | None], **scope: str) -> dict[str, object]:
+def environ_of(*headers: tuple[str, str | None], **scope: str) -> dict[str, object]:
     return environment(Scope(Headers([*headers]), **scope), b"")
 
 
 def test_a_request_is_told_as_pep_3333_wants_it() -> None:
-    environ = told(("host", "a.example"), ("content-length", "2"), ("content-type", "text/plain"), path="/ü")
+    environ = environ_of(
+        ("host", "a.example"), ("content-length", "2"), ("content-type", "text/plain"), path="/ü"
+    )
     assert (environ["PATH_INFO"], environ["REMOTE_ADDR"]) == ("/ü".encode().decode("latin-1"), "::1")
     assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("127.0.0.1", "8000")
     assert (environ["HTTP_HOST"], environ["CONTENT_LENGTH"]) == ("a.example", "2")
@@ -63,16 +65,16 @@ def test_a_request_is_told_as_pep_3333_wants_it() -> None:
 
 
 def test_a_header_that_is_there_twice_is_not_taken_for_one() -> None:
-    assert told(("idempotency-key", "a"), ("idempotency-key", "b"))["HTTP_IDEMPOTENCY_KEY"] == "a,b"
+    assert environ_of(("idempotency-key", "a"), ("idempotency-key", "b"))["HTTP_IDEMPOTENCY_KEY"] == "a,b"
 
 
 def test_a_garbled_header_is_not_taken_for_none() -> None:
-    environ = told(("host", "a.example"), ("idempotency-key", None))
+    environ = environ_of(("host", "a.example"), ("idempotency-key", None))
     assert environ["HTTP_IDEMPOTENCY_KEY"] == "\ufffd"
 
 
 def test_an_underscore_does_not_pass_for_a_dash() -> None:
-    assert "HTTP_X_FORWARDED_PROTO" not in told(("x_forwarded_proto", "https"))
+    assert "HTTP_X_FORWARDED_PROTO" not in environ_of(("x_forwarded_proto", "https"))
 
 
 served_site = pytest.mark.django_db(transaction=True, serialized_rollback=True)
@@ -80,7 +82,7 @@ served_site = pytest.mark.django_db(transaction=True, serialized_rollback=True)
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """One process of one thread: whoever held it would hold up everybody."""
+    """One worker with one thread: a request that holds it blocks all others."""
     with served(
         url_of_the_test_database(),
         workers=1,

@@ -1,4 +1,4 @@
-"""The environment: each variable documented, each bad value named with its fix and never shown."""
+"""The environment: every variable is documented, a bad value is reported with its fix and never shown."""
 
 import re
 from pathlib import Path

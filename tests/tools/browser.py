@@ -1,7 +1,7 @@
-"""A real Chromium: pages at a size and in a colour scheme, what axe finds, what the console says, pictures.
+"""A real Chromium: viewport and colour scheme, axe's findings, console errors, screenshots.
 
-As a plugin (pyproject.toml) it gives the fixtures `site` (the address of the site as deployed, on the
-test database), `chromium` (the module's browser, as new for each test) and `chromium_too` (another's).
+As a pytest plugin (pyproject.toml) it provides the fixtures `site` (the URL of the site as deployed, on the
+test database), `chromium` (one browser a module, without state for each test) and `chromium_too` (a second).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def programs() -> tuple[str, str] | None:
 
 @contextmanager
 def started() -> Iterator[WebDriver]:
-    """A headless Chromium of its own, with nothing remembered. Skips the test where there is none."""
+    """Start a headless Chromium with an empty profile; skip the test if none is installed."""
     from selenium import webdriver
 
-    found = programs()
-    if found is None:
+    paths = programs()
+    if paths is None:
         pytest.skip(MISSING)
     options = webdriver.ChromeOptions()
-    options.binary_location, service = found[0], webdriver.ChromeService(found[1])
+    options.binary_location, service = paths[0], webdriver.ChromeService(paths[1])
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "lang=en"):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -61,7 +61,7 @@ def show_as(
     dark: bool = False,
     reduced_motion: bool = False,
 ) -> None:
-    """Give the current tab a viewport and its person's preferences, without loading it anew."""
+    """Set the current tab's viewport and user preferences, without a reload."""
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [
@@ -72,35 +72,35 @@ def show_as(
 
 
 def sign_in(driver: WebDriver, site: str, user: User) -> None:
-    """Make the browser staff of the admin, by a session as the login form would leave it."""
+    """Sign the browser in at the admin, with a session such as the login form creates."""
     from django.test import Client
 
     client = Client()
     client.force_login(user)
-    driver.get(f"{site}/healthz")  # a cookie is set for the site that is shown
+    driver.get(f"{site}/healthz")  # a cookie can only be set for the page's own site
     driver.add_cookie({"name": "sessionid", "value": client.cookies["sessionid"].value, "path": "/"})
 
 
 def axe(driver: WebDriver) -> list[str]:
-    """What axe finds wrong with the page as it is now: a line for each rule that is broken.
+    """Return what axe finds wrong with the current page: one line for each violated rule.
 
-    The driver's scripts are the debugger's, which the page's policy does not reach: it stays as it is.
+    The driver runs scripts as the debugger does, exempt from the page's Content-Security-Policy, which stays.
     """
     driver.execute_script(axe_source())
-    found: dict[str, Any] = driver.execute_async_script(
+    results: dict[str, Any] = driver.execute_async_script(
         f"const done = arguments[0]; {SETTLED}.then(() => axe.run())"
         ".then(done, error => done({error: String(error)}))"
     )
-    assert "error" not in found, found
-    assert found["passes"], "axe looked at nothing"
+    assert "error" not in results, results
+    assert results["passes"], "axe checked nothing"
     return [
-        f"{broken['id']}: {broken['help']}: " + "; ".join(str(node["target"]) for node in broken["nodes"])
-        for broken in found["violations"]
+        f"{rule['id']}: {rule['help']}: " + "; ".join(str(node["target"]) for node in rule["nodes"])
+        for rule in results["violations"]
     ]
 
 
 def axe_source() -> str:
-    """The script of axe-core: the file that AXE names, such as a newer one of npm's, else the package's."""
+    """Return axe-core's script: the file that AXE names, such as a newer one from npm, or the package's."""
     if named := os.environ.get("AXE"):
         return Path(named).read_text()
     package = find_spec("axe_core_python")
@@ -110,10 +110,10 @@ def axe_source() -> str:
 
 
 def console_errors(driver: WebDriver, *, but: tuple[int, ...] = ()) -> list[str]:
-    """The errors on the console since the last call: of scripts, of the page's policy, of loading.
+    """Return the console errors since the last call: of scripts, of the page's policy, of loading.
 
-    A status in `but` is one that the test brings about: Chromium notes each by itself as "Failed to load
-    resource: the server responded with a status of 429", which no page can prevent.
+    `but` holds the statuses that the test causes: Chromium logs each as "Failed to load resource: the server
+    responded with a status of 429", which no page can prevent.
     """
     severe = [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
     expected = tuple(f"the server responded with a status of {status} " for status in but)
@@ -125,7 +125,7 @@ def console_errors(driver: WebDriver, *, but: tuple[int, ...] = ()) -> list[str]
 
 
 def overflow(driver: WebDriver) -> int:
-    """The pixels by which the page is wider than its viewport; 0 if it needs no scrolling sideways."""
+    """Return by how many pixels the page is wider than its viewport, 0 if it does not scroll sideways."""
     return int(
         driver.execute_script(
             "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
@@ -134,7 +134,7 @@ def overflow(driver: WebDriver) -> int:
 
 
 def picture(driver: WebDriver, path: Path, *, whole: bool = True) -> None:
-    """Store the page as a PNG: the whole of it, or what is in the viewport."""
+    """Save the page as a PNG: all of it, or only what is in the viewport."""
     import base64
 
     driver.execute_async_script(f"{SETTLED}.then(arguments[0])")
@@ -147,7 +147,7 @@ def picture(driver: WebDriver, path: Path, *, whole: bool = True) -> None:
     path.write_bytes(base64.b64decode(shot))
 
 
-@pytest.fixture(scope="module")  # not longer: a page that nobody looks at goes on taking the others' time
+@pytest.fixture(scope="module")  # not longer: an open page keeps using CPU that other tests need
 def _chromium() -> Iterator[WebDriver]:
     with started() as driver:
         yield driver
@@ -155,7 +155,7 @@ def _chromium() -> Iterator[WebDriver]:
 
 @pytest.fixture
 def chromium(_chromium: WebDriver) -> WebDriver:
-    """A browser that remembers nothing of the test before, 1360 × 900 and light."""
+    """The module's browser without state from other tests, 1360 × 900 and light."""
     before = _chromium.window_handles
     _chromium.switch_to.new_window("tab")
     fresh = _chromium.current_window_handle
@@ -180,20 +180,20 @@ def chromium_too() -> Iterator[WebDriver]:
 
 @contextmanager
 def served_to_look_at(port: int | None = None, **environment: str) -> Iterator[str]:
-    """The site as the Procfile serves it, on the test database, with the demo page; give its address."""
+    """Serve the site as the Procfile does, on the test database and with the demo page; yield its URL."""
     from django.conf import settings
 
     from tests.tools import keys
     from tests.tools.site import served, url_of_the_test_database
 
-    told = {
+    variables = {
         "DEBUG": "1",  # plain http, and the demo page; the rest is as deployed
-        "SECRET_KEY": settings.SECRET_KEY,  # so that `sign_in` can make sessions
+        "SECRET_KEY": settings.SECRET_KEY,  # so that `sign_in` can create sessions
         "DJANGO_SETTINGS_MODULE": "tests.tools.browser_settings",
         "TEST_SIGNING_KEY": keys.private_pem,
     }
-    with served(url_of_the_test_database(), workers=2, port=port, **(told | environment)) as taken:
-        yield f"http://127.0.0.1:{taken}"
+    with served(url_of_the_test_database(), workers=2, port=port, **(variables | environment)) as actual_port:
+        yield f"http://127.0.0.1:{actual_port}"
 
 
 @pytest.fixture(scope="module")
@@ -204,5 +204,5 @@ def _site(django_db_setup: None, django_db_blocker: Any) -> Iterator[str]:
 
 @pytest.fixture
 def site(_site: str, transactional_db: None, django_db_serialized_rollback: None) -> str:
-    """The address of such a site, on this test's data."""
+    """The URL of the served site, on this test's data."""
     return _site

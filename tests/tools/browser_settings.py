@@ -1,4 +1,4 @@
-"""The settings of the site that a browser is shown: those of the product, and the development sign-in."""
+"""The settings of the site in tests with a browser: the product's, with the development sign-in."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Django's test client behind the fast lane, so that the tests of the contract run against both."""
+"""A handler for Django's test client with the fast path, so that the contract tests run on both paths."""
 
 import asyncio
 import threading
@@ -31,7 +31,7 @@ from quotasite.serving.fast_path import (
     UseFullPath,
 )
 
-# What the lane learns from a first answer to the test client; test_fast_lane.py sees that it is so.
+# What the fast path learns from a first response to the test client; test_fast_path.py checks it.
 HEADERS = {
     "Content-Type": "application/json",
     "Allow": "GET, HEAD, OPTIONS",
@@ -45,36 +45,38 @@ HEADERS = {
 ALLOW = {"GET": "GET, HEAD, OPTIONS", "POST": "POST, OPTIONS"}
 
 
-def learned() -> dict[HeaderKey, Headers]:
-    """What the lane knows of the test client once it has sent one request of each kind."""
+def learned_headers() -> dict[HeaderKey, Headers]:
+    """Return what the fast path has learned once the test client has sent one request of each kind."""
     return {
-        (*hot, "http", *(None for _ in HEADER_KEY_FIELDS)): [*{**HEADERS, "Allow": ALLOW[hot[0]]}.items()]
-        for hot in FAST_REQUESTS
+        (method, path, "http", *(None for _ in HEADER_KEY_FIELDS)): [
+            *{**HEADERS, "Allow": ALLOW[method]}.items()
+        ]
+        for method, path in FAST_REQUESTS
     }
 
 
 class OwnSession(LoopSession):
-    """A session over the connection of this thread: it sees what a test has not committed."""
+    """A session on this thread's connection: it sees what the test has not committed."""
 
     def should_prepare(self, prepared: Prepared) -> bool:
-        """Not within a transaction: after a rollback psycopg has the server forget what it kept."""
+        """Not within a transaction: after a rollback psycopg deallocates all prepared statements."""
         return self.raw.autocommit and super().should_prepare(prepared)
 
 
 class OwnPool(Pool):
     def __init__(self) -> None:
-        super().__init__(1, at_once)
+        super().__init__(1, run_at_once)
 
     async def acquire(self) -> LoopSession:
         db = outside(own_connection)
-        before = getattr(_kept, "session", None)
-        session = _kept.session = OwnSession(db, lambda _: outside(db.close))
+        before = getattr(_local, "session", None)
+        session = _local.session = OwnSession(db, lambda _: outside(db.close))
         if before and before.raw is session.raw:
             session.names, session.uses = before.names, before.uses
         return session
 
     async def run_steps(self, steps: Steps[Result]) -> Result:
-        """As in a thread, what is not committed is not remembered."""
+        """As a thread does, cache no plans that were read in a transaction: it may be rolled back."""
         try:
             return await super().run_steps(steps)
         finally:
@@ -85,11 +87,11 @@ class OwnPool(Pool):
         session.loop.remove_reader(session.socket)
 
 
-_kept = threading.local()
+_local = threading.local()
 
 
 def own_connection() -> BaseDatabaseWrapper:
-    """This thread's connection, in its transaction if it is in one."""
+    """Return this thread's connection, with the transaction begun if it is in an atomic block."""
     db: BaseDatabaseWrapper = connections[DEFAULT_DB_ALIAS]
     db.ensure_connection()
     if db.in_atomic_block:
@@ -98,52 +100,52 @@ def own_connection() -> BaseDatabaseWrapper:
     return db
 
 
-def outside(act: Callable[[], Any]) -> Any:
-    """Act as a thread would: Django refuses to wait in an event loop."""
+def outside(function: Callable[[], Any]) -> Any:
+    """Call the function as if no event loop ran: Django refuses to query in one."""
     loop = _get_running_loop()
     _set_running_loop(None)
     try:
-        return act()
+        return function()
     finally:
         _set_running_loop(loop)
 
 
-def at_once(act: Callable[[], Any]) -> "asyncio.Future[Any]":
-    done = asyncio.get_running_loop().create_future()
+def run_at_once(function: Callable[[], Any]) -> "asyncio.Future[Any]":
+    future = asyncio.get_running_loop().create_future()
     try:
-        done.set_result(outside(act))
-    except BaseException as error:  # noqa: BLE001 - handed on
-        done.set_exception(error)
-    return done
+        future.set_result(outside(function))
+    except BaseException as error:  # noqa: BLE001 - the future raises it
+        future.set_exception(error)
+    return future
 
 
-class LaneHandler(ClientHandler):
-    """The test client's handler, behind a lane; `whole_ways` counts the requests that the lane handed on."""
+class FastPathHandler(ClientHandler):
+    """The test client's handler with a fast path in front; `full_path_count` counts what that handed over."""
 
     def __init__(self, *, is_new: bool = False) -> None:
         super().__init__(enforce_csrf_checks=False)
-        self.whole_ways = 0
-        self.lane = FastPath(OwnPool())
-        self.lane.learned = {} if is_new else learned()
+        self.full_path_count = 0
+        self.fast_path = FastPath(OwnPool())
+        self.fast_path.learned = {} if is_new else learned_headers()
 
     def __call__(self, environ: dict[str, Any]) -> HttpResponseBase:
-        answer = asyncio.run(self.lane.answer(asked(environ)))
+        answer = asyncio.run(self.fast_path.respond(request_of(environ)))
         if isinstance(answer, UseFullPath):
-            return self.whole_way(environ, answer)
+            return self.full_path(environ, answer)
         response = HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
         response.wsgi_request = WSGIRequest(environ)  # type: ignore[attr-defined] # as ClientHandler sets it
         return response
 
-    def whole_way(self, environ: dict[str, Any], detour: UseFullPath) -> HttpResponseBase:
-        self.whole_ways += 1
-        response = super().__call__({**environ, FAST_PATH_ERROR: detour.error})
-        if detour.unknown:
-            self.lane.learn(detour.unknown, response.status_code, list(response.items()))
+    def full_path(self, environ: dict[str, Any], handover: UseFullPath) -> HttpResponseBase:
+        self.full_path_count += 1
+        response = super().__call__({**environ, FAST_PATH_ERROR: handover.error})
+        if handover.unknown:
+            self.fast_path.learn(handover.unknown, response.status_code, list(response.items()))
         return response
 
 
-def asked(environ: dict[str, Any]) -> Request:
-    """The request as the server tells the lane of it."""
+def request_of(environ: dict[str, Any]) -> Request:
+    """Return the request as the server passes it to the fast path."""
     body = environ["wsgi.input"].read()
     environ["wsgi.input"] = BytesIO(body)
     headers = {

@@ -1,9 +1,8 @@
-"""manage.py started a hundred times, at the price of half of them.
+"""Run manage.py a hundred times at half the cost.
 
-Each start is a process of its own, with the variables that it is given and no others, which reads all of our
-modules anew; but it is forked from one that has imported the libraries already. These alone: nothing is
-imported beforehand that reads the settings or the environment. Tests that are about the start itself (of the
-tour, of the served site) start a Python of their own.
+Each run is a process of its own with exactly the given variables, and imports all of our modules anew. But it
+is forked from a process that has already imported the libraries that read neither settings nor environment.
+Tests of the start itself (of the tour, of the served site) start a Python of their own.
 """
 
 import atexit
@@ -36,25 +35,27 @@ OURS = ("quotas", "quotasite", "webhooks")
 
 
 def manage(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run manage.py with these variables and no others of ours."""
+    """Run manage.py with these variables and PATH only."""
     with TemporaryDirectory(prefix="quotasite-manage-") as folder:
-        said = Path(folder, "stdout"), Path(folder, "stderr")
-        given = {"PATH": os.environ["PATH"], **environment}
-        code = order([list(arguments), given, *map(str, said)])
-        return subprocess.CompletedProcess(["manage.py", *arguments], code, *(it.read_text() for it in said))
+        outputs = Path(folder, "stdout"), Path(folder, "stderr")
+        variables = {"PATH": os.environ["PATH"], **environment}
+        code = run_forked([list(arguments), variables, *map(str, outputs)])
+        texts = (path.read_text() for path in outputs)
+        return subprocess.CompletedProcess(["manage.py", *arguments], code, *texts)
 
 
-def order(asked: list[object]) -> int:
+def run_forked(request: list[object]) -> int:
+    """Return the exit code of a fork with these arguments of `become`."""
     forker = started()
     assert forker.stdin
     assert forker.stdout
-    print(json.dumps(asked), file=forker.stdin, flush=True)
+    print(json.dumps(request), file=forker.stdin, flush=True)
     return int(forker.stdout.readline())
 
 
 @cache
 def started() -> "subprocess.Popen[str]":
-    """The process that forks; it ends with ours."""
+    """Start the process that forks; it ends with ours."""
     forker = subprocess.Popen(
         [sys.executable, "-m", "tests.tools.forked"],
         cwd=ROOT,
@@ -68,13 +69,13 @@ def started() -> "subprocess.Popen[str]":
 
 
 def serve() -> None:
-    """Run what is asked for, one after the other, and tell its exit code."""
+    """Run each request in a fork, one after another, and print its exit code."""
     sys.path[0] = str(ROOT)  # as it is for manage.py
     for name in LIBRARIES:
         import_module(name)
     assert not [name for name in sys.modules if name.partition(".")[0] in OURS]
-    assert threading.active_count() == 1, "a fork would lose the others"
-    gc.freeze()  # else each child collects what all of them share
+    assert threading.active_count() == 1, "a fork would lose the other threads"
+    gc.freeze()  # else each child's garbage collector visits the objects that all share
     for line in sys.stdin:
         child = os.fork()
         if not child:
@@ -82,8 +83,8 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def become(arguments: list[str], environment: dict[str, str], *said: str) -> None:
-    for number, name in enumerate((os.devnull, *said)):
+def become(arguments: list[str], environment: dict[str, str], *outputs: str) -> None:
+    for number, name in enumerate((os.devnull, *outputs)):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(environment)

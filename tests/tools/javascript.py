@@ -1,4 +1,4 @@
-"""Clerk's and Svix's own JavaScript, for the tests that let it sign and verify."""
+"""Run Clerk's and Svix's own JavaScript, which signs and verifies in some tests."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ CLERK = "@clerk/backend@3.25.0"
 
 
 def install(folder: Path, package: str, script: str) -> Path:
-    """Return a copy of the script in a folder where the npm package is installed, or skip."""
+    """Install the npm package in the folder and return a copy of the script there; skip if npm cannot."""
     if not shutil.which("node") or not shutil.which("npm"):
         pytest.skip("node and npm are not on PATH")
     options = ("--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1", "--prefix", folder)
@@ -23,13 +23,13 @@ def install(folder: Path, package: str, script: str) -> Path:
     except subprocess.TimeoutExpired:
         pytest.skip(f"npm install {package} took more than two minutes")
     if installed.returncode:
-        why = [line for line in installed.stderr.splitlines() if line.startswith("npm error")]
-        pytest.skip(f"npm cannot install {package}: {' '.join(why)[:200]}")
+        reasons = [line for line in installed.stderr.splitlines() if line.startswith("npm error")]
+        pytest.skip(f"npm cannot install {package}: {' '.join(reasons)[:200]}")
     return Path(shutil.copy(HERE / script, folder))
 
 
 def ask(script: Path, **request: Any) -> Any:
-    """Run the script with the request as JSON, and return its answer."""
+    """Run the script with the request as JSON, and return its JSON response."""
     answer = run("node", script, stdin=json.dumps(request), cwd=script.parent)
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)

@@ -1,4 +1,4 @@
-"""A server of public keys on loopback, which does what it is told and counts how often it was asked."""
+"""A loopback server of public keys, whose responses a test sets, and which counts the requests."""
 
 import json
 import threading
@@ -13,14 +13,14 @@ PIECE = 1_000  # bytes that are sent before each pause
 
 
 class KeyServer(ThreadingHTTPServer):
-    """Serves a key set at `url`, for as long as the `with` block lasts."""
+    """Serves a key set at `url` during the `with` block."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), KeyHandler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/.well-known/jwks.json"
         self.status, self.headers, self.fetches, self.pause = 200, dict[str, str](), 0, 0.0
         self.asked: Any = None  # the headers of the last request
-        self.release = threading.Event()  # while it is not set, requests hang
+        self.release = threading.Event()  # while it is not set, requests hang (up to 10 s)
         self.release.set()
         self.publish(key_set_of())
 
@@ -54,8 +54,8 @@ class KeyHandler(BaseHTTPRequestHandler):
             time.sleep(self.server.pause)
 
     def handle(self) -> None:
-        with suppress(ConnectionError):  # who asks may hang up
+        with suppress(ConnectionError):  # the client may disconnect
             super().handle()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: a test's output is its own."""
+        """Log nothing: it would mix with the test's output."""

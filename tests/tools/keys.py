@@ -1,4 +1,4 @@
-"""A key pair as Clerk's, made anew in each process, and session tokens signed with it."""
+"""A key pair like Clerk's, generated in each process, and session tokens signed with it."""
 
 import base64
 import json
@@ -48,7 +48,7 @@ def mint(
     v2: bool = False,
     **claims: Any,
 ) -> str:
-    """Return a genuine token, but for what the arguments change; `payload` stands for all the claims."""
+    """Return a genuine token except for what the arguments change; `payload` replaces all claims."""
     now = int(time.time())
     genuine = {
         "azp": PARTY,
@@ -60,14 +60,14 @@ def mint(
         "sid": "sess_2abc",
         "sub": "user_2abc",
     }
-    news = {"v": 2, "sts": "active", "pla": "u:free"} if v2 else {}
+    new_in_v2 = {"v": 2, "sts": "active", "pla": "u:free"} if v2 else {}
     head = _without_removed({"alg": "RS256", "kid": KID, "typ": "JWT"} | (header or {}))
-    body = _without_removed(genuine | news | claims)
+    body = _without_removed(genuine | new_in_v2 | claims)
     return sign(json.dumps(head).encode(), json.dumps(body).encode() if payload is None else payload, key)
 
 
 def sign(header: bytes, payload: bytes, key: Any = private_key) -> str:
-    """Sign with RS256, whatever the header says and whether or not the parts are JSON."""
+    """Sign with RS256, whatever the header states and whether or not the parts are JSON."""
     signed = f"{b64(header)}.{b64(payload)}"
     return f"{signed}.{b64(key.sign(signed.encode(), padding.PKCS1v15(), SHA256()))}"
 

@@ -1,4 +1,4 @@
-"""What must hold of a ledger after anything whatever was done to a quota."""
+"""What must be true of a user's ledger after every test."""
 
 from quotas.models import LedgerEntry
 from quotas.reports import audit
@@ -9,6 +9,6 @@ def spent(user_id: str) -> int:
 
 
 def assert_sound(user_id: str) -> None:
-    """The audit finds nothing, and there is something to find it in."""
+    """Assert that the user has ledger entries and the audit finds no fault in them."""
     assert LedgerEntry.objects.filter(user_id=user_id).exists()
     assert list(audit.faults(user_id)) == []

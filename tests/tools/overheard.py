@@ -1,7 +1,7 @@
-"""The statements of the verbs: what each sends, a crowd to send it among, and how PostgreSQL answers it.
+"""Capture the statements that verbs send, copy rows into large tables, and read PostgreSQL's query plans.
 
-For tests of plans and for benches. The statements are overheard while a verb runs, so that they are
-those of today, whatever their text.
+For tests of query plans and for benches. The statements are captured while a verb runs, so they are always
+the current ones.
 """
 
 import re
@@ -15,7 +15,8 @@ from psycopg.types.json import JsonbDumper
 
 QUOTAS, ENTRIES, WORDS = GROWING = "challenge_quotas", "ledger_entries", "plan_assignments"
 
-# Of a copy: ids that grow in time, as Clerk's do, and as long; and all that must be unique made so.
+# For copied rows: user ids that grow with time and are as long as Clerk's; unique values where a constraint
+# requires them.
 USER = "'user_' || lpad({number}::text, 27, '0')"
 COPIED = {
     "user_id": USER.format(number="copy"),
@@ -36,18 +37,18 @@ class Sent(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """How a plan reads a table that grows, and what it read of it when it ran."""
+    """How a query plan reads a growing table, and how much it read when it ran."""
 
     kind: str
     table: str
     index: str
-    rows: float  # those included that a filter threw away
+    rows: float  # including those that a filter removed
     blocks: int
 
 
 @contextmanager
 def overheard() -> Iterator[list[Sent]]:
-    """Collect what is sent inside about the tables that grow, by psycopg's cursors of any kind."""
+    """Collect the statements on growing tables that psycopg's cursors of any class send within the block."""
     sent: list[Sent] = []
     execute, executemany = psycopg.Cursor.execute, psycopg.Cursor.executemany
 
@@ -56,17 +57,17 @@ def overheard() -> Iterator[list[Sent]]:
         if any(table in text for table in GROWING):
             sent.append(Sent(text, tuple(values or ())))
 
-    def execute_heard(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
+    def recording_execute(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
         note(query, params)
         return execute(self, query, params, **options)
 
-    def executemany_heard(self: Any, query: Any, params_seq: Any, **options: Any) -> None:
+    def recording_executemany(self: Any, query: Any, params_seq: Any, **options: Any) -> None:
         rows = list(params_seq)
         for values in rows:
             note(query, values)
         executemany(self, query, rows, **options)
 
-    psycopg.Cursor.execute, psycopg.Cursor.executemany = execute_heard, executemany_heard
+    psycopg.Cursor.execute, psycopg.Cursor.executemany = recording_execute, recording_executemany
     try:
         yield sent
     finally:
@@ -74,34 +75,34 @@ def overheard() -> Iterator[list[Sent]]:
 
 
 def numbered(text: str) -> str:
-    """The text with PostgreSQL's own parameters: $1 for the first %s."""
+    """Return the text with PostgreSQL's own placeholders: $1 for the first %s."""
     numbers = count(1)
-    return re.sub(r"%[s%]", lambda found: "%" if found[0] == "%%" else f"${next(numbers)}", text)
+    return re.sub(r"%[s%]", lambda match: "%" if match[0] == "%%" else f"${next(numbers)}", text)
 
 
 def copying(columns: Sequence[str], source: str, **changed: str) -> str:
-    """A SELECT that copies the rows of `source` once for each number between its two parameters.
+    """Return a SELECT that copies the rows of `source` once for each number between its two parameters.
 
-    A copy is another user's; `changed` tells what else differs, as SQL over the row and `copy`.
+    Each copy is another user's; `changed` gives the other values that differ, as SQL over the row and `copy`.
     """
-    wanted = ", ".join((COPIED | changed).get(name, name) for name in columns)
-    return f"SELECT {wanted} FROM {source}, generate_series(%s, %s) AS copy"
+    values = ", ".join((COPIED | changed).get(name, name) for name in columns)
+    return f"SELECT {values} FROM {source}, generate_series(%s, %s) AS copy"
 
 
 def explained(connection: psycopg.Connection[Any], sent: Sent, *, generic: bool) -> dict[str, Any]:
-    """Prepare and run the statement, and return its plan with what it read; call it in a transaction.
+    """Prepare and run the statement, and return its plan with what it read. Needs a transaction.
 
-    `generic` is the one plan for all values that a prepared statement may get, not that for these.
+    `generic` selects the plan for all values that a prepared statement may get, else the plan for these.
     """
     name = f"explained_{next(_names)}"
-    holes = ", ".join(["%s"] * len(sent.values))
+    placeholders = ", ".join(["%s"] * len(sent.values))
     mode = "generic" if generic else "custom"
     with psycopg.ClientCursor(connection) as cursor:
         cursor.adapters.register_dumper(dict, JsonbDumper)
         cursor.execute(f"SET LOCAL plan_cache_mode = force_{mode}_plan")
         cursor.execute(f"PREPARE {name} AS {numbered(sent.text)}")
         cursor.execute(
-            f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE {name} ({holes})",
+            f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE {name} ({placeholders})",
             sent.values,
         )
         plan: dict[str, Any] = cursor.fetchone()[0][0]["Plan"]
@@ -110,7 +111,7 @@ def explained(connection: psycopg.Connection[Any], sent: Sent, *, generic: bool)
 
 
 def scans(node: dict[str, Any]) -> Iterator[Scan]:
-    """How the plan reads the tables that grow."""
+    """Yield each scan of a growing table in the plan."""
     if node.get("Relation Name") in GROWING and node["Node Type"] != "ModifyTable":
         read = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")
         yield Scan(
@@ -125,5 +126,5 @@ def scans(node: dict[str, Any]) -> Iterator[Scan]:
 
 
 def blocks(node: dict[str, Any]) -> int:
-    """The blocks that were touched by it and what is below it, wherever they were."""
+    """Return the blocks that the node and all nodes below it used, cached or read."""
     return sum(node[f"{of} {how} Blocks"] for of in ("Shared", "Local") for how in ("Hit", "Read"))

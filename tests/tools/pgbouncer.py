@@ -10,10 +10,10 @@ import psycopg
 
 from tests.tools.postgres import Server, environment, free_port, server_user
 
-SESSIONS = 3  # of PostgreSQL, that all clients share
+SESSIONS = 3  # of PostgreSQL, shared by all clients
 START_SECONDS = 10
 
-# A server that was away is tried again after server_login_retry: 15 s, if nothing is said.
+# PgBouncer tries a failed server again after server_login_retry, by default 15 s.
 CONFIGURATION = """
 [databases]
 * = host=127.0.0.1 port={server.port} user=quotasite
@@ -36,7 +36,7 @@ def find() -> str | None:
 
 
 class Pooler:
-    """Ends with the `with` block; its files are in the server's folder, and go with that."""
+    """Runs during the `with` block; its files are in the server's folder and are removed with it."""
 
     def __init__(self, server: Server) -> None:
         self.port = free_port()
@@ -67,11 +67,11 @@ class Pooler:
 
     @property
     def url(self) -> str:
-        """The address, marked as a pooler's."""
+        """The URL, marked as a pooler's."""
         return f"postgres://quotasite@127.0.0.1:{self.port}/quotasite?pgbouncer=true"
 
     def connect(self, **options: Any) -> "psycopg.Connection[tuple[object, ...]]":
-        """A client of its own; it prepares nothing unless it is told to."""
+        """Return a new client connection; without a `prepare_threshold` it prepares nothing."""
         return psycopg.connect(self.url.partition("?")[0], **{"prepare_threshold": None, **options})
 
     def _wait(self) -> None:

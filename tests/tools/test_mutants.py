@@ -1,4 +1,4 @@
-"""The tests are tested: each fault that is sown is noticed by the tests that claim to guard the line."""
+"""Tests of the tests: each seeded fault must fail the tests that guard its line."""
 
 import os
 import re
@@ -14,20 +14,20 @@ from tests import ROOT
 from tests.tools.mutants import MUTANTS, Mutant
 
 pytestmark = [pytest.mark.full, pytest.mark.postgres]
-PASSED, FAILED = 0, 1  # pytest's exit codes; the others are faults of the run itself
+PASSED, FAILED = 0, 1  # pytest's exit codes; with any other the run itself failed
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the project to sow a fault into."""
-    litter = shutil.ignore_patterns(
+    """A copy of the project to seed a fault in."""
+    ignored = shutil.ignore_patterns(
         ".*", "__pycache__", "*.sqlite3*", "docs", "bench", "static", "staticfiles"
     )
-    return Path(shutil.copytree(ROOT, tmp_path / "project", ignore=litter))
+    return Path(shutil.copytree(ROOT, tmp_path / "project", ignore=ignored))
 
 
 def run(project: Path, killers: set[str], *, postgres: bool) -> tuple[int, str]:
-    """Run these tests of the copy; on PostgreSQL in a database of their own beside the suite's."""
+    """Run these tests of the copy, in a database of their own; return the exit code and the output."""
     if postgres:
         database = urlsplit(os.environ["DATABASE_URL"])._replace(path="/quotasite_mutant").geturl()
     else:
@@ -47,18 +47,18 @@ def run(project: Path, killers: set[str], *, postgres: bool) -> tuple[int, str]:
 @pytest.mark.parametrize("postgres", [True, False], ids=["PostgreSQL", "SQLite"])
 def test_without_a_fault_they_pass(project: Path, postgres: bool) -> None:
     killers = {killer for mutant in MUTANTS if mutant.postgres == postgres for killer in mutant.killers}
-    code, told = run(project, killers, postgres=postgres)
-    assert code == PASSED, told
-    assert f"{len(killers)} passed" in told
+    code, output = run(project, killers, postgres=postgres)
+    assert code == PASSED, output
+    assert f"{len(killers)} passed" in output
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
 def test_a_fault_is_noticed(project: Path, mutant: Mutant) -> None:
-    sown = project / mutant.path
-    text = sown.read_text()
+    module = project / mutant.path
+    text = module.read_text()
     assert text.count(mutant.old) == 1
-    sown.write_text(text.replace(mutant.old, mutant.new))
-    code, told = run(project, set(mutant.killers), postgres=mutant.postgres)
-    assert code == FAILED, told
-    noticed = re.findall(r"^FAILED tests/(.+?)(?: - .*)?$", told, re.MULTILINE)
-    assert set(noticed) == set(mutant.killers)
+    module.write_text(text.replace(mutant.old, mutant.new))
+    code, output = run(project, set(mutant.killers), postgres=mutant.postgres)
+    assert code == FAILED, output
+    failed = re.findall(r"^FAILED tests/(.+?)(?: - .*)?$", output, re.MULTILINE)
+    assert set(failed) == set(mutant.killers)

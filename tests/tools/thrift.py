@@ -1,6 +1,6 @@
-"""What need not be paid for by each test anew: a plugin (pyproject.toml), without which all tests pass too.
+"""A plugin (pyproject.toml) that makes the suite faster; all tests pass without it too.
 
-It saves work whose outcome is the same every time, and changes nothing that a test looks at.
+It saves work that has the same result for every test, and changes nothing that a test checks.
 """
 
 from io import StringIO
@@ -17,32 +17,32 @@ STATIC = ("STATIC", "WHITENOISE_")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    PBKDF2PasswordHasher.iterations = 1_000  # a million of them is half a second for each user that is made
+    PBKDF2PasswordHasher.iterations = 1_000  # Django's million takes half a second for each user created
     list_static_files_once()
     put_rows_back_together()
 
 
 def list_static_files_once() -> None:
-    """Let the clients share the list of static files: to make it anew takes longer than most tests.
+    """Let test clients share the list of static files: building it takes longer than most tests.
 
-    Each test client builds the middleware of its own, and WhiteNoise's looks at each static file while it
-    is built. The list is made anew where the settings that it depends on are other ones.
+    Each test client builds its own middleware, and WhiteNoise's then inspects every static file. The list is
+    built again if a setting that it depends on has another value.
     """
-    look, known = WhiteNoiseMiddleware.add_files_from_finders, {}
+    list_files, cache = WhiteNoiseMiddleware.add_files_from_finders, {}
 
     def add_files(self: WhiteNoiseMiddleware) -> None:
-        told = {name: getattr(settings, name) for name in dir(settings) if name.startswith(STATIC)}
-        depends_on = f"{told} {settings.DEBUG} {settings.FORCE_SCRIPT_NAME} {settings.INSTALLED_APPS}"
-        if depends_on not in known:
-            look(self)
-            known[depends_on] = dict(self.files)
-        self.files.update(known[depends_on])
+        static = {name: getattr(settings, name) for name in dir(settings) if name.startswith(STATIC)}
+        key = f"{static} {settings.DEBUG} {settings.FORCE_SCRIPT_NAME} {settings.INSTALLED_APPS}"
+        if key not in cache:
+            list_files(self)
+            cache[key] = dict(self.files)
+        self.files.update(cache[key])
 
     WhiteNoiseMiddleware.add_files_from_finders = add_files
 
 
 def put_rows_back_together() -> None:
-    """Bring the rows of the migrations back table by table: Django saves two hundred of them one by one."""
+    """Restore the rows of the migrations table by table: Django saves each of the two hundred separately."""
 
     def put_back(self: BaseDatabaseCreation, data: str) -> None:
         alias = self.connection.alias

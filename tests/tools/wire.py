@@ -1,4 +1,4 @@
-"""A proxy in front of PostgreSQL that counts round trips, and that loses replies on request."""
+"""A proxy in front of PostgreSQL that counts round trips, and drops replies on request."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ def messages(stream: BinaryIO) -> Iterator[bytes]:
 
 
 class Statements:
-    """Tells which statement each message of one client has the server carry out, the kept ones too."""
+    """Finds the statement that each message of one client executes, prepared statements included."""
 
     def __init__(self) -> None:
-        self._kept: dict[bytes, bytes] = {}
+        self._prepared: dict[bytes, bytes] = {}
 
-    def asked_by(self, message: bytes) -> bytes | None:
+    def executed_by(self, message: bytes) -> bytes | None:
         match message[:1]:
             case b"Q":
                 return message[5:-1]
@@ -29,22 +29,22 @@ class Statements:
                 name, text, _ = message[5:].split(b"\0", 2)
                 if not name:
                     return text
-                self._kept[name] = text
+                self._prepared[name] = text
             case b"B":
                 _, name, _ = message[5:].split(b"\0", 2)
-                return self._kept.get(name)
+                return self._prepared.get(name)
         return None
 
 
 class Wire:
-    """Listens on 127.0.0.1:`port` and passes everything on to `host`:`port` of PostgreSQL.
+    """Listens on 127.0.0.1:`port` and forwards everything to PostgreSQL at `host`:`port`.
 
-    `round_trips` counts the messages that a client waits for an answer to: Query and Sync, not the
-    start of a connection. It is counted before it is sent on, so it is exact when the answer is here.
+    `round_trips` counts the messages whose reply a client waits for: Query and Sync, not the start of a
+    connection. A message is counted before it is forwarded, so the count is exact when its reply arrives.
 
-    `on_query` is called with each statement before the server gets it. Where `drop_reply_when`
-    returns True for one, the server carries it out, but the client sees its connection close instead
-    of the reply. While `refuse` is true, new connections are closed at once.
+    `on_query` is called with each statement before the server gets it. If `drop_reply_when` returns True for
+    one, the server executes it, but the client sees its connection close instead of the reply. While `refuse`
+    is true, new connections are closed at once.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -74,7 +74,7 @@ class Wire:
             self.round_trips = 0
 
     def cut(self) -> None:
-        """Close the connections of this moment, whatever they are at."""
+        """Close all current connections, whatever they are doing."""
         for link in list(self._links):
             link.cut()
 
@@ -89,7 +89,7 @@ class Wire:
             link.join()
 
     def _accept(self) -> None:
-        with suppress(OSError):  # the listener's end
+        with suppress(OSError):  # the listener was closed
             while True:
                 client, _ = self._listener.accept()
                 if self.refuse or not self._connect(client):
@@ -106,7 +106,7 @@ class Wire:
         return True
 
     def _passes(self, message: bytes, text: bytes | None) -> bool:
-        """Count a message, tell the hook about it, and say whether its reply is to reach the client."""
+        """Count a message, call the hook with its statement, and return whether its reply may pass."""
         if message[:1] in (b"Q", b"S"):
             with self._lock:
                 self.round_trips += 1
@@ -118,7 +118,7 @@ class Wire:
 
 
 class Link(Thread):
-    """One client's connection: requests in this thread, replies in another."""
+    """One client's connection: this thread forwards requests, another one replies."""
 
     def __init__(self, wire: Wire, client: socket.socket, server: socket.socket) -> None:
         super().__init__(daemon=True)
@@ -127,7 +127,7 @@ class Link(Thread):
         self._server = server
         self._muted = False
         self._statements = Statements()
-        for end in (client, server):  # a message is sent in parts, and none shall wait for the others
+        for end in (client, server):  # a message is sent in parts: none may wait for the others
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def cut(self) -> None:
@@ -149,13 +149,13 @@ class Link(Thread):
         with self._client.makefile("rb") as stream, suppress(OSError):
             self._server.sendall(self._startup(stream))
             for message in messages(stream):
-                # Before it is sent: its reply may be here before the next line.
-                text = self._statements.asked_by(message)
+                # Before it is sent: its reply may arrive before the next line runs.
+                text = self._statements.executed_by(message)
                 self._muted = not self._wire._passes(message, text) or self._muted
                 self._server.sendall(message)
 
     def _startup(self, stream: BinaryIO) -> bytes:
-        """Return the first packet, which has no type byte, and say no to encryption: it hides the rest."""
+        """Return the first packet, which has no type byte. Decline encryption, which would hide the rest."""
         while len(head := stream.read(8)) == 8:
             packet = head + stream.read(int.from_bytes(head[:4]) - 8)
             if int.from_bytes(head[4:]) not in ENCRYPTION_REQUESTS:
@@ -168,6 +168,6 @@ class Link(Thread):
             for message in messages(stream):
                 if not self._muted:
                     self._client.sendall(message)
-                elif message[:1] == b"Z":  # ReadyForQuery: it is done, and stored if it was to be
+                elif message[:1] == b"Z":  # ReadyForQuery: executed, and committed if that was due
                     break
         self.cut()

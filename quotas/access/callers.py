@@ -1,4 +1,4 @@
-"""From the Authorization header to who asks: a signed-in user, or one of the product's own servers."""
+"""Authentication by the Authorization header: a signed-in user, or one of the product's own servers."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ class User:
     """The Clerk user whose session token came with the request."""
 
     user_id: str
-    act: str = ""  # who stands behind an impersonated user
+    act: str = ""  # the impersonator, if any
     is_authenticated: Literal[True] = True
 
     @property
@@ -30,7 +30,7 @@ Caller = User | Service
 
 
 class BearerAuthentication(BaseAuthentication):
-    """`Authorization: Bearer` with a session token of Clerk's, or a service key (`qs_…`)."""
+    """`Authorization: Bearer` with a session token from Clerk, or a service key (`qs_…`)."""
 
     def authenticate(self, request: Request) -> tuple[Caller, None]:
         return caller_from(request.headers.get("Authorization", "")), None
@@ -42,8 +42,8 @@ class BearerAuthentication(BaseAuthentication):
 def caller_from(header: str, *, may_wait: bool = True) -> Caller:
     """Return the caller that an Authorization header proves.
 
-    Raises TokenRefused or KeyRefused (a 401), or KeysUnavailable; and WouldWait, if that would take
-    a fetch of Clerk's keys or a query and `may_wait` is false.
+    Raises TokenRefused or KeyRefused (a 401), or KeysUnavailable (a 503). If `may_wait` is false, raises
+    WouldWait for a service key, and for a session token whose key must be fetched.
     """
     header = header.strip()
     if not header:

@@ -1,7 +1,7 @@
-"""The public keys that Clerk publishes at one address, fetched sparingly and off the requests' path.
+"""Clerk's public keys (JWKS), fetched from a URL rarely, and in a thread of their own.
 
-A stranger chooses the kid of his token, and the server of the keys may be down or slow: neither may
-make a request wait for long, nor cost more than a fetch now and then.
+The sender of a token chooses its kid, and the key server may be down or slow. Neither may delay a request for
+long, nor cause more than an occasional fetch.
 """
 
 import json
@@ -21,17 +21,17 @@ from quotas import metrics
 
 log = logging.getLogger(__name__)
 
-MIN_KEY_BITS = 2048  # Clerk's size; below it PyJWT warns at every token
+MIN_KEY_BITS = 2048  # the size of Clerk's keys
 MAX_KEY_SET = 256 * 1024  # bytes
 FETCH_TIMEOUT = 3  # seconds
-LOST_AFTER = 4 * FETCH_TIMEOUT  # seconds; resolving a name, say, heeds no time-out of ours
-FRESH = 3_600  # seconds for which fetched keys are not asked for again
-RETRY_STALE = 60  # seconds between attempts to renew old keys, which are served meanwhile
-COOLDOWN_AFTER_SUCCESS, COOLDOWN_AFTER_FAILURE = 10, 1  # seconds without a fetch, whatever kid is asked for
+LOST_AFTER = 4 * FETCH_TIMEOUT  # seconds; resolving the host name may exceed the time-out
+FRESH = 3_600  # seconds after a fetch in which the keys are not renewed
+RETRY_STALE = 60  # seconds between attempts to renew old keys, which stay in use
+COOLDOWN_AFTER_SUCCESS, COOLDOWN_AFTER_FAILURE = 10, 1  # seconds without a fetch, whatever the kid
 
 
 class KeysUnavailable(Exception):
-    """The token cannot be judged now; ask again after `retry_after` seconds."""
+    """The token cannot be verified now; retry after `retry_after` seconds."""
 
     def __init__(self, detail: str, retry_after: int) -> None:
         super().__init__(detail, retry_after)
@@ -40,16 +40,16 @@ class KeysUnavailable(Exception):
 
 
 class WouldWait(Exception):
-    """It cannot be told without waiting, which whoever asked cannot do."""
+    """The check needs a fetch or a query, and the caller cannot wait for one."""
 
 
 class UnknownKey(Exception):
-    """The keys were fetched just now, and the one asked for is not among them."""
+    """The keys have just been fetched, and this kid is not among them."""
 
 
 @dataclass(slots=True, eq=False)
 class Fetch:
-    """One fetch under way; `keys` stays None if it failed."""
+    """One fetch of the keys; `keys` stays None if it fails."""
 
     began_at: float
     keys: dict[str | None, RSAPublicKey] | None = None
@@ -57,17 +57,17 @@ class Fetch:
 
 
 class JWKS:
-    """The keys behind one address, by kid.
+    """The keys of one URL, by kid.
 
-    One fetch is under way at a time, in a thread of its own, and after each there is a quiet time in
-    which none is made. Old keys are served for as long as no new ones can be had. Only who needs a key
-    that is not there waits, for FETCH_TIMEOUT at the most, and not at all once a fetch has failed.
+    One fetch runs at a time, in a thread of its own, and a cool-down follows it. Old keys stay in use until
+    new ones arrive. Only a request for a missing key waits, for at most FETCH_TIMEOUT seconds, and not at all
+    if the last fetch failed.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
         self._clock = clock
-        self._lock = threading.Lock()  # never held while anything is waited for
+        self._lock = threading.Lock()  # never held during a wait
         self._keys: dict[str | None, RSAPublicKey] = {}
         self._fetch: Fetch | None = None
         self._fetched_at: float | None = None
@@ -75,7 +75,11 @@ class JWKS:
         self._is_down = False
 
     def find(self, kid: str | None, *, may_wait: bool = True) -> RSAPublicKey:
-        """Return the key named `kid`. Raises UnknownKey, or KeysUnavailable if that is not known now."""
+        """Return the key named `kid`.
+
+        Raises UnknownKey if the keys just fetched lack it, and KeysUnavailable if they cannot be fetched now.
+        If `may_wait` is false, raises WouldWait for a key that is missing.
+        """
         if key := self._keys.get(kid):
             self.renew()
             return key
@@ -86,7 +90,7 @@ class JWKS:
             self._is_down = True
         if key := self._keys.get(kid):
             return key
-        # A fetch that others began may have asked before this key was published.
+        # A fetch that another thread began may have read the keys before this one was published.
         if fetch and is_ours and fetch.keys is not None:
             raise UnknownKey
         raise KeysUnavailable(
@@ -95,17 +99,17 @@ class JWKS:
         )
 
     def renew(self) -> None:
-        """Have the keys fetched if they are old, or were never fetched; do not wait for it."""
+        """Begin to fetch the keys if they are old or were never fetched; do not wait for them."""
         if self._clock() >= self._stale_at:
             self._begin(self._stale_at)
 
     @property
     def age(self) -> float | None:
-        """Seconds since the keys were fetched, None if they never were."""
+        """Seconds since the keys were fetched; None if they never were."""
         return None if self._fetched_at is None else self._clock() - self._fetched_at
 
     def _begin(self, due: float) -> tuple[Fetch | None, bool]:
-        """Return the fetch under way, one that is begun now if it is time, or None; and whether it is new."""
+        """Return the running fetch, a new one if it is time, or None; and whether it is new."""
         with self._lock:
             now, fetch = self._clock(), self._fetch
             if fetch and not fetch.is_over.is_set() and now < fetch.began_at + LOST_AFTER:
@@ -122,7 +126,7 @@ class JWKS:
             fetch.keys = _parse_key_set(_download(self._url))
         except ValueError as error:
             fault = str(error)
-        finally:  # whatever happens, nobody shall wait for this one any more
+        finally:  # even after an unexpected error, release the requests that wait
             self._finish(fetch)
         metrics.KEY_FETCHES.labels("failed" if fault else "fetched").inc()
         if fault:
@@ -136,7 +140,7 @@ class JWKS:
             if fetch.keys is not None:
                 self._keys, self._fetched_at, self._is_down = fetch.keys, now, False
                 self._stale_at, self._cooldown_until = now + FRESH, now + COOLDOWN_AFTER_SUCCESS
-            elif fetch is self._fetch:  # one that was given up for lost has no say
+            elif fetch is self._fetch:  # the failure of a lost fetch does not count
                 self._is_down = True
                 self._stale_at, self._cooldown_until = now + RETRY_STALE, now + COOLDOWN_AFTER_FAILURE
             fetch.is_over.set()
@@ -146,21 +150,21 @@ _key_sets: dict[tuple[int, str], JWKS] = {}
 
 
 def key_set(url: str) -> JWKS:
-    """Return this process's keys of that address."""
-    # By process: a fork copies a lock that nobody in the child will release, and no thread that fetches.
+    """Return this process's keys of the URL."""
+    # Per process: a fork may copy a held lock, but copies neither its holder nor the thread that fetches.
     name = (os.getpid(), url)
     return _key_sets.get(name) or _key_sets.setdefault(name, JWKS(url))  # setdefault is atomic
 
 
 def require_strong(key: object) -> RSAPublicKey:
-    """Return the key if it is one that Clerk could sign with, or raise ValueError."""
+    """Return the key. Raises ValueError if it is not an RSA key of at least MIN_KEY_BITS bits."""
     if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
         raise ValueError(f"not an RSA public key of at least {MIN_KEY_BITS} bits")
     return key
 
 
 def _parse_key_set(raw: bytes) -> dict[str | None, RSAPublicKey]:
-    """Return the usable keys by kid, or raise ValueError if there are none."""
+    """Return the usable keys by kid. Raises ValueError if there are none."""
     try:
         answer = json.loads(raw.decode())
     except RecursionError:
@@ -172,20 +176,20 @@ def _parse_key_set(raw: bytes) -> dict[str | None, RSAPublicKey]:
             if jwk.get("use", "sig") == "sig" and isinstance(jwk["kid"], str):
                 keys[jwk["kid"]] = require_strong(RSAAlgorithm.from_jwk(jwk))
         except (PyJWTError, ValueError, LookupError, TypeError, AttributeError):
-            continue  # one odd key must not cost the others
+            continue  # an unusable key must not affect the others
     if not keys:
-        raise ValueError("no RSA key in the answer")
+        raise ValueError("no RSA key in the response")
     return keys
 
 
 def _download(url: str) -> bytes:
-    """GET a small body, or raise ValueError. No redirect is followed."""
+    """GET a body of at most MAX_KEY_SET bytes, without following redirects. Raises ValueError."""
     import httpx  # here, because a process with CLERK_JWT_KEY never needs it
 
     deadline = time.monotonic() + FETCH_TIMEOUT
     body = b""
     try:
-        # Unpacked bytes could exceed the cap in one step, so none are asked for packed.
+        # No compression: one chunk could expand beyond the limit.
         with httpx.stream(
             "GET", url, timeout=FETCH_TIMEOUT, headers={"Accept-Encoding": "identity"}
         ) as answer:
@@ -194,7 +198,7 @@ def _download(url: str) -> bytes:
             for part in answer.iter_raw():
                 body += part
                 if len(body) > MAX_KEY_SET or time.monotonic() > deadline:
-                    raise ValueError("the answer is too long or too slow")
+                    raise ValueError("the response is too long or too slow")
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise ValueError(type(error).__name__) from error
     return body

@@ -1,4 +1,4 @@
-"""The product's own servers: whose key it is, remembered for a few seconds."""
+"""Service keys of the product's own servers, with a cache of a few seconds."""
 
 import hmac
 import re
@@ -14,13 +14,13 @@ from quotas.rules.values import Actor
 from quotas.store.errors import read_with_reconnect
 
 SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
-KEY_CACHE_SECONDS = 10  # seconds for which a process remembers a key, so that a revoked one works no longer
+KEY_CACHE_SECONDS = 10  # seconds; a revoked key stops working after this time at the latest
 MAX_CACHED_KEYS = 1_000
-LAST_USED_RESOLUTION = timedelta(minutes=1)  # how fine last_used_at is
+LAST_USED_RESOLUTION = timedelta(minutes=1)  # last_used_at is written at most this often
 
 
 class KeyRefused(Exception):
-    """The service key is at fault. `detail` is fit for a header: ASCII, nothing quoted from the key."""
+    """The service key is refused. `detail` is safe in a header: ASCII, with nothing quoted from the key."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(code, detail)
@@ -47,7 +47,7 @@ _cache: dict[str, Service] = {}
 
 
 def service_of(text: str) -> Service:
-    """Return who holds the key, or raise a KeyRefused that says what is wrong with it."""
+    """Return the holder of the key. Raises KeyRefused with the reason."""
     digest = ServiceKey.digest_of(text)
     service = _cache.get(digest)
     if service is None or service.cached_at < time.monotonic() - KEY_CACHE_SECONDS:
@@ -74,5 +74,5 @@ def _fetch(text: str, digest: str) -> Service:
 def _record_use(key: ServiceKey) -> None:
     now = datetime.now(UTC)
     if key.last_used_at is None or key.last_used_at <= now - LAST_USED_RESOLUTION:
-        unnoted = Q(last_used_at=None) | Q(last_used_at__lte=now - LAST_USED_RESOLUTION)
-        ServiceKey.objects.filter(unnoted, pk=key.pk).update(last_used_at=now)
+        is_stale = Q(last_used_at=None) | Q(last_used_at__lte=now - LAST_USED_RESOLUTION)
+        ServiceKey.objects.filter(is_stale, pk=key.pk).update(last_used_at=now)

@@ -1,6 +1,6 @@
-"""Clerk's session tokens: what one must say, and why one is refused.
+"""Clerk's session tokens: what a valid token contains, and why a token is refused.
 
-Every check is in this file. `verify` is the whole of it for a caller: a Session, or one of two errors.
+`verify` is the entry point. All checks of a token are in this file.
 """
 
 import binascii
@@ -28,16 +28,16 @@ LEEWAY = 5  # seconds by which two clocks may differ
 MAX_LIFE = 86_400  # seconds; Clerk's tokens live for one minute
 # Clerk signs other kinds of token with the same key; these categories are the session tokens.
 SESSION_CATEGORIES = ("cl_B7d4PD111AAA", "cl_I7d4PD111III")
-RECHECKED_CLAIMS = ("exp", "nbf", "iat", "iss", "azp", "sts")  # the claims that time and settings judge
+RECHECKED_CLAIMS = ("exp", "nbf", "iat", "iss", "azp", "sts")  # their validity depends on time and settings
 FROM_URL = str.maketrans("-_", "+/")
 BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
-# What a part may end with, by the length of its last group: unused bits are zero. One character is no group.
+# The valid last characters of a part, by its length modulo 4: unused bits are zero. 1 is no valid length.
 VALID_ENDINGS = (BASE64URL, "", BASE64URL[::16], BASE64URL[::4])
 COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")
 
 MAX_REMEMBERED_TOKENS = 4_096  # tokens; about 1 KB each
-RETRY_SETTINGS = 60  # seconds; wrong settings last until somebody mends them
+RETRY_SETTINGS = 60  # seconds; wrong settings last until an operator fixes them
 
 Code = Literal[
     "token_missing",
@@ -55,7 +55,7 @@ PKCS1, SHA256 = padding.PKCS1v15(), hashes.SHA256()  # RS256
 
 
 class TokenRefused(Exception):
-    """The token is at fault. `detail` is fit for a header: ASCII, nothing quoted from the token."""
+    """The token is refused. `detail` is safe in a header: ASCII, with nothing quoted from the token."""
 
     def __init__(self, code: Code, detail: str) -> None:
         super().__init__(code, detail)
@@ -67,35 +67,35 @@ class TokenRefused(Exception):
 class Session:
     user_id: str
     session_id: str
-    act: str | None  # who impersonates the user
+    act: str | None  # the id of the impersonator, if any
 
 
 class VerifiedToken(NamedTuple):
-    """What was read from a token whose signature held, by which key."""
+    """The content of a token with a valid signature, and the key that verified it."""
 
     kid: str | None
     key: RSAPublicKey
     session: Session
-    claims: dict[str, Any]  # those that are judged anew each time
+    claims: dict[str, Any]  # RECHECKED_CLAIMS only
 
 
-# The proofs of this process, by the digest of the whole token. A client sends each token many times
-# in its minute; checking it costs twenty times what remembering does (bench/tokens.py).
+# The tokens that this process has verified, by the digest of the whole token. A client sends each token many
+# times in its minute; a full check costs twenty times as much as this cache (bench/tokens.py).
 _verified: dict[bytes, VerifiedToken] = {}
 
 
 def verify(token: str, *, may_wait: bool = True) -> Session:
     """Return the session that `token` proves.
 
-    Raises TokenRefused, with the code of the first thing to put right, or KeysUnavailable; and
-    WouldWait if a key must be fetched first, and there is no time for it.
+    Raises TokenRefused with the code of the first fault, or KeysUnavailable. If `may_wait` is false, raises
+    WouldWait for a key that must be fetched.
     """
     if len(token) > MAX_TOKEN:
         raise TokenRefused("token_malformed", "The token is longer than 8 KB.")
     now = time.time()
     digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
     verified = _verified.get(digest)
-    # What the token says and who signed it cannot change; whether it still counts is asked each time.
+    # A token's content and signer cannot change. The key, the time and the settings can: recheck them.
     if verified and now < verified.claims["exp"] and _find_key(verified.kid, may_wait) is verified.key:
         _check_claims(verified.claims, now)
         return verified.session
@@ -124,13 +124,13 @@ def _check_form(token: str) -> None:
     if not COMPACT.fullmatch(token):
         raise TokenRefused(
             "token_malformed",
-            "The token must be three base64url parts with dots between, as Clerk issues it.",
+            "The token must be three base64url parts separated by dots, as Clerk issues it.",
         )
 
 
-@lru_cache(maxsize=64)  # a Clerk instance writes few
+@lru_cache(maxsize=64)  # a Clerk instance uses few headers
 def _check_header(part: str) -> str | None:
-    """Refuse what no key could make good, before any key is looked for; return the kid."""
+    """Return the kid. Raises TokenRefused if no key could make the token valid, before a key is fetched."""
     try:
         header = _json_object(_decode_base64url(part))
     except ValueError:
@@ -163,10 +163,10 @@ def _signed_claims(token: str, key: RSAPublicKey) -> dict[str, Any]:
     except InvalidSignature:
         raise TokenRefused(
             "token_signature",
-            "The signature does not fit the key: the token is of another Clerk instance, or forged.",
+            "The signature does not match the key: another Clerk instance issued the token, or it is forged.",
         ) from None
     except binascii.Error:
-        raise TokenRefused("token_malformed", "A part of the token is not proper base64url.") from None
+        raise TokenRefused("token_malformed", "A part of the token is not valid base64url.") from None
     try:
         return _json_object(payload)
     except ValueError:
@@ -174,9 +174,9 @@ def _signed_claims(token: str, key: RSAPublicKey) -> dict[str, Any]:
 
 
 def _decode_base64url(part: str) -> bytes:
-    """Decode base64url without padding, whose characters were looked at already, or raise binascii.Error."""
+    """Decode base64url without padding whose characters are already checked. Raises binascii.Error."""
     if part[-1] not in VALID_ENDINGS[len(part) % 4]:
-        raise binascii.Error("loose bits behind the last byte")
+        raise binascii.Error("unused bits are not zero")
     return binascii.a2b_base64(part.translate(FROM_URL) + "==")
 
 
@@ -187,7 +187,7 @@ def _session_from(claims: dict[str, Any]) -> Session:
     if not user_id.startswith("user_"):
         raise TokenRefused(
             "token_kind",
-            "The sub claim does not start with user_: send a session token, not one of a machine.",
+            "The sub claim does not start with user_: send a user's session token, not a machine token.",
         )
     if not _is_id(session_id):
         raise TokenRefused("token_malformed", "The sid claim must be a session id of Clerk.")
@@ -210,14 +210,14 @@ def _check_times(claims: dict[str, Any], now: float) -> None:
         raise TokenRefused("token_malformed", "The exp claim is more than a day ahead.")
     if exp <= now - LEEWAY:
         raise TokenRefused(
-            "token_expired", "The token has expired: ask Clerk for a new one before each request."
+            "token_expired", "The token has expired: get a new one from Clerk before each request."
         )
     if not _is_number(claims.get("nbf", 0)):
         raise TokenRefused("token_malformed", "The nbf claim must be a number of seconds.")
     if claims.get("nbf", 0) > now + LEEWAY:
         raise TokenRefused(
             "token_not_yet_valid",
-            "The token is not valid yet: compare the clock of this server with the true time.",
+            "The token is not valid yet: check the clock of this server.",
         )
     if not _is_number(claims.get("iat", 0)):
         raise TokenRefused("token_malformed", "The iat claim must be a number of seconds.")
@@ -242,7 +242,7 @@ def _check_origin(claims: dict[str, Any]) -> None:
 
 
 def _json_object(raw: bytes) -> dict[str, Any]:
-    """Parse one JSON object in UTF-8, or raise ValueError."""
+    """Parse one JSON object in UTF-8. Raises ValueError."""
     try:
         value = json.loads(raw.decode())
     except RecursionError:
@@ -257,14 +257,14 @@ def _is_id(value: object) -> TypeGuard[str]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    """Tell a finite number. Integers may exceed a float here, so only comparisons are safe."""
+    """Return whether the value is a finite number. Only compare it: an integer may exceed a float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def key_source() -> tuple[str, float | None]:
-    """Tell where the keys come from (PEM, JWKS or none), and how many seconds ago they were fetched.
+    """Return where the keys come from (PEM, JWKS or none), and how many seconds ago they were fetched.
 
-    Keys that were not fetched yet are asked for, so that the first request need not wait for them.
+    Begins to fetch keys that are missing or old, so that the first request need not wait for them.
     """
     if settings.CLERK_JWT_KEY:
         return "PEM", None
@@ -289,14 +289,14 @@ def _find_key(kid: str | None, may_wait: bool) -> RSAPublicKey:
                 "token_signature", "The kid header names no key of the configured Clerk instance."
             ) from None
     raise KeysUnavailable(
-        "No key to check tokens with is configured: set CLERK_PUBLISHABLE_KEY, or CLERK_JWT_KEY.",
+        "No key to verify tokens is configured: set CLERK_PUBLISHABLE_KEY or CLERK_JWT_KEY.",
         RETRY_SETTINGS,
     )
 
 
 @lru_cache(maxsize=2)
 def public_key(pem: str) -> RSAPublicKey:
-    """Parse the PEM of CLERK_JWT_KEY, or raise ValueError with the fix, never with the value."""
+    """Parse the PEM of CLERK_JWT_KEY. Raises ValueError, which names the fix and never shows the value."""
     try:
         return require_strong(load_pem_public_key(pem.encode()))
     except (ValueError, UnsupportedAlgorithm):

@@ -1,4 +1,4 @@
-"""The Idempotency-Key header: a key, none, or a 400."""
+"""Read the Idempotency-Key header."""
 
 import re
 from contextlib import suppress
@@ -14,14 +14,14 @@ RAW_KEY = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 def required_key(request: Request) -> str:
     if key := idempotency_key(request.headers.get("Idempotency-Key")):
         return key
-    detail = "Send an Idempotency-Key, such as a UUID made for this act, so that a retry is safe."
+    detail = "Send an Idempotency-Key, such as a UUID made for this action, so that a retry is safe."
     raise Problem(400, "idempotency_key_missing", detail)
 
 
 def idempotency_key(header: str | None) -> str | None:
-    """Return the key of an Idempotency-Key header; `abc` and the structured field `"abc"` are the same.
+    """Return the key of an Idempotency-Key header; `abc` and the structured field `"abc"` are the same key.
 
-    Raises a 400 for a header that is empty, too long, there twice, or has odd characters.
+    Raises a 400 Problem if the header is empty, too long, repeated, or has other characters.
     """
     if header is None:
         return None
@@ -35,6 +35,6 @@ def idempotency_key(header: str | None) -> str | None:
     raise Problem(
         400,
         "idempotency_key_malformed",
-        "Idempotency-Key must be one value of 1 to 128 characters of A-Z a-z 0-9 . _ ~ : / + = -, "
+        "Idempotency-Key must be one value of 1 to 128 characters from A-Z a-z 0-9 . _ ~ : / + = -, "
         "such as a UUID.",
     )

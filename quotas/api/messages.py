@@ -1,4 +1,4 @@
-"""The JSON of requests, checked strictly, and of answers."""
+"""The JSON of requests, checked strictly, and of responses."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from quotas.store.manager import Receipt
 
 
 class WholeNumber(serializers.Field[int, Any, int, Any]):
-    """An integer of JSON from 1 to MAX_UNITS: 1.0, "1" and true are none."""
+    """A JSON integer from 1 to MAX_UNITS; 1.0, "1" and true are refused."""
 
     def to_internal_value(self, data: object) -> int:
         if type(data) is not int or not 1 <= data <= MAX_UNITS:
@@ -22,49 +22,51 @@ class WholeNumber(serializers.Field[int, Any, int, Any]):
 
 
 class Difference(serializers.Field[int, Any, int, Any]):
-    """An integer of JSON from -MAX_UNITS to MAX_UNITS, but not 0."""
+    """A JSON integer from -MAX_UNITS to MAX_UNITS, except 0."""
 
     def to_internal_value(self, data: object) -> int:
         if type(data) is not int or not 1 <= abs(data) <= MAX_UNITS:
-            raise serializers.ValidationError(f"must be a whole number up to ±{MAX_UNITS}, and not 0.")
+            raise serializers.ValidationError(
+                f"must be a whole number from -{MAX_UNITS} to {MAX_UNITS}, and not 0."
+            )
         return data
 
 
 class Text(serializers.Field[str, Any, str, Any]):
-    """A JSON string of 1 to `most` characters."""
+    """A JSON string of 1 to `max_length` characters."""
 
-    def __init__(self, most: int, **options: Any) -> None:
+    def __init__(self, max_length: int, **options: Any) -> None:
         super().__init__(**options)
-        self.most = most
+        self.max_length = max_length
 
     def to_internal_value(self, data: object) -> str:
-        if not isinstance(data, str) or not 1 <= len(data) <= self.most:
-            raise serializers.ValidationError(f"must be a text of 1 to {self.most} characters.")
+        if not isinstance(data, str) or not 1 <= len(data) <= self.max_length:
+            raise serializers.ValidationError(f"must be a string of 1 to {self.max_length} characters.")
         return data
 
 
 class Metadata(serializers.Field[dict[str, Any], Any, dict[str, Any], Any]):
-    """A JSON object of at most 2 KiB, kept with the entry as it came."""
+    """A JSON object of at most 2 KiB, stored with the entry unchanged."""
 
-    most = 2048  # bytes, written compactly
+    max_bytes = 2048  # without whitespace between the tokens
 
     def to_internal_value(self, data: object) -> dict[str, Any]:
         if not isinstance(data, dict):
             raise serializers.ValidationError("must be an object.")
         compact = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-        if len(compact.encode()) > self.most:
+        if len(compact.encode()) > self.max_bytes:
             raise serializers.ValidationError("must not be longer than 2 KiB.")
         return data
 
 
 class StrictSerializer(serializers.Serializer[dict[str, Any]]):
-    """Refuses members that it does not know: it catches `ammount`."""
+    """Refuses unknown members, so that a misspelled `ammount` is not ignored."""
 
     def to_internal_value(self, data: Any) -> Any:
         for name in data:
             if name not in self.fields:
                 known = ", ".join(self.fields)
-                unknown = f"{name[:40]!r} is not known here; known are: {known}."
+                unknown = f"The member {name[:40]!r} is unknown: send only {known}."
                 raise serializers.ValidationError({"non_field_errors": [unknown]})
         return super().to_internal_value(data)
 
@@ -91,12 +93,12 @@ class ResetSerializer(StrictSerializer):
 
 class ChangePlanSerializer(StrictSerializer):
     plan = Text(40, allow_null=True)
-    on_change = serializers.ChoiceField([way.value for way in OnChange], default=OnChange.KEEP.value)
+    on_change = serializers.ChoiceField([choice.value for choice in OnChange], default=OnChange.KEEP.value)
     reason = Text(200, required=False)
 
 
 def simple_quota(quota: Quota) -> dict[str, Any]:
-    """The three members of `GET /api/quota`, frozen."""
+    """The three members of `GET /api/quota`, which never change."""
     return {
         "user_id": quota.user_id,
         "quota_remaining": quota.spendable,
@@ -139,7 +141,7 @@ def adjustment(receipt: Receipt) -> dict[str, Any]:
 
 
 def own_entry(entry: LedgerEntry) -> dict[str, Any]:
-    """An entry as its user sees it."""
+    """The members of an entry that its user may see."""
     return {
         "id": str(entry.id),
         "seq": entry.seq,
@@ -153,7 +155,7 @@ def own_entry(entry: LedgerEntry) -> dict[str, Any]:
 
 
 def full_entry(entry: LedgerEntry) -> dict[str, Any]:
-    """An entry as the product's servers and staff see it: with who, why, and the state after it."""
+    """The members of an entry for services and staff: also the actor, the reason, and the state after it."""
     return {
         **own_entry(entry),
         "cost": entry.cost,

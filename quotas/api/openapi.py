@@ -1,7 +1,7 @@
 """The OpenAPI description of the API, and the page that shows it.
 
-The views answer plain dicts, so the description is plain dicts too: one table of operations by view,
-one of the problems by code, and the shapes that both refer to. The tests hold them to the answers.
+The views return plain dicts, so the description is plain dicts too: a table of operations by view, a
+table of problems by code, and the schemas that both refer to. Tests compare them with real responses.
 """
 
 from http import HTTPStatus
@@ -19,25 +19,24 @@ from quotas.api.openapi_schemas import JSON, SCHEMAS, STRING, USER_ID_SCHEMA, UU
 from quotas.api.problems import TITLES
 
 DESCRIPTION = """\
-A quota for every user that comes back by itself.
+A quota for every user, which resets by itself.
 
-- **Who asks**: a signed-in user sends his session token and reaches his own quota; a server of the
+- **Callers**: a signed-in user sends their session token and reaches their own quota; a server of the
   product sends a service key (`qs_…`) with the scope that the operation needs, and reaches every
-  user's. Both go into `Authorization: Bearer`. A process remembers a service key for at most 10
-  seconds, so a revoked one may be taken for as long.
-- **What is sent**: one JSON object with a Content-Length, of at most 64 KiB and 32 levels, in UTF-8,
-  without U+0000, without a member that is there twice or is not known, integers without a decimal
-  point.
-- **What comes back**: JSON, or a problem (RFC 9457) with a stable `code` and one plain sentence as its
-  `detail`. An address that is not listed here is a 404 `not_found`, a method that an address does not
-  know a 405 `method_not_allowed` with `Allow`.
-- **Retries** are safe with an `Idempotency-Key`: the same request with the same key is carried out
-  once, and answered again with `Idempotent-Replayed: true`.
+  user's quota. Both go into `Authorization: Bearer`. A process caches a service key for up to 10
+  seconds, so a revoked key may work for that long.
+- **Requests**: a body is one JSON object in UTF-8 with a Content-Length, at most 64 KiB long and 32
+  levels deep, without U+0000 and without duplicate or unknown members. Integers have no decimal point.
+- **Responses**: JSON, or a problem (RFC 9457) with a stable `code` and one plain sentence as its
+  `detail`. An address that is not listed here returns 404 `not_found`; a method that an address does
+  not support returns 405 `method_not_allowed` with `Allow`.
+- **Retries** are safe with an `Idempotency-Key`: if the same request comes again with the same key, it
+  is not carried out again, and the response is the same, with `Idempotent-Replayed: true`.
 """
 
 
 class EndpointSchema(AutoSchema):
-    """Describes the view's one method from the tables below."""
+    """Describes the one method of a view from the tables below."""
 
     def get_operation(
         self, path: str, path_regex: str, path_prefix: str, method: str, registry: object
@@ -81,35 +80,35 @@ class EndpointSchema(AutoSchema):
         return description
 
 
-# It asks for the class above as soon as it is imported.
+# Importing drf_spectacular.views loads DEFAULT_SCHEMA_CLASS, which is the class above: import it here.
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView  # noqa: E402
 
 HEADERS: JSON = {
     "X-Request-Id": {
-        "description": "The request's own, if it has 1 to 64 of A-Z a-z 0-9 -, or else a new one.",
+        "description": "The request's own id if it is 1 to 64 characters from A-Z a-z 0-9 -, else a new one.",
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$"},
     },
     "RateLimit-Policy": {
-        "description": "The plan: q units in w seconds (draft-ietf-httpapi-ratelimit-headers-11). Left out "
-        "when unlimited; w is left out for calendar months.",
+        "description": "The plan: q units in w seconds (draft-ietf-httpapi-ratelimit-headers-11). Omitted "
+        "when unlimited; w is omitted for calendar months.",
         "schema": {**STRING, "examples": ['"free";q=20;w=86400']},
     },
     "RateLimit": {
-        "description": "What is left now: r units, more in t seconds. Left out when unlimited.",
+        "description": "The balance: r units now, and a reset in t seconds. Omitted when unlimited.",
         "schema": {**STRING, "examples": ['"free";r=12;t=43211']},
     },
     "Idempotent-Replayed": {
-        "description": "There if the request was carried out before, under the same Idempotency-Key.",
+        "description": "Present if the request was carried out before, with the same Idempotency-Key.",
         "schema": {"type": "string", "const": "true"},
     },
     "Retry-After": {"description": "Whole seconds.", "required": True, "schema": integer(1)},
     "WWW-Authenticate": {
-        "description": "A bare `Bearer` without a token, else with error and error_description (RFC 6750).",
+        "description": "`Bearer` alone if no token came, else with error and error_description (RFC 6750).",
         "required": True,
         "schema": {**STRING, "pattern": "^Bearer"},
     },
-    "Allow": {"description": "The methods that there are.", "required": True, "schema": STRING},
+    "Allow": {"description": "The methods that the address supports.", "required": True, "schema": STRING},
 }
 PROBLEM_HEADERS = {
     401: ("WWW-Authenticate",),
@@ -125,8 +124,8 @@ IDEMPOTENCY_KEY = {
         "type": "string",
         "pattern": r'^([A-Za-z0-9._~:/+=-]{1,128}|"([ !#-\[\]-~]|\\["\\]){1,128}")$',
     },
-    "description": "Names this act, so that a retry does not repeat it: a UUID, say. It stands bare, or in "
-    "quotation marks as a structured field.",
+    "description": "Identifies this action, so that a retry does not repeat it: for example, a UUID. Sent "
+    "bare, or in quotation marks as a structured field.",
     "example": "8e03978e-40d5-43e8-bc93-6894a57f9324",
 }
 USER_ID_PARAMETER = {
@@ -152,36 +151,36 @@ PARAMETERS: JSON = {
         "in": "query",
         "name": "limit",
         "schema": integer(1, views.MAX_PAGE_SIZE, default=views.DEFAULT_PAGE_SIZE),
-        "description": "Entries on the page.",
+        "description": "Entries per page.",
     },
     "cursor": {
         "in": "query",
         "name": "cursor",
         "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,17}$"},
-        "description": "The `next_cursor` of the page before.",
+        "description": "The `next_cursor` of the previous page.",
     },
     "at": {
         "in": "query",
         "name": "at",
         "schema": {"type": "string", "format": "date-time"},
-        "description": "A past instant with its offset; default: now.",
+        "description": "A past date and time with an offset; default: now.",
         "example": NOW,
     },
     "cost": {
         "in": "query",
         "name": "cost",
         "schema": integer(1, default=1),
-        "description": "The spend to judge.",
+        "description": "The cost of the spend to check.",
     },
 }
 
 
 class Operation(NamedTuple):
-    """What a view does, and what it can be refused with besides what all of its kind can be."""
+    """What a view does, and the codes of its own refusals, apart from those that all such views share."""
 
     id: str
     summary: str
-    response: str  # names a schema and its example
+    response: str  # the name of a schema and of its example
     codes: tuple[str, ...] = ()
     status: int = 200
     body: str = ""
@@ -204,17 +203,17 @@ IN_A_BODY = (
     ),
 )
 FOR_SERVICES = ("service_only", "scope_missing", "not_found", "unknown_user_id")
-RATED = ("SimpleQuota", "Quota", "Consumption", "Refund", "Adjustment")  # answers with RateLimit fields
+RATED = ("SimpleQuota", "Quota", "Consumption", "Refund", "Adjustment")  # responses with RateLimit fields
 
 
 class Description(SpectacularAPIView):
-    """`GET /api/schema`: this description, for whoever asks."""
+    """`GET /api/schema`: this description, without authentication."""
 
     renderer_classes = [JSONRenderer]
     authentication_classes = ()
 
 
-# As of every page of the site, but that Swagger UI has pictures in its styles.
+# The policy of every page of the site, plus `data:` for the pictures in the styles of Swagger UI.
 POLICY = (
     "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'; object-src 'none'"
@@ -222,7 +221,7 @@ POLICY = (
 
 
 class DocsPage(SpectacularSwaggerSplitView):
-    """`GET /api/docs`: the description as a page, whose every file is served from here."""
+    """`GET /api/docs`: the description as a page; all its files are served from this site."""
 
     authentication_classes = ()
     template_name = "api_docs.html"
@@ -235,7 +234,7 @@ class DocsPage(SpectacularSwaggerSplitView):
 OPERATIONS: dict[type[APIView], Operation] = {
     views.SimpleQuota: Operation(
         id="getSimpleQuota",
-        summary="What can be spent now",
+        summary="The balance that can be spent now",
         response="SimpleQuota",
         codes=("user_deleted",),
     ),
@@ -313,20 +312,20 @@ OPERATIONS: dict[type[APIView], Operation] = {
     ),
     views.Explain: Operation(
         id="explain",
-        summary="Why a quota stood as it did, and what a spend would have met",
+        summary="How a quota came to its state at a past time, and whether a spend would have been granted",
         response="Explanation",
         codes=("invalid_request", "not_opened_yet", "history_pruned", "instant_in_future"),
         parameters=("at", "cost"),
     ),
-    views.Plans: Operation(id="getPlans", summary="The plans that may be shown", response="Plans"),
+    views.Plans: Operation(id="getPlans", summary="The public plans", response="Plans"),
     Description: Operation(id="getSchema", summary="This description", response="OpenAPI"),
 }
 
 
 def content(media_type: str, schema: str | JSON, *examples: str) -> JSON:
-    """What has a media type, with the shape `schema`."""
-    shape = ref("schemas", schema) if isinstance(schema, str) else schema
-    return {media_type: {"schema": shape, "examples": {name: ref("examples", name) for name in examples}}}
+    """Return the content object of a body; a `schema` is given by name or in full."""
+    resolved = ref("schemas", schema) if isinstance(schema, str) else schema
+    return {media_type: {"schema": resolved, "examples": {name: ref("examples", name) for name in examples}}}
 
 
 def headers(*names: str) -> JSON:
@@ -336,28 +335,28 @@ def headers(*names: str) -> JSON:
 def success_response(operation: Operation) -> JSON:
     names = ["RateLimit-Policy", "RateLimit"] if operation.response in RATED else []
     names += ["Idempotent-Replayed"] if operation.body else []
-    described = {
+    response = {
         "description": HTTPStatus(operation.status).phrase,
         "headers": headers(*names),
         "content": content("application/json", operation.response, operation.response),
     }
     if operation.response == "Consumption":
-        described["links"] = {
+        response["links"] = {
             other.id: {"operationId": other.id, "parameters": link(view)}
             for view, other in OPERATIONS.items()
             if issubclass(view, views.ServiceView)
         }
-    return described
+    return response
 
 
 def link(view: type[views.ServiceView]) -> JSON:
-    """Where the parameters of an operation stand in a consumption."""
+    """Return the link parameters that call `view` with the values of a consumption."""
     user = {"user_id": "$response.body#/user_id"}
     return {**user, "consumption_id": "$response.body#/id"} if view is views.Refund else user
 
 
 def problem_responses(codes: list[str]) -> JSON:
-    """The responses that tell of these problems, by status."""
+    """Return the responses that describe these problems, by status."""
     statuses = sorted({PROBLEMS[code][0] for code in codes})
     return {
         str(status): problem_response(status, [code for code in PROBLEMS if code in codes])
@@ -366,11 +365,11 @@ def problem_responses(codes: list[str]) -> JSON:
 
 
 def problem_response(status: int, codes: list[str]) -> JSON:
-    """The response of one status; the same one wherever it tells of all problems of that status."""
-    told = [code for code in codes if PROBLEMS[code][0] == status]
-    if told == codes_of(status):
+    """Return the response of one status: the shared one if `codes` has all codes of that status."""
+    with_status = [code for code in codes if PROBLEMS[code][0] == status]
+    if with_status == codes_of(status):
         return ref("responses", str(status))
-    return problem(status, told)
+    return problem(status, with_status)
 
 
 def codes_of(status: int) -> list[str]:
@@ -379,7 +378,7 @@ def codes_of(status: int) -> list[str]:
 
 def problem(status: int, codes: list[str]) -> JSON:
     base = "QuotaExhausted" if status == 429 else "Problem"
-    shape = {
+    schema = {
         "allOf": [
             ref("schemas", base),
             {"properties": {"status": {"const": status}, "code": {"enum": codes}}},
@@ -388,7 +387,7 @@ def problem(status: int, codes: list[str]) -> JSON:
     return {
         "description": title(status),
         "headers": headers(*PROBLEM_HEADERS.get(status, ())),
-        "content": content("application/problem+json", shape, *codes),
+        "content": content("application/problem+json", schema, *codes),
     }
 
 
@@ -398,18 +397,18 @@ def title(status: int) -> str:
 
 def problem_example(code: str) -> JSON:
     status, detail = PROBLEMS[code]
-    usual: JSON = {
+    members: JSON = {
         "type": "about:blank",
         "title": title(status),
         "status": status,
         "code": code,
         "detail": detail,
     }
-    return {**usual, **MEMBERS.get(code, {})}
+    return {**members, **MEMBERS.get(code, {})}
 
 
 def complete(result: JSON, **_: object) -> JSON:
-    """A hook of drf-spectacular's: add what the operations refer to."""
+    """Postprocessing hook of drf-spectacular: add the components that the operations refer to."""
     result["info"]["description"] = DESCRIPTION
     result["components"] = {
         "schemas": SCHEMAS,
@@ -426,12 +425,12 @@ def complete(result: JSON, **_: object) -> JSON:
                 "type": "http",
                 "scheme": "bearer",
                 "bearerFormat": "JWT",
-                "description": "A session token of Clerk's, fresh from `getToken()`.",
+                "description": "A Clerk session token, fresh from `getToken()`.",
             },
             "serviceKey": {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "A service key (`qs_…`), made in the admin.",
+                "description": "A service key (`qs_…`), created in the admin.",
             },
         },
     }

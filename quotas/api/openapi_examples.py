@@ -1,4 +1,4 @@
-"""An example of each request, answer and problem in the OpenAPI description."""
+"""An example of each request, response and problem in the OpenAPI description."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ _entry_example = {
     "reason": None,
     "refund_of": None,
 }
-EXAMPLES: dict[str, Any] = {  # each has the name of its schema
+EXAMPLES: dict[str, Any] = {  # by the name of the schema
     "SimpleQuota": {"user_id": USER_EXAMPLE, "quota_remaining": 12, "last_reset_date": BEFORE},
     "Quota": _quota_example,
     "Consumption": {**_receipt_example, "cost": 1, "action": "generate"},
@@ -90,69 +90,75 @@ EXAMPLES: dict[str, Any] = {  # each has the name of its schema
     "ChangePlanRequest": {"plan": "free", "on_change": "keep"},
 }
 
-PROBLEMS = {  # code: status and an example of the detail
-    "bad_request": (400, "The request, or its Host header, is malformed."),
+PROBLEMS = {  # code: status and an example of the detail, as the code raises it
+    "bad_request": (400, "The request is malformed, or its Host is not one of ALLOWED_HOSTS."),
     "malformed_length": (400, "Content-Length must be a whole number."),
-    "body_missing": (400, "The body is empty: send a JSON object, {} at the least."),
+    "body_missing": (400, "The body is empty: send a JSON object, at least {}."),
     "malformed_json": (400, "The body cannot be read as JSON: it is not an object."),
     "invalid_request": (400, f"cost: must be a whole number from 1 to {MAX_UNITS}."),
     "idempotency_key_missing": (
         400,
-        "Send an Idempotency-Key, such as a UUID made for this act, so that a retry is safe.",
+        "Send an Idempotency-Key, such as a UUID made for this action, so that a retry is safe.",
     ),
     "idempotency_key_malformed": (
         400,
-        "Idempotency-Key must be one value of 1 to 128 characters of A-Z a-z 0-9 . _ ~ : / + = -, "
+        "Idempotency-Key must be one value of 1 to 128 characters from A-Z a-z 0-9 . _ ~ : / + = -, "
         "such as a UUID.",
     ),
     "token_missing": (401, "Send the session token: Authorization: Bearer <await getToken()>."),
     "token_malformed": (401, "The Authorization header must be: Bearer <token>."),
-    "token_expired": (401, "The token has expired: get a fresh one for each request."),
-    "token_not_yet_valid": (401, "The token is not valid yet: one of the two clocks is wrong."),
-    "token_signature": (401, "The signature does not fit the configured key."),
-    "token_issuer": (401, "The iss claim is not the configured issuer."),
+    "token_expired": (401, "The token has expired: get a new one from Clerk before each request."),
+    "token_not_yet_valid": (401, "The token is not valid yet: check the clock of this server."),
+    "token_signature": (
+        401,
+        "The signature does not match the key: another Clerk instance issued the token, or it is forged.",
+    ),
+    "token_issuer": (
+        401,
+        "The iss claim is not the issuer that CLERK_ISSUER or CLERK_PUBLISHABLE_KEY configures.",
+    ),
     "token_azp": (401, "The azp claim is not one of the origins in CLERK_AUTHORIZED_PARTIES."),
     "token_kind": (401, "The typ header must be JWT: send a session token of Clerk."),
     "session_pending": (401, "The session is pending: the user has sign-in tasks to finish."),
     "key_unknown": (401, "This service key is not known: see Service keys in the admin."),
     "key_expired": (401, "This service key has expired: make a new one."),
     "key_revoked": (401, "This service key was revoked: make a new one."),
-    "user_only": (403, "This address is for signed-in users; a service asks below /api/v1/users/."),
+    "user_only": (403, "This address is for signed-in users: with a service key, use /api/v1/users/."),
     "service_only": (403, "This address is for service keys, not for session tokens."),
     "scope_missing": (403, "This service key lacks the scope refund."),
-    "not_found": (404, "There is nothing at this address; /api/v1 has the API."),
-    "unknown_user_id": (404, "What stands in the path is no user id."),
-    "consumption_not_found": (404, "This user has no consumption of this id, or its history was pruned."),
-    "unknown_plan": (404, "There is no plan of this name; GET /api/v1/plans lists them."),
+    "not_found": (404, "There is nothing at this address: see /api/docs."),
+    "unknown_user_id": (404, "The user id in the path is malformed: use the user's id from Clerk."),
+    "consumption_not_found": (404, "This user has no consumption with this id, or it was pruned."),
+    "unknown_plan": (404, "There is no plan with this name: see GET /api/v1/plans."),
     "not_opened_yet": (404, "This user had no quota at that time."),
-    "method_not_allowed": (405, "This address does not know this method; see Allow."),
+    "method_not_allowed": (405, "This address does not support this method: see the Allow header."),
     "adjustment_out_of_range": (
         409,
-        f"An adjustment by -50 would leave -38; a balance is from 0 to {MAX_UNITS}, and it is 12 now.",
+        f"An adjustment by -50 would leave -38: the balance is 12, and must stay from 0 to {MAX_UNITS}.",
     ),
-    "refund_too_large": (409, "A refund of 5 is more than the 1 that are left of this consumption."),
-    "already_refunded": (409, "Nothing is left of this consumption to give back."),
-    "user_deleted": (410, "This user was deleted; the quota is closed for good."),
-    "history_pruned": (410, f"The history of that time was pruned; it begins at {BEFORE}."),
-    "body_timeout": (408, "The body did not come in time: send it with its headers."),
+    "refund_too_large": (409, "Only 1 of this consumption's units can still be refunded, not 5."),
+    "already_refunded": (409, "This consumption has already been refunded in full."),
+    "user_deleted": (410, "This user was deleted: the quota is closed permanently."),
+    "history_pruned": (410, f"The history of that time was pruned: ask for {BEFORE} or later."),
+    "body_timeout": (408, "The body did not arrive in time: send it together with its headers."),
     "length_required": (411, "Send the body with a Content-Length, not in chunks."),
     "body_too_large": (413, "The body must not be longer than 64 KiB."),
-    "unsupported_media_type": (415, "Send JSON, as Content-Type: application/json."),
-    "cost_exceeds_limit": (422, "A cost of 50 can never be paid: the plan gives 20 at the most."),
-    "unknown_action": (422, "The plan free knows no action 'draw'; it knows: generate."),
-    "cost_below_price": (422, "The action 'generate' costs 3; a user cannot pay less for it."),
-    "idempotency_key_reused": (422, "This Idempotency-Key was used for another request; take a new key."),
-    "instant_in_future": (422, "at: what is still to come cannot be explained."),
+    "unsupported_media_type": (415, "Send JSON, with Content-Type: application/json."),
+    "cost_exceeds_limit": (422, "A cost of 50 can never be paid: at most 20 can be spent at once."),
+    "unknown_action": (422, "The plan free has no action 'draw'; its actions are: generate."),
+    "cost_below_price": (422, "The action 'generate' costs 3: a user cannot pay less for it."),
+    "idempotency_key_reused": (422, "This Idempotency-Key was used for another request: use a new key."),
+    "instant_in_future": (422, "at: must not be in the future."),
     "quota_exhausted": (429, "Quota exhausted: 0 of 20 left, 20 more at 2026-09-25T08:00:01Z."),
-    "server_error": (500, "This is a fault of the server, noted."),
+    "server_error": (500, "The server failed to handle this request, and logged the error."),
     "database_unavailable": (
         503,
-        "The database cannot be used for now; nothing was lost. Try again, with the same key.",
+        "The database is unavailable, but nothing was lost: try again with the same Idempotency-Key.",
     ),
     "keys_unavailable": (503, "The key of this token could not be fetched from Clerk: try again shortly."),
-    "no_default_plan": (503, "No plan is the default one: mark one as such in the admin."),
+    "no_default_plan": (503, "There is no default plan: mark a plan as the default in the admin."),
 }
-MEMBERS: dict[str, Any] = {  # what some problems have besides
+MEMBERS: dict[str, Any] = {  # code: the additional members of the problem
     "history_pruned": {"earliest": BEFORE},
     "quota_exhausted": {
         "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",

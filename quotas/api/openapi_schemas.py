@@ -1,4 +1,4 @@
-"""The shapes of requests and answers in the OpenAPI description."""
+"""The schemas of requests and responses in the OpenAPI description."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from quotas.rules.values import MAX_UNITS, USER_ID, EntryKind, OnChange, PlanSou
 JSON = dict[str, Any]
 
 
-def ref(kind: str, name: str) -> JSON:
-    return {"$ref": f"#/components/{kind}/{name}"}
+def ref(section: str, name: str) -> JSON:
+    return {"$ref": f"#/components/{section}/{name}"}
 
 
-def integer(least: int = 0, most: int = MAX_UNITS, **more: Any) -> JSON:
-    return {"type": "integer", "minimum": least, "maximum": most, **more}
+def integer(minimum: int = 0, maximum: int = MAX_UNITS, **more: Any) -> JSON:
+    return {"type": "integer", "minimum": minimum, "maximum": maximum, **more}
 
 
-def text(most: int, **more: Any) -> JSON:
-    """A text of a request: not empty, without U+0000."""
-    return {"type": "string", "minLength": 1, "maxLength": most, "pattern": r"^[^\u0000]+$", **more}
+def text(max_length: int, **more: Any) -> JSON:
+    """Return the schema of a string in a request: not empty, without U+0000."""
+    return {"type": "string", "minLength": 1, "maxLength": max_length, "pattern": r"^[^\u0000]+$", **more}
 
 
 def nullable(schema: JSON) -> JSON:
@@ -28,14 +28,14 @@ def nullable(schema: JSON) -> JSON:
 
 
 def answer_object(**members: JSON) -> JSON:
-    """An object of an answer: every member is there. Later versions may add some."""
+    """Return the schema of an object in a response: all members are required, later versions may add more."""
     return {"type": "object", "required": [*members], "properties": members}
 
 
 def request_object(*required: str, **members: JSON) -> JSON:
-    """An object of a request: nothing else may be in it."""
-    shape = {"type": "object", "properties": members, "additionalProperties": False}
-    return {**shape, "required": [*required]} if required else shape
+    """Return the schema of an object in a request: no other members are allowed."""
+    schema = {"type": "object", "properties": members, "additionalProperties": False}
+    return {**schema, "required": [*required]} if required else schema
 
 
 STRING, BOOLEAN = {"type": "string"}, {"type": "boolean"}
@@ -47,15 +47,15 @@ PLAN_NAME = {"type": "string", "pattern": "^[a-z0-9_-]{1,40}$"}
 PLAN_SOURCE = {
     "type": "string",
     "enum": [source.value for source in PlanSource],
-    "description": "Whose choice the plan is.",
+    "description": "Where the choice of the plan comes from.",
 }
-LIMIT = nullable(integer(description="Units a period; null is unlimited."))
-METADATA = {"type": "object", "description": "Kept with the entry as it came."}
-REASON = text(200, description="Why; services and staff see it in the history.")
+LIMIT = nullable(integer(description="Units per period; null if unlimited."))
+METADATA = {"type": "object", "description": "Stored with the entry unchanged."}
+REASON = text(200, description="The reason, which services and staff see in the history.")
 SEQ = integer(1, 2**63 - 1, description="The entry's place in the user's ledger, from 1, without gaps.")
 PERIOD = {
     "reset_policy": {"type": "string", "enum": [*RESET_POLICIES]},
-    "period_seconds": nullable(integer(1, description="null for calendar months, which differ.")),
+    "period_seconds": nullable(integer(1, description="null for calendar months, whose lengths differ.")),
     "timezone": STRING,
 }
 RECEIPT_MEMBERS = {"id": UUID, "user_id": USER_ID_SCHEMA, "seq": SEQ, "created_at": INSTANT, "quota": QUOTA}
@@ -63,7 +63,7 @@ OWN_ENTRY_MEMBERS = {
     "id": UUID,
     "seq": SEQ,
     "kind": {"type": "string", "enum": [kind.value for kind in EntryKind]},
-    "delta": integer(-MAX_UNITS, description="Units given; negative: taken."),
+    "delta": integer(-MAX_UNITS, description="Units added; negative if taken away."),
     "balance_after": integer(),
     "action": nullable(STRING),
     "created_at": INSTANT,
@@ -71,7 +71,7 @@ OWN_ENTRY_MEMBERS = {
 }
 ENTRY_MEMBERS = {
     **OWN_ENTRY_MEMBERS,
-    "cost": integer(description="Units asked for."),
+    "cost": integer(description="Units requested."),
     "plan": PLAN_NAME,
     "plan_source": PLAN_SOURCE,
     "quota_limit": LIMIT,
@@ -81,12 +81,12 @@ ENTRY_MEMBERS = {
     "actor": answer_object(
         kind={"type": "string", "enum": ["user", "service", "staff", "webhook", "command"]},
         id=STRING,
-        act=nullable({**STRING, "description": "Who stands behind an impersonated user."}),
+        act=nullable({**STRING, "description": "The impersonator, if the user is impersonated."}),
     ),
     "reason": nullable(STRING),
-    "refund_of": nullable(UUID | {"description": "The consumption that a refund is tied to."}),
+    "refund_of": nullable(UUID | {"description": "The consumption that was refunded."}),
 }
-NEXT_CURSOR = nullable({**STRING, "description": "The `cursor` of the next page; null on the last one."})
+NEXT_CURSOR = nullable({**STRING, "description": "The `cursor` of the next page; null on the last page."})
 
 SCHEMAS: JSON = {
     "UserId": {"type": "string", "pattern": f"^{USER_ID.pattern}$"},
@@ -99,7 +99,7 @@ SCHEMAS: JSON = {
     "SimpleQuota": {
         **answer_object(
             user_id=USER_ID_SCHEMA,
-            quota_remaining=integer(description=f"What can be spent now; unlimited: {MAX_UNITS}."),
+            quota_remaining=integer(description=f"Units that can be spent now; {MAX_UNITS} if unlimited."),
             last_reset_date=INSTANT,
         ),
         "additionalProperties": False,
@@ -110,7 +110,7 @@ SCHEMAS: JSON = {
         unlimited=BOOLEAN,
         quota_limit=LIMIT,
         quota_used=integer(),
-        quota_remaining=integer(description=f"What can be spent now; unlimited: {MAX_UNITS}."),
+        quota_remaining=integer(description=f"Units that can be spent now; {MAX_UNITS} if unlimited."),
         **PERIOD,
         last_reset_date=INSTANT,
         resets_at=INSTANT,
@@ -135,19 +135,19 @@ SCHEMAS: JSON = {
     "Explanation": answer_object(
         at=INSTANT,
         deleted=BOOLEAN,
-        reset_was_due={**BOOLEAN, "description": "It had not been carried out yet: nobody had asked."},
+        reset_was_due={**BOOLEAN, "description": "A reset was due, but no request had triggered it yet."},
         plan_source=PLAN_SOURCE,
         quota=QUOTA,
         spend=answer_object(
             cost=integer(1),
             granted=BOOLEAN,
-            code=nullable({**STRING, "description": "What the spend would have been refused with."}),
+            code=nullable({**STRING, "description": "The code of the refusal; null if granted."}),
             detail=nullable(STRING),
         ),
         entries={
             "type": "array",
             "items": ref("schemas", "Entry"),
-            "description": "The entries of the running period until then, newest first, 100 at most.",
+            "description": "The entries of the period up to that time, newest first, at most 100.",
         },
     ),
     "Plans": answer_object(
@@ -162,19 +162,19 @@ SCHEMAS: JSON = {
                 actions={
                     "type": "object",
                     "additionalProperties": integer(1),
-                    "description": "What a named action costs.",
+                    "description": "The cost of each named action.",
                 },
             ),
         }
     ),
     "OpenAPI": {"type": "object", "required": ["openapi", "info", "paths"]},
     "ConsumeRequest": request_object(
-        cost=integer(1, description="Default: what the plan asks for the action, or 1."),
-        action=text(64, description="A name that the plan knows."),
-        metadata=METADATA | {"description": f"At most {messages.Metadata.most // 1024} KiB."},
+        cost=integer(1, description="Default: the plan's price of the action, or 1."),
+        action=text(64, description="The name of an action of the plan."),
+        metadata=METADATA | {"description": f"At most {messages.Metadata.max_bytes // 1024} KiB."},
     ),
     "RefundRequest": request_object(
-        "reason", amount=integer(1, description="Default: all that is left."), reason=REASON
+        "reason", amount=integer(1, description="Default: all that can still be refunded."), reason=REASON
     ),
     "AdjustRequest": request_object(
         "delta",
@@ -187,14 +187,14 @@ SCHEMAS: JSON = {
     "ChangePlanRequest": request_object(
         "plan",
         plan=nullable(
-            text(40, description="null gives the choice back to billing, metadata or the default plan.")
+            text(40, description="null returns the choice to billing, metadata or the default plan.")
         ),
         on_change={
             "type": "string",
-            "enum": [way.value for way in OnChange],
+            "enum": [choice.value for choice in OnChange],
             "default": OnChange.KEEP.value,
-            "description": "keep: what was used stays used; reset: a new period begins; prorate: the "
-            "difference is given for the rest of the period.",
+            "description": "keep: units already used stay used; reset: a new period begins; prorate: the "
+            "difference is added in proportion to the rest of the period.",
         },
         reason=REASON,
     ),
@@ -205,7 +205,7 @@ SCHEMAS["Problem"] = {
         title=STRING,
         status=integer(400, 599),
         code={"type": "string", "enum": [*PROBLEMS]},
-        detail={**STRING, "description": "One plain sentence, fit to be shown."},
+        detail={**STRING, "description": "One plain sentence that can be shown to users."},
     ),
     "description": "RFC 9457. `code` is stable.",
 }

@@ -1,7 +1,7 @@
 """Errors as `application/problem+json` (RFC 9457), each with a stable `code`.
 
-Everything that goes wrong below /api and /webhooks is answered from here: what the rules refuse, a
-stranger's mistakes, and a database that cannot be reached.
+This module turns every error under /api and /webhooks into a response: refusals of the rules, invalid
+requests, and an unavailable database.
 """
 
 import logging
@@ -22,9 +22,12 @@ from quotas.store.errors import READ_ONLY, NoDefaultPlan, sqlstate
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 5  # what a client shall wait when the database is away
+RETRY_SECONDS = 5  # Retry-After while the database is unavailable
 
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's, in every Python
+TITLES = {
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+}  # of RFC 9110: older Pythons have other phrases
 STATUS = {
     outcomes.CostExceedsLimit.code: 422,
     outcomes.UnknownAction.code: 422,
@@ -40,7 +43,7 @@ STATUS = {
 
 
 class ProblemResponse(JsonResponse):
-    """A problem on its way; `code` and `cost` are for the log (quotasite/observing/middleware.py)."""
+    """A problem as a response; `code` and `cost` are for the log (quotasite/observing/middleware.py)."""
 
     def __init__(self, problem: "Problem") -> None:
         super().__init__(
@@ -54,7 +57,7 @@ class ProblemResponse(JsonResponse):
 
 
 class Problem(Exception):
-    """An error as the client sees it; raise it anywhere below a view of the API."""
+    """An error as the client sees it; raise it anywhere in a view of the API."""
 
     def __init__(
         self,
@@ -82,13 +85,13 @@ class Problem(Exception):
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
-    """Answer an exception of an API view; None leaves a fault of our own to Django's 500."""
+    """Return the response to an exception of an API view; None leaves a bug to Django's 500."""
     problem = problem_for(error)
     return problem.response() if problem else None
 
 
 def problem_for(error: Exception) -> Problem | None:
-    """Return the problem that tells of `error`, or None if it is a fault of our own."""
+    """Return the problem that describes `error`, or None if the error is a bug."""
     match error:
         case Problem():
             return error
@@ -102,19 +105,20 @@ def problem_for(error: Exception) -> Problem | None:
             return unavailable("keys_unavailable", error.detail, error.retry_after)
         case OperationalError() | InterfaceError():
             return _database_unavailable(error)
-        case InternalError() if sqlstate(error) == READ_ONLY:  # Django takes it for a fault of ours
+        case InternalError() if sqlstate(error) == READ_ONLY:  # Django maps it to InternalError
             if not connection.in_atomic_block:
-                connection.close()  # it would stay with this server; a new one finds who takes writes now
+                connection.close()  # it leads to a standby; a new one may find the server that takes writes
             return _database_unavailable(error)
         case NoDefaultPlan():
             log.error("%s", error)
             return unavailable("no_default_plan", str(error), RETRY_SECONDS)
         case Http404() | exceptions.NotFound():
-            return Problem(404, "not_found", "There is nothing at this address; /api/v1 has the API.")
+            return Problem(404, "not_found", "There is nothing at this address: see /api/docs.")
         case exceptions.MethodNotAllowed():
-            return Problem(405, "method_not_allowed", "This address does not know this method; see Allow.")
+            detail = "This address does not support this method: see the Allow header."
+            return Problem(405, "method_not_allowed", detail)
         case exceptions.UnsupportedMediaType():
-            return Problem(415, "unsupported_media_type", "Send JSON, as Content-Type: application/json.")
+            return Problem(415, "unsupported_media_type", "Send JSON, with Content-Type: application/json.")
         case exceptions.ValidationError():
             return Problem(400, "invalid_request", _first_error(error.detail))
         case _:
@@ -122,7 +126,7 @@ def problem_for(error: Exception) -> Problem | None:
 
 
 def unauthorized(code: str, detail: str) -> Problem:
-    """401; a missing token gets a bare challenge without an error, as RFC 6750 asks."""
+    """Return a 401; without a token the challenge has no error, as RFC 6750 requires."""
     challenge = f'Bearer error="invalid_token", error_description="{detail}"'
     headers = {"WWW-Authenticate": "Bearer" if code == "token_missing" else challenge}
     return Problem(401, code, detail, headers=headers)
@@ -133,10 +137,10 @@ def unavailable(code: str, detail: str, retry_after: int) -> Problem:
 
 
 def _database_unavailable(error: Exception) -> Problem:
-    """503: it is away, full, too busy, or takes no writes; the log says which."""
+    """Return a 503; the log line shows whether the database is down, full, too busy or read-only."""
     metrics.DATABASE_ERRORS.inc()
     log.error("The database cannot be used: %r", str(error))
-    detail = "The database cannot be used for now; nothing was lost. Try again, with the same key."
+    detail = "The database is unavailable, but nothing was lost: try again with the same Idempotency-Key."
     return unavailable("database_unavailable", detail, RETRY_SECONDS)
 
 
@@ -162,13 +166,13 @@ def _exhausted(refusal: outcomes.Exhausted) -> Problem:
 
 
 def _first_error(detail: Any) -> str:
-    """One plain sentence from a serializer's nested findings: the member, and what it should be."""
-    where = []
+    """Return one sentence from a serializer's nested errors: the member, and what it must be."""
+    path = []
     while not isinstance(detail, str):
         if isinstance(detail, dict):
             name, detail = next(iter(detail.items()))
-            where.append("" if name == "non_field_errors" else str(name))
+            path.append("" if name == "non_field_errors" else str(name))
         else:
             detail = detail[0]
-    name = ".".join(part for part in where if part)
+    name = ".".join(part for part in path if part)
     return f"{name}: {detail}" if name else str(detail)

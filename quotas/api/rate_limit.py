@@ -1,4 +1,4 @@
-"""What the headers tell of a quota; the one place that knows which draft of RateLimit is in force."""
+"""The headers about a quota; only this module depends on the draft of RateLimit."""
 
 from datetime import timedelta
 from functools import lru_cache
@@ -10,10 +10,10 @@ from quotas.rules.values import Quota
 
 
 def rate_limit_headers(quota: Quota) -> dict[str, str]:
-    """Return RateLimit-Policy and RateLimit for a quota; none if it is unlimited or they are off.
+    """Return RateLimit-Policy and RateLimit for a quota; {} if it is unlimited or the setting is off.
 
     draft-ietf-httpapi-ratelimit-headers-11: `"free";q=20;w=86400` and `"free";r=12;t=43211`, with w
-    and t in seconds. The policy's name is the plan's.
+    and t in seconds. The name of the policy is that of the plan.
     """
     if settings.QUOTA_RATELIMIT_DRAFT == "off" or quota.quota_limit is None:
         return {}
@@ -24,11 +24,11 @@ def rate_limit_headers(quota: Quota) -> dict[str, str]:
 
 
 def retry_after(quota: Quota) -> int:
-    """Return the whole seconds that a refused client shall wait, rounded up, at least 1."""
+    """Return the whole seconds that a refused client must wait, rounded up, at least 1."""
     return max(1, quota.seconds_to_reset)
 
 
-@lru_cache(maxsize=256)  # all users share a few
+@lru_cache(maxsize=256)  # all users share a few plans
 def _policy(name: str, limit: int, window: timedelta | None) -> str:
     return f"{_name(name)};q={limit}" + (f";w={int(window.total_seconds())}" if window else "")
 

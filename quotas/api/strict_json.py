@@ -1,4 +1,4 @@
-"""JSON, read strictly: what two readers could understand differently is refused."""
+"""Strict JSON: what two parsers could read differently is refused."""
 
 import json
 import math
@@ -12,11 +12,11 @@ from rest_framework.request import Request
 
 from quotas.api.problems import Problem
 
-MAX_NESTING = 32  # of objects and arrays in each other: every reader after us can follow these
+MAX_NESTING = 32  # levels of objects and arrays: every later reader of the JSON can handle these
 
 
 class AlwaysJSON(BaseContentNegotiation):
-    """One format in, one out; an Accept header is not a reason to refuse an answer."""
+    """Read and write JSON only; an Accept header never causes a refusal."""
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         media_type = (request.content_type or "").partition(";")[0].strip().lower()
@@ -30,7 +30,7 @@ class AlwaysJSON(BaseContentNegotiation):
 
 
 class StrictJSONParser(BaseParser):
-    """Read one JSON object, whose size the middleware has bounded."""
+    """Read one JSON object; RequestGuard has limited its size."""
 
     media_type = "application/json"
 
@@ -39,10 +39,10 @@ class StrictJSONParser(BaseParser):
 
 
 def json_object(raw: bytes) -> dict[str, Any]:
-    """Return one JSON object in UTF-8.
+    """Parse one JSON object in UTF-8.
 
-    Raises a 400 for what is not JSON (NaN is not), for nesting too deep to read, a member that is
-    there twice, and text that PostgreSQL cannot keep: U+0000 and lone surrogates.
+    Raises a 400 Problem for invalid JSON (NaN included), for nesting beyond MAX_NESTING, for a duplicate
+    member, and for text that PostgreSQL cannot store: U+0000 and lone surrogates.
     """
     try:
         body = _decode(raw.decode())
@@ -55,7 +55,7 @@ def json_object(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise _malformed("it is not UTF-8") from None
     except UnicodeEncodeError:
-        raise _malformed("half of a surrogate pair is no character") from None
+        raise _malformed("it contains half of a surrogate pair") from None
     except ValueError as error:
         raise _malformed(str(error)) from None
     if not isinstance(body, dict):
@@ -63,37 +63,37 @@ def json_object(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _malformed(why: str) -> Problem:
-    return Problem(400, "malformed_json", f"The body cannot be read as JSON: {why}.")
+def _malformed(reason: str) -> Problem:
+    return Problem(400, "malformed_json", f"The body cannot be read as JSON: {reason}.")
 
 
 def _finite(number: str) -> float:
     if not math.isfinite(value := float(number)):
-        raise ValueError(f"{number[:20]} is no number that can be kept")
+        raise ValueError(f"{number[:20]} cannot be stored as a number")
     return value
 
 
-def _strings(value: Any, room: int = MAX_NESTING) -> Iterator[str]:
-    """Every text in a value read from JSON, names of members included."""
+def _strings(value: Any, levels: int = MAX_NESTING) -> Iterator[str]:
+    """Yield every string in a JSON value, member names included; raises RecursionError below `levels`."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        if not room:
+        if not levels:
             raise RecursionError
         for member in value:
-            yield from _strings(member, room - 1)
+            yield from _strings(member, levels - 1)
         for member in value.values() if isinstance(value, dict) else ():
-            yield from _strings(member, room - 1)
+            yield from _strings(member, levels - 1)
 
 
 def _each_member_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("a member is there twice")
+        raise ValueError("a member appears twice")
     return members
 
 
-# `json.loads` would make a decoder at each call.
+# `json.loads` would create a decoder for each call.
 _decode = json.JSONDecoder(
     parse_float=_finite, parse_constant=_finite, object_pairs_hook=_each_member_once
 ).decode

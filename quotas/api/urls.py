@@ -1,4 +1,4 @@
-"""The API's addresses. Each one's name is its verb in the log and in the metrics."""
+"""The addresses of the API. The name of each is its verb in the log and in the metrics."""
 
 from django.urls import include, path, re_path
 

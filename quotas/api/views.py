@@ -1,4 +1,4 @@
-"""The API: HTTP in, a verb of the manager, HTTP out. No rule is here."""
+"""The API: each view translates HTTP to a verb of the manager and back. The rules are in quotas/rules."""
 
 import re
 from datetime import UTC, datetime
@@ -23,14 +23,13 @@ from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
 from quotas.store.errors import read_with_reconnect
 
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200  # entries
-FAST_PATH_ERROR = (
-    "quotasite.raised"  # in the environment: what came of the act already (quotasite/serving/fast_path.py)
-)
+# In the WSGI environ: the error that the fast path met (quotasite/serving/fast_path.py), or None.
+FAST_PATH_ERROR = "quotasite.raised"
 quotas = ChallengeQuota.objects
 
 
 class QuotaView(APIView):
-    """A view on quotas. No answer of it may be kept by a cache."""
+    """A view on quotas, whose responses no cache may store."""
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Response:
         response["Cache-Control"] = "no-store"
@@ -42,12 +41,12 @@ class QuotaView(APIView):
 
 
 class UserView(QuotaView):
-    """For a signed-in user, on his own quota."""
+    """For signed-in users, on their own quota."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         if not isinstance(self.caller, User):
-            detail = "This address is for signed-in users; a service asks below /api/v1/users/."
+            detail = "This address is for signed-in users: with a service key, use /api/v1/users/."
             raise Problem(403, "user_only", detail)
         self.user_id = self.caller.user_id
         if error := request.META.get(FAST_PATH_ERROR):
@@ -66,12 +65,13 @@ class ServiceView(QuotaView):
         if self.scope not in self.caller.scopes:
             raise Problem(403, "scope_missing", f"This service key lacks the scope {self.scope}.")
         if not USER_ID.fullmatch(kwargs["user_id"]):
-            raise Problem(404, "unknown_user_id", "What stands in the path is no user id.")
+            detail = "The user id in the path is malformed: use the user's id from Clerk."
+            raise Problem(404, "unknown_user_id", detail)
         self.user_id = kwargs["user_id"]
 
 
 class SimpleQuota(UserView):
-    """`GET /api/quota`: what can be spent, made or reset when that is due."""
+    """`GET /api/quota`: the balance; opens a missing quota and resets one that is due."""
 
     def get(self, request: Request) -> Response:
         quota = quotas.current(self.user_id, actor=self.caller.actor)
@@ -79,7 +79,7 @@ class SimpleQuota(UserView):
 
 
 class OwnQuota(UserView):
-    """`GET /api/v1/quota`: the same with plan, period and reset."""
+    """`GET /api/v1/quota`: the same, with plan, period and reset."""
 
     def get(self, request: Request) -> Response:
         quota = quotas.current(self.user_id, actor=self.caller.actor)
@@ -134,8 +134,8 @@ class Refund(ServiceView):
     scope = "refund"
 
     def post(self, request: Request, user_id: str, consumption_id: UUID) -> Response:
-        key, order = required_key(request), validated(messages.RefundSerializer, request)
-        receipt = quotas.refund(user_id, consumption_id, **order, key=key, actor=self.caller.actor)
+        key, body = required_key(request), validated(messages.RefundSerializer, request)
+        receipt = quotas.refund(user_id, consumption_id, **body, key=key, actor=self.caller.actor)
         return quota_response(messages.refund(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
 
 
@@ -145,8 +145,8 @@ class Adjust(ServiceView):
     scope = "adjust"
 
     def post(self, request: Request, user_id: str) -> Response:
-        key, order = required_key(request), validated(messages.AdjustSerializer, request)
-        receipt = quotas.adjust(user_id, **order, key=key, actor=self.caller.actor)
+        key, body = required_key(request), validated(messages.AdjustSerializer, request)
+        receipt = quotas.adjust(user_id, **body, key=key, actor=self.caller.actor)
         return quota_response(
             messages.adjustment(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay
         )
@@ -158,8 +158,8 @@ class Reset(ServiceView):
     scope = "admin"
 
     def post(self, request: Request, user_id: str) -> Response:
-        key, order = required_key(request), validated(messages.ResetSerializer, request)
-        receipt = quotas.reset(user_id, **order, key=key, actor=self.caller.actor)
+        key, body = required_key(request), validated(messages.ResetSerializer, request)
+        receipt = quotas.reset(user_id, **body, key=key, actor=self.caller.actor)
         quota = messages.full_quota(receipt.quota)
         return quota_response(quota, receipt.quota_now, is_replay=receipt.is_replay)
 
@@ -171,15 +171,15 @@ class ChangePlan(ServiceView):
 
     def put(self, request: Request, user_id: str) -> Response:
         key = idempotency_key(request.headers.get("Idempotency-Key"))
-        order = validated(messages.ChangePlanSerializer, request)
-        order["on_change"] = OnChange(order["on_change"])
-        changed = quotas.change_plan(user_id, **order, key=key, actor=self.caller.actor)
+        body = validated(messages.ChangePlanSerializer, request)
+        body["on_change"] = OnChange(body["on_change"])
+        changed = quotas.change_plan(user_id, **body, key=key, actor=self.caller.actor)
         quota = messages.full_quota(changed.quota)
         return quota_response(quota, changed.quota_now, is_replay=changed.is_replay)
 
 
 class Explain(ServiceView):
-    """`GET /api/v1/users/{user_id}/explain?at=…&cost=…`: why the quota stood as it did then."""
+    """`GET /api/v1/users/{user_id}/explain?at=…&cost=…`: how the quota came to its state at that time."""
 
     scope = "read"
 
@@ -191,13 +191,13 @@ class Explain(ServiceView):
             raise Problem(404, "not_opened_yet", "This user had no quota at that time.") from None
         except history.HistoryPruned as error:
             earliest = rfc3339(error.earliest)
-            detail = f"The history of that time was pruned; it begins at {earliest}."
+            detail = f"The history of that time was pruned: ask for {earliest} or later."
             raise Problem(410, "history_pruned", detail, earliest=earliest) from None
         return Response(messages.explanation(explained, cost))
 
 
 class Plans(QuotaView):
-    """`GET /api/v1/plans`: the plans that may be shown, to whoever is signed in."""
+    """`GET /api/v1/plans`: the public plans, for every user and service."""
 
     def get(self, request: Request) -> Response:
         shown = read_with_reconnect(lambda: list(Plan.objects.filter(is_public=True)))
@@ -205,7 +205,7 @@ class Plans(QuotaView):
 
 
 class NothingHere(APIView):
-    """Any other address below /api."""
+    """Any other address under /api: a 404."""
 
     authentication_classes = ()
     permission_classes = ()
@@ -215,19 +215,19 @@ class NothingHere(APIView):
 
 
 def consume_response(view: UserView | ServiceView, request: Request, key: str | None) -> Response:
-    order = validated(messages.ConsumeSerializer, request)
-    receipt = quotas.consume(view.user_id, **order, key=key, actor=view.caller.actor)
+    body = validated(messages.ConsumeSerializer, request)
+    receipt = quotas.consume(view.user_id, **body, key=key, actor=view.caller.actor)
     return quota_response(messages.consumption(receipt), receipt.quota_now, 201, is_replay=receipt.is_replay)
 
 
-def ledger_page(user_id: str, request: Request, shown: Any) -> Response:
-    """One page of a ledger; `next_cursor` is null on the last one."""
+def ledger_page(user_id: str, request: Request, to_json: Any) -> Response:
+    """Return one page of a ledger, newest first; `next_cursor` is null on the last page."""
     limit = number_parameter(request, "limit", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
     before = number_parameter(request, "cursor", 0, 2**62) if "cursor" in request.query_params else None
     entries = read_with_reconnect(lambda: history.entries_page(user_id, before=before, limit=limit + 1))
     more = entries[limit - 1].seq if len(entries) > limit else None
     return Response(
-        {"entries": [shown(entry) for entry in entries[:limit]], "next_cursor": more and str(more)}
+        {"entries": [to_json(entry) for entry in entries[:limit]], "next_cursor": more and str(more)}
     )
 
 
@@ -238,7 +238,7 @@ class QuotaResponse(Response):
 def quota_response(
     body: dict[str, Any], quota: Quota, status: int = 200, *, is_replay: bool = False
 ) -> Response:
-    """An answer about a quota, with the fields that tell how it stands now."""
+    """Return a response about a quota, with the RateLimit fields of its present state."""
     response = QuotaResponse(body, status, headers=quota_headers(quota, is_replay=is_replay))
     response.cost = body.get("cost")
     return response
@@ -249,24 +249,24 @@ def quota_headers(quota: Quota, *, is_replay: bool = False) -> dict[str, str]:
     return {**rate_limit.rate_limit_headers(quota), **replayed}
 
 
-def validated(kind: type[Serializer[Any]], request: Request) -> dict[str, Any]:
-    if not int(request.headers.get("Content-Length") or 0):  # the middleware saw that it is a number
-        raise Problem(400, "body_missing", "The body is empty: send a JSON object, {} at the least.")
-    order = kind(data=request.data)
-    order.is_valid(raise_exception=True)
-    return dict(order.validated_data)
+def validated(serializer_class: type[Serializer[Any]], request: Request) -> dict[str, Any]:
+    if not int(request.headers.get("Content-Length") or 0):  # RequestGuard checked the digits
+        raise Problem(400, "body_missing", "The body is empty: send a JSON object, at least {}.")
+    serializer = serializer_class(data=request.data)
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)
 
 
-def number_parameter(request: Request, name: str, default: int, most: int) -> int:
-    """A query parameter as a whole number from 1 to `most`."""
+def number_parameter(request: Request, name: str, default: int, maximum: int) -> int:
+    """Return a query parameter as a whole number, or `default`; raises a 400 unless it is 1 to `maximum`."""
     text = request.query_params.get(name, str(default))
-    if not re.fullmatch("[0-9]{1,19}", text) or not 1 <= int(text) <= most:
-        raise Problem(400, "invalid_request", f"{name}: must be a whole number from 1 to {most}.")
+    if not re.fullmatch("[0-9]{1,19}", text) or not 1 <= int(text) <= maximum:
+        raise Problem(400, "invalid_request", f"{name}: must be a whole number from 1 to {maximum}.")
     return int(text)
 
 
 def instant_parameter(request: Request, name: str) -> datetime:
-    """A query parameter as an instant that is past, now if it is not there."""
+    """Return a query parameter as an instant in UTC that is not in the future; now if it is absent."""
     now = datetime.now(UTC)
     text = request.query_params.get(name)
     if text is None:
@@ -274,11 +274,11 @@ def instant_parameter(request: Request, name: str) -> datetime:
     try:
         at = parse_datetime(text)
         at = at.astimezone(UTC) if at and at.tzinfo else None
-    except (ValueError, OverflowError):  # in the year 1 the offset may lead out of the calendar
+    except (ValueError, OverflowError):  # the offset may lead to before the year 1
         at = None
     if at is None:
-        detail = f"{name}: must be an instant with its offset, such as 2026-09-24T08:00:00Z."
+        detail = f"{name}: must be a date and time with an offset, such as 2026-09-24T08:00:00Z."
         raise Problem(400, "invalid_request", detail)
     if at > now:
-        raise Problem(422, "instant_in_future", f"{name}: what is still to come cannot be explained.")
+        raise Problem(422, "instant_in_future", f"{name}: must not be in the future.")
     return at

@@ -1,4 +1,4 @@
-"""What a verb comes to: a change to store, a refusal, or a replay of what was done before."""
+"""The outcome of a verb: a change to store, a refusal, or a replay of an earlier request."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,7 +8,7 @@ from quotas.rules.values import Entry, Plan, Quota, Snapshot, State, rfc3339
 
 
 class Refusal(Exception):
-    """A request that the rules turn down; its text is one plain sentence for the caller."""
+    """A request that the rules refuse. The text is one plain sentence for the caller."""
 
     code: ClassVar[str]
 
@@ -18,10 +18,10 @@ class Exhausted(Refusal):
 
     def __init__(self, quota: Quota, cost: int, next_plan: Plan) -> None:
         self.quota, self.cost = quota, cost
-        asked = f" and {cost} asked" if quota.quota_remaining else ""
+        needed = f" and {cost} needed" if quota.quota_remaining else ""
         more = "no limit" if next_plan.allowance is None else f"{next_plan.allowance} more"
         super().__init__(
-            f"Quota exhausted: {quota.quota_remaining} of {quota.quota_limit} left{asked}, "
+            f"Quota exhausted: {quota.quota_remaining} of {quota.quota_limit} left{needed}, "
             f"{more} at {_whole_second(quota.resets_at)}."
         )
 
@@ -30,7 +30,7 @@ class CostExceedsLimit(Refusal):
     code = "cost_exceeds_limit"
 
     def __init__(self, cost: int, ceiling: int) -> None:
-        super().__init__(f"A cost of {cost} can never be paid: the plan gives {ceiling} at the most.")
+        super().__init__(f"A cost of {cost} can never be paid: at most {ceiling} can be spent at once.")
 
 
 class UnknownAction(Refusal):
@@ -38,14 +38,14 @@ class UnknownAction(Refusal):
 
     def __init__(self, plan: Plan, action: str) -> None:
         known = ", ".join(sorted(plan.actions)) or "none"
-        super().__init__(f"The plan {plan.name} knows no action {action!r}; it knows: {known}.")
+        super().__init__(f"The plan {plan.name} has no action {action!r}; its actions are: {known}.")
 
 
 class CostBelowPrice(Refusal):
     code = "cost_below_price"
 
     def __init__(self, action: str, price: int) -> None:
-        super().__init__(f"The action {action!r} costs {price}; a user cannot pay less for it.")
+        super().__init__(f"The action {action!r} costs {price}: a user cannot pay less for it.")
 
 
 class AdjustmentOutOfRange(Refusal):
@@ -56,59 +56,59 @@ class UnknownPlan(Refusal):
     code = "unknown_plan"
 
     def __init__(self) -> None:
-        super().__init__("There is no plan of this name; GET /api/v1/plans lists them.")
+        super().__init__("There is no plan with this name: see GET /api/v1/plans.")
 
 
 class ConsumptionNotFound(Refusal):
     code = "consumption_not_found"
 
     def __init__(self) -> None:
-        super().__init__("This user has no consumption of this id, or its history was pruned.")
+        super().__init__("This user has no consumption with this id, or it was pruned.")
 
 
 class RefundTooLarge(Refusal):
     code = "refund_too_large"
 
     def __init__(self, asked: int, rest: int) -> None:
-        super().__init__(f"A refund of {asked} is more than the {rest} that are left of this consumption.")
+        super().__init__(f"Only {rest} of this consumption's units can still be refunded, not {asked}.")
 
 
 class AlreadyRefunded(Refusal):
     code = "already_refunded"
 
     def __init__(self) -> None:
-        super().__init__("Nothing is left of this consumption to give back.")
+        super().__init__("This consumption has already been refunded in full.")
 
 
 class Deleted(Refusal):
     code = "user_deleted"
 
     def __init__(self) -> None:
-        super().__init__("This user was deleted; the quota is closed for good.")
+        super().__init__("This user was deleted: the quota is closed permanently.")
 
 
 class KeyReused(Refusal):
     code = "idempotency_key_reused"
 
     def __init__(self) -> None:
-        super().__init__("This Idempotency-Key was used for another request; take a new key.")
+        super().__init__("This Idempotency-Key was used for another request: use a new key.")
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The request was carried out before, by `entry`, which left `quota`; nothing is to be stored."""
+    """The same request was carried out before: it made `entry`, which left `quota`. Nothing is stored."""
 
     entry: Entry
     quota: Quota
-    quota_now: Quota  # as it is now
+    quota_now: Quota  # at the time of this request
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The state to store with its new entries (none: all stays as it is).
+    """The state to store, with its new entries; without entries nothing is stored.
 
-    `rules` are those by which the period of `state` goes. `refusal` is set where the entry to store
-    is the first refusal of a period.
+    `plan_in_force` is the plan version under which the period of `state` runs, `resets_at` the end of that
+    period. `refusal` is set if the last entry records the first refusal of a period.
     """
 
     snapshot: Snapshot
@@ -139,5 +139,5 @@ Outcome = Change | Refusal | Replay
 
 
 def _whole_second(instant: datetime) -> str:
-    """Rounded up, so that what is promised for then is true then."""
+    """Round up to a whole second, so that a client that returns then is not too early."""
     return rfc3339(instant + timedelta(microseconds=-instant.microsecond % 1_000_000))

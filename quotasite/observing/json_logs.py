@@ -1,6 +1,6 @@
-"""Every log line as one JSON object on stderr, in ASCII, so that nobody's input can end or forge a line.
+"""Each log record as one line of JSON in ASCII on stderr, so that no input can end or forge a line.
 
-The standard library alone is imported: the server's own process reads this too (server_log.json).
+Import only the standard library here: the server's own process loads this module too (server_log.json).
 """
 
 import json
@@ -17,26 +17,26 @@ from typing import Any
 MAX_MESSAGE = 500  # characters of a message
 MAX_FRAMES = 20  # of a traceback, the innermost
 
-# Our own lines hold no secret; this is for those of libraries, which may quote what they were given.
+# The lines of this project contain no secret; this hides those that a library quotes from its input.
 SECRET = re.compile(
     r"eyJ[\w.-]{8,}"  # a token
     r"|\b(?:qs_[0-9a-f]{8}_|whsec_|[sp]k_(?:test|live)_)[\w+/=-]+"
-    r"|(?<=://)(?!USER:PASSWORD@)[^\s/]+@"  # what stands there in an address, but for our own hint
+    r"|(?<=://)(?!USER:PASSWORD@)[^\s/]+@"  # credentials in a URL, but not the settings' placeholder
     r"|(?i:(?<=bearer )\S+|(?<=cookie: ).+)"
     r"|[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{1,190}"  # an e-mail address
 )
-# Not `json.dumps`, which makes an encoder at each call that names the separators.
+# `json.dumps` with separators would create an encoder for each call.
 to_json = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class EncodedFields(str):
-    """Members of a JSON object that are encoded already, because a request cannot wait for it."""
+    """Members of a JSON object, already encoded: JSONLines would need longer, and requests wait for it."""
 
 
 class JSONLines(logging.Formatter):
-    """One line a record: its time, level and logger, then its Members, or its message and its fault."""
+    """Format a record as one line: time, level and logger, then EncodedFields, or message and exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = f"{_second(int(record.created))}.{int(record.msecs):03}Z"
@@ -44,8 +44,8 @@ class JSONLines(logging.Formatter):
         if isinstance(record.msg, EncodedFields):
             return f'{head},"logger":"{record.name}",{record.msg}}}'
         line: dict[str, Any] = {"logger": record.name}
-        if own := request_id.get():
-            line["request_id"] = own
+        if current_id := request_id.get():
+            line["request_id"] = current_id
         line["message"] = redact(record.getMessage())
         if record.exc_info and record.exc_info[1]:
             line.update(exception_fields(record.exc_info[1]))
@@ -58,7 +58,10 @@ def _second(at: int) -> str:
 
 
 class OncePerRequest(logging.Filter):
-    """Leave a refusal to the request's own line; of the others drop the path, which strangers choose."""
+    """Drop Django's line about a refused request, because RequestLog logs one; hide the path in other lines.
+
+    A path is text that the client chose.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         status = getattr(record, "status_code", None)
@@ -66,7 +69,7 @@ class OncePerRequest(logging.Filter):
             return True
         if record.name == "django.security.csrf":
             reason = str(record.args[0] if isinstance(record.args, tuple) and record.args else "")
-            record.msg, record.args = "CSRF: %s", (reason.partition(" - ")[0],)  # then comes the address
+            record.msg, record.args = "CSRF: %s", (reason.partition(" - ")[0],)  # the URL follows
             return True
         if record.name == "django.security.DisallowedHost":
             record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
@@ -76,13 +79,12 @@ class OncePerRequest(logging.Filter):
 
 
 def redact(text: str) -> str:
-    return SECRET.sub("[hidden]", text[: 10 * MAX_MESSAGE])[
-        :MAX_MESSAGE
-    ]  # a cut before might leave half a secret
+    # To cut at MAX_MESSAGE first could leave half a secret, which SECRET does not match.
+    return SECRET.sub("[hidden]", text[: 10 * MAX_MESSAGE])[:MAX_MESSAGE]
 
 
 def exception_fields(error: BaseException) -> dict[str, Any]:
-    """What went wrong and where. PostgreSQL's DETAIL holds rows, so only a text's first line is told."""
+    """Return the causes and the frames of an error; only first lines: PostgreSQL's DETAIL contains rows."""
     causes: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(causes) < 5:
@@ -94,7 +96,7 @@ def exception_fields(error: BaseException) -> dict[str, Any]:
 
 
 def configuration(level: str) -> dict[str, Any]:
-    """LOGGING: ours from `level` on, all others' from warnings on."""
+    """Return LOGGING: the loggers of this project from `level` on, all others from WARNING on."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -103,19 +105,19 @@ def configuration(level: str) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["once"]}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
-            "django": {"handlers": [], "level": "WARNING"},  # and no mails
+            "django": {"handlers": [], "level": "WARNING"},  # without the mail handler
             **{name: {"level": level.upper()} for name in ("quotasite", "quotas", "webhooks")},
         },
     }
 
 
 def configure(config: dict[str, Any]) -> None:
-    """As `dictConfig`, but warnings and what ends a thread become lines too."""
-    # No line tells these, and they are half the cost of a record.
+    """Run `dictConfig`; also log Python's warnings and exceptions that end a thread."""
+    # No line shows these fields, and they are half the cost of a record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.config.dictConfig(config)
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # else a line that cannot be made is told with all its arguments
+    logging.raiseExceptions = False  # else a record that fails to format is printed with all arguments
     threading.excepthook = _log_thread_end
 
 

@@ -1,4 +1,4 @@
-"""What is added to the answers of the site, and what is told of each request."""
+"""The middleware that logs each request, and the Content-Security-Policy of pages."""
 
 from collections.abc import Callable
 from time import perf_counter
@@ -22,7 +22,7 @@ METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
 
 
 class RequestLog:
-    """Give each request an id, and tell what became of it. Outermost, so that no refusal is missed."""
+    """Give each request an id, and log its outcome. Must be outermost, so that it sees every refusal."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
@@ -44,11 +44,11 @@ class RequestLog:
 
 
 def kind_of(request: HttpRequest, response: HttpResponseBase, cost: int | None) -> RequestKind:
-    """The verb is the name that urls.py gives the address; all pages of the admin count as one."""
+    """Return the fields to log. The verb is the URL name; all pages of the admin have the verb `admin`."""
     method = request.method if request.method in METHODS else "other"
     match = request.resolver_match
     outcome, status = outcome_of(response, cost), response.status_code
-    if match is None:  # a file, a preflight, or a refusal before the address was looked up
+    if match is None:  # a static file, a preflight, or a refusal before the URL was resolved
         return RequestKind(method, None, "other", outcome, status)
     verb = "admin" if match.app_names else match.url_name or "other"
     return RequestKind(method, match.route, verb, outcome, status)
@@ -65,7 +65,7 @@ def outcome_of(response: HttpResponseBase, cost: int | None) -> str:
 
 
 def caller_of_request(request: HttpRequest) -> CallerFields:
-    """Who asked, as far as is known by now: nobody is looked up for it."""
+    """Return the caller that authentication has already found; send no query to find one."""
     staff = getattr(request, "_cached_user", None)
     if staff is not None and staff.pk:
         return CallerFields("staff", str(staff.pk))
@@ -73,7 +73,7 @@ def caller_of_request(request: HttpRequest) -> CallerFields:
 
 
 class PagePolicy(CSPMiddleware):
-    """Give each page the policy of settings.py. JSON is no page, and a spend need not wait for it."""
+    """Give each page the policy of settings.py. JSON has none, which saves the time on each spend."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         if request.path_info.startswith(JSON_PATHS):

@@ -1,4 +1,4 @@
-"""Probes for the platform, and the answers of last resort."""
+"""Probes for the platform, and the error handlers of the site."""
 
 import hmac
 import os
@@ -22,26 +22,26 @@ JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz", "/metrics")
 
 @never_cache
 def healthz(request: HttpRequest) -> HttpResponse:
-    """The process is alive; nothing else is asked."""
+    """Report that the process is alive, without a look at the database."""
     return JsonResponse({"status": "alive"})
 
 
 @never_cache
 def readyz(request: HttpRequest) -> HttpResponse:
-    """The database answers and is migrated, so that requests can be sent here.
+    """Report that the database is reachable and migrated, so that the platform can send requests.
 
-    Where the token keys come from, and how old they are in this process, is told and never a reason to
-    fail: an outage at Clerk must not take every instance out of service.
+    The response also shows the source and age of the token keys, which never make it fail: an outage at
+    Clerk must not take every instance out of service.
     """
     keys, age = key_source()
     try:
         missing = read_with_reconnect(_unapplied_migrations)
     except (OperationalError, InterfaceError) as error:
         problem = problem_for(error)
-        assert problem  # noqa: S101 - a dead database always has one
+        assert problem  # noqa: S101 - these two errors always have one
         return problem.response()
     if missing:
-        detail = f"{len(missing)} migrations are not applied, {missing[0]} first: run manage.py migrate."
+        detail = f"{len(missing)} migrations are missing, the first is {missing[0]}: run manage.py migrate."
         return Problem(503, "not_migrated", detail, headers={"Retry-After": "5"}).response()
     return JsonResponse(
         {
@@ -55,50 +55,52 @@ def readyz(request: HttpRequest) -> HttpResponse:
 
 @never_cache
 def metrics(request: HttpRequest) -> HttpResponse:
-    """What was counted, as Prometheus reads it. Without METRICS_TOKEN there is no such page."""
+    """Return the metrics in the text format of Prometheus; without METRICS_TOKEN there is no such page."""
     if not settings.METRICS_TOKEN:
         raise Http404
     given = request.headers.get("Authorization", "").encode()
     if not hmac.compare_digest(given, f"Bearer {settings.METRICS_TOKEN}".encode()):
-        detail = "Send Authorization: Bearer and the METRICS_TOKEN of this service."
+        detail = "Send the METRICS_TOKEN of this service: Authorization: Bearer <METRICS_TOKEN>."
         return unauthorized("token_missing", detail).response()
     registry = REGISTRY
     if settings.PROMETHEUS_MULTIPROC_DIR:
-        _forget_the_dead(Path(settings.PROMETHEUS_MULTIPROC_DIR))
+        _drop_gauges_of_ended_workers(Path(settings.PROMETHEUS_MULTIPROC_DIR))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
-def _forget_the_dead(folder: Path) -> None:
-    """Drop what workers that have ended said of themselves; what they counted stays.
+def _drop_gauges_of_ended_workers(folder: Path) -> None:
+    """Delete the gauges of workers that have ended; their counters stay.
 
-    Here, because the hooks at a worker's end differ from server to server, and a killed one has none.
+    This runs at each scrape, because exit hooks differ from server to server, and a killed worker runs none.
     """
     for file in folder.glob("gauge_live*.db"):
         try:
             os.kill(int(file.stem.rpartition("_")[2]), 0)
-        except (ProcessLookupError, PermissionError):  # gone, or its number is another user's by now
+        except (ProcessLookupError, PermissionError):  # ended, or the pid is now another user's
             file.unlink(missing_ok=True)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """400, which for a stranger is most often a Host that is not in ALLOWED_HOSTS."""
-    return _answer(request, Problem(400, "bad_request", "The request, or its Host header, is malformed."))
+    """Return the 400 for a suspicious request, usually one whose Host is not in ALLOWED_HOSTS."""
+    detail = "The request is malformed, or its Host is not one of ALLOWED_HOSTS."
+    return _response(request, Problem(400, "bad_request", detail))
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _answer(request, Problem(404, "not_found", "There is nothing at this address."))
+    return _response(request, Problem(404, "not_found", "There is nothing at this address."))
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """503 where the database is away, else a 500 that says nothing of its cause."""
+    """Return a 503 if the database is unavailable, else a 500 that does not show its cause."""
     error = sys.exc_info()[1]
     known = problem_for(error) if isinstance(error, Exception) else None
-    return _answer(request, known or Problem(500, "server_error", "This is a fault of the server, noted."))
+    detail = "The server failed to handle this request, and logged the error."
+    return _response(request, known or Problem(500, "server_error", detail))
 
 
-def _answer(request: HttpRequest, problem: Problem) -> HttpResponse:
+def _response(request: HttpRequest, problem: Problem) -> HttpResponse:
     if request.path.startswith(JSON_PATHS):
         return problem.response()
     page = f"{problem.body['title']}. {problem.body['detail']}\n"

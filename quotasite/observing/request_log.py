@@ -1,7 +1,7 @@
-"""One line of the log, and one count, for each request: by whichever way it was answered.
+"""One log line and one count for each request, on the fast path and the full path.
 
-Nothing that a stranger wrote is told, but for ids that were checked: the address is that of urls.py, and
-the rest are words of ours. Together both cost a spend about 15 µs, hence the care taken here.
+No text of a client is logged, except ids that were checked: the route is that of urls.py, and the other
+values are constants of the code. Line and count cost a spend about 15 µs, with the caches below.
 """
 
 import logging
@@ -20,13 +20,13 @@ from quotasite.observing.json_logs import EncodedFields, to_json
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
-BEGAN = "quotasite.began"  # in the environment: when the request was there, by perf_counter
+BEGAN = "quotasite.began"  # in the WSGI environ: when the request arrived, by perf_counter
 
 log = logging.getLogger("quotasite.requests")
 
 
 class RequestKind(NamedTuple):
-    """What is told of a request in words of ours, so that there are few kinds."""
+    """The fields whose values come from the code, so that there are few combinations to cache."""
 
     method: str
     route: str | None
@@ -41,13 +41,13 @@ class CallerFields(NamedTuple):
 
 
 def request_id_for(given: str) -> str:
-    """Return the X-Request-Id that came with a request if it is harmless, else a new one."""
+    """Return the X-Request-Id that the client sent if it is well-formed, else a new one."""
     return given if REQUEST_ID.fullmatch(given) else str(uuid4())
 
 
 def caller_of(user: object) -> CallerFields:
-    """Tell who asked, if it is one of the API's principals."""
-    if type(user) is User:  # isinstance would load the user of a session, who may stand here too
+    """Return the log fields of a user or service of the API; empty ones for anything else."""
+    if type(user) is User:  # isinstance would load the staff user of a session, which `user` may be
         return CallerFields("user", user.user_id)
     if type(user) is Service:
         return CallerFields("service", user.key_id)
@@ -55,7 +55,7 @@ def caller_of(user: object) -> CallerFields:
 
 
 def log_request(
-    kind: RequestKind, who: CallerFields, request_id: str, seconds: float, cost: int | None = None
+    kind: RequestKind, caller: CallerFields, request_id: str, seconds: float, cost: int | None = None
 ) -> None:
     if settings.METRICS_TOKEN:
         requests, histogram = _counters(kind.verb, kind.outcome, kind.status)
@@ -65,10 +65,10 @@ def log_request(
     if log.isEnabledFor(level):
         line = EncodedFields(
             f'"request_id":"{request_id}",{_encode_kind(kind)},'
-            f'"principal":{_encode_value(who.principal)},"principal_id":{_encode_value(who.principal_id)},'
+            f'"principal":{_encode_value(caller.principal)},"principal_id":{_encode_value(caller.principal_id)},'
             f'"cost":{_encode_value(cost)},"ms":{seconds * 1000:.2f}'
         )
-        # As `log.log` does, without a search of the stack for the line that calls it.
+        # The same as `log.log`, without its search of the stack for the calling line.
         log.handle(logging.LogRecord(log.name, level, __file__, 0, line, None, None))
 
 

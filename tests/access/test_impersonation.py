@@ -1,4 +1,4 @@
-"""Who acts in a user's name is on record with each entry, from the token to the history."""
+"""Each ledger entry records who impersonates the user, from the token to the history."""
 
 from datetime import timedelta
 
@@ -16,12 +16,12 @@ AGENT = {"sub": "agent_2abc", "type": "agent"}
 
 @pytest.fixture(params=[False, True], ids=["version 1", "version 2"])
 def staff(request, api):
-    """The API with a token that Clerk gave to staff in the user's name."""
+    """The API with a token that Clerk issued to staff who impersonate the user."""
     return api.signed_in_as(USER, act=STAFF, v2=request.param)
 
 
 def actors():
-    """Who did what, the newest last, as a server of the product reads it."""
+    """Return the kind and actor of each entry, oldest first, as one of the product's servers reads them."""
     entries = service_with("read").get("history").json()["entries"]
     return [(entry["kind"], entry["actor"]) for entry in reversed(entries)]
 

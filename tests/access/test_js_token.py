@@ -1,4 +1,4 @@
-"""Session tokens signed by Clerk's own JavaScript, and what its verifyToken says of ours."""
+"""Session tokens signed by Clerk's own JavaScript, and what its verifyToken accepts of ours."""
 
 import json
 import time
@@ -28,7 +28,7 @@ AGENT = {"act": {"sub": "agent_2js", "type": "agent"}}
 
 # The rows of the table of attacks that verifyToken accepts, with the same key, parties and issuer.
 REFUSED_BY_US_ALONE = {
-    # It leaves the kind of a token to its caller, but for one category of machines and the typ,
+    # It does not check the kind of a token, except one category of machine tokens and the typ.
     "cat of templates",
     "cat is a list",
     "cat is null",
@@ -36,31 +36,31 @@ REFUSED_BY_US_ALONE = {
     "template, cat to be ignored",
     "machine with a sid",
     "OAuth, typ JWT, no sid",
-    # so it needs no session, and lets one pass that is pending,
+    # So it requires no session, and accepts one that is pending.
     "no sid",
     "empty sid",
     "sid is a list",
     "sid with a line feed",
     "pending",
-    # takes any text for a user,
+    # It accepts any text as a user id.
     "sub with NUL",
     "sub with a line feed at the end",
     "sub with a surrogate",
     "sub of 129",
-    # has no idea of a life too long, and takes what exceeds its calendar for now,
+    # It has no limit for a token's life, and treats a time beyond its calendar as now.
     "exp 10^30",
     "exp 10^4000",
     "exp -10^4000",
     "exp in over a day",
     "nbf 10^4000",
-    # and passes over what else the header says.
+    # It ignores the rest of the header.
     "crit",
     "crit b64",
     "b64 false",
     "kid is a list",
     "kid is null",
 }
-IN_ONE_VERSION = {"padding"}  # it reads base64 loosely
+IN_ONE_VERSION = {"padding"}  # it decodes base64 leniently
 REFUSED_BY_CLERK_ALONE = {"typ in small letters", "issued in the future"}
 
 
@@ -76,7 +76,7 @@ def _configured(settings: Settings) -> None:
 
 
 def sessions() -> list[dict[str, Any]]:
-    """What clerk_backend.mjs is to sign: sessions of both versions, with and without somebody behind them."""
+    """Sessions for clerk_backend.mjs to sign: of both versions, with and without an impersonator."""
     now = int(time.time())
     usual = {"azp": PARTY, "iss": ISSUER, "sub": "user_2js", "sid": "sess_2js", "fva": [0, -1]}
     times = {"exp": now + 60, "nbf": now - 10}
@@ -92,7 +92,7 @@ def sessions() -> list[dict[str, Any]]:
 def test_tokens_that_clerks_javascript_signs_now_are_verified_here_and_there(clerk: Path) -> None:
     pem = private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     signed = ask(clerk, sign=sessions(), privateKey=pem)["signed"]
-    acts = [asked["claims"].get("act", {}).get("sub") for asked in sessions()]
+    acts = [session["claims"].get("act", {}).get("sub") for session in sessions()]
     assert [verify(token) for token in signed] == [Session("user_2js", "sess_2js", act) for act in acts]
     assert judged_by_clerk(clerk, signed) == [None] * len(signed)
 

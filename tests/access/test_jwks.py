@@ -1,4 +1,4 @@
-"""Clerk's keys are fetched sparingly, beside the requests and never in their way."""
+"""Clerk's keys are fetched rarely, in a thread of their own, and do not delay requests."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.tools.keys import ISSUER, KID, PARTY, REMOVE, jwk, key_set_of, mint, 
 pytestmark = pytest.mark.once
 
 DAY = 86_400
-SOON = 5  # seconds within which what happens in another thread must have happened
+SOON = 5  # seconds in which another thread must have finished
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def settled(key_set):
 
 
 def outcome(token):
-    """What a token comes to: its session, the code it is refused with, or the seconds to wait."""
+    """Return the token's session, the code of its refusal, or the seconds to wait."""
     try:
         return verify(token)
     except TokenRefused as refused:
@@ -75,7 +75,7 @@ def forged(count):
     return [mint(header={"kid": f"ins_{n}"}, key=other_key) for n in range(count)]
 
 
-# How often it is asked
+# How often the keys are fetched
 
 
 def test_the_keys_are_fetched_once_for_many_tokens(server):
@@ -91,7 +91,7 @@ def test_a_changed_address_is_asked_for_its_own_keys(server, settings):
 
 
 def test_a_forked_child_fetches_for_itself(server):
-    """Neither the thread that fetches nor the lock's state is of any use to it."""
+    """A fork copies neither the thread that fetches nor the holder of the lock."""
     server.release.clear()
     mine = jwks.key_set(server.url)
     mine.renew()
@@ -173,7 +173,7 @@ def test_all_who_come_at_the_start_share_one_fetch(server):
     assert server.fetches == 1
 
 
-# How long they are good for
+# How long the keys stay in use
 
 
 def test_the_keys_are_fresh_for_an_hour(server, clock, key_set):
@@ -232,7 +232,7 @@ def test_keys_that_were_never_fetched_can_be_asked_for_in_advance(server, key_se
     assert (key_set.age, server.fetches) == (0, 1)
 
 
-# When they cannot be had
+# When the keys cannot be fetched
 
 
 def test_after_a_failure_the_keys_are_asked_for_again_in_a_second(server, clock, key_set):
@@ -251,7 +251,7 @@ def test_keys_that_were_down_from_the_start_come_by_themselves(server, clock, ke
         key_set.find(KID)
     server.status = 200
     clock.now += 1
-    with pytest.raises(KeysUnavailable):  # it is not waited for, but asked
+    with pytest.raises(KeysUnavailable):  # it begins a fetch without waiting for it
         key_set.find(KID)
     assert settled(key_set).find(KID)
 
@@ -274,12 +274,12 @@ def test_once_a_silent_server_is_known_nobody_waits_for_it(server, clock, key_se
 
 
 def test_who_waits_for_a_hanging_fetch_waits_for_the_time_out_at_the_most(server, key_set, monkeypatch):
-    """Resolving a name heeds no time-out, so the fetch may well last longer."""
+    """Resolving a host name may exceed the time-out, so the fetch may last longer."""
     monkeypatch.setattr(jwks, "_download", lambda url: server.release.wait(SOON) and b"")
     monkeypatch.setattr(jwks, "FETCH_TIMEOUT", 0.2)
     server.release.clear()
     started = time.monotonic()
-    for _ in range(5):  # the first one waits, and the others know by then
+    for _ in range(5):  # the first one waits, and the others know then
         with pytest.raises(KeysUnavailable):
             key_set.find(KID)
     assert time.monotonic() - started < 1
@@ -305,7 +305,7 @@ def test_a_fetch_that_never_ends_is_given_up_for_lost(server, clock, key_set, mo
     with pytest.raises(KeysUnavailable):
         key_set.find(KID)
     assert settled(key_set).find(KID)
-    hangs.set()  # it ends badly after all, and has no say any more
+    hangs.set()  # the lost fetch fails at last, which no longer counts
     assert lost.is_over.wait(SOON)
     assert key_set.find(KID)
     assert not key_set._is_down
@@ -334,7 +334,7 @@ def test_an_answer_that_drips_is_left_after_the_time_out(server, key_set, monkey
     assert settled(key_set).age is None
 
 
-# What it answers
+# The key server's responses
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_a_redirect_is_not_followed(server, key_set):
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "unusable",
     [
         pytest.param(jwk("ins_odd", kty="EC"), id="no RSA key"),
         pytest.param(jwk("ins_odd", use="enc"), id="for encryption"),
@@ -406,8 +406,8 @@ def test_a_redirect_is_not_followed(server, key_set):
         pytest.param("ins_odd", id="text"),
     ],
 )
-def test_an_odd_key_costs_the_others_nothing(server, odd, key_set):
-    server.publish({"keys": [odd, jwk()]})
+def test_an_odd_key_costs_the_others_nothing(server, unusable, key_set):
+    server.publish({"keys": [unusable, jwk()]})
     assert key_set.find(KID)
     assert list(key_set._keys) == [KID]
 

@@ -1,4 +1,4 @@
-"""The keys as the deployed site fetches them: two worker processes of eight threads, and a key server."""
+"""The keys as the deployed site fetches them: two worker processes with threads, and a key server."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def keys_at() -> Iterator[KeyServer]:
 
 @pytest.fixture
 def ask(keys_at: KeyServer) -> Iterator[Callable[..., tuple[int, float]]]:
-    """Ask for a quota over a connection of its own; give the status and the seconds it took."""
+    """Return a function that reads a quota over a new connection; it returns the status and the seconds."""
     environment = {"CLERK_JWT_KEY": "", "CLERK_JWKS_URL": keys_at.url, "NO_PROXY": "127.0.0.1"}
     with served(url_of_the_test_database(), workers=WORKERS, **environment) as port:
 
@@ -55,13 +55,13 @@ def test_a_silent_key_server_holds_nobody_up_once_it_is_known_and_is_found_again
 ) -> None:
     keys_at.release.clear()
     with ThreadPoolExecutor(24) as pool:
-        for _ in range(4):  # each worker has to find out, and which one answers is the kernel's choice
+        for _ in range(4):  # each worker must notice, and the kernel chooses which one answers
             answers = list(pool.map(ask, [""] * 24))
             assert {status for status, _ in answers} == {503}
             if max(seconds for _, seconds in answers) < FETCH_TIMEOUT:
                 break
         else:
-            pytest.fail("Somebody still waits for a key server that is known to be silent.")
+            pytest.fail("A request still waits for a key server that is known to be silent.")
     keys_at.release.set()
     deadline = time.monotonic() + 10
     while [ask()[0] for _ in range(8)] != [200] * 8:

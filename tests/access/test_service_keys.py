@@ -1,4 +1,4 @@
-"""Service keys: shown once, kept hashed, good for their scopes alone; and the admin that makes them."""
+"""Service keys: shown once, stored as a hash, valid for their scopes only; and the admin that makes them."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def _forgetful() -> Iterator[None]:
 
 @pytest.fixture
 def later(monkeypatch):
-    """Let `seconds` pass for the memory of keys."""
+    """Return a function that lets seconds pass for the cache of keys."""
 
     def move(seconds):
         clock = SimpleNamespace(monotonic=lambda: time.monotonic() + seconds)
@@ -70,13 +70,13 @@ def code(answer):
 
 @contextmanager
 def counting():
-    """Give a function that tells how often the keys were read, and written."""
+    """Yield a function that returns how often the keys were read and written."""
     with CaptureQueriesContext(connection) as captured:
         texts = [re.compile(rf'^{verb}.*"service_keys"') for verb in ("SELECT", "UPDATE")]
         yield lambda: tuple(sum(bool(text.match(query["sql"])) for query in captured) for text in texts)
 
 
-# How a key is made and kept
+# How a key is made and stored
 
 
 def test_a_key_is_kept_hashed_and_shown_by_its_beginning():
@@ -138,11 +138,11 @@ def test_the_command_refuses_what_it_cannot_keep(arguments):
     assert ServiceKey.objects.count() == 0
 
 
-# Keys that are not taken
+# Keys that are refused
 
 
 def unauthorized(answer, expected):
-    """Whether it is a 401 of this code, that says the same in its challenge as in its body."""
+    """Whether the response is a 401 with this code, and with the same detail in challenge and body."""
     problem = answer.json()
     challenge = f'Bearer error="invalid_token", error_description="{problem["detail"]}"'
     return (*code(answer), answer["WWW-Authenticate"]) == (401, expected, challenge)
@@ -264,7 +264,7 @@ def test_the_plans_need_no_scope(scope):
     assert service_with(scope).get("/api/v1/plans").status_code == 200
 
 
-# The memory of keys
+# The cache of keys
 
 
 def test_a_key_is_read_once_in_ten_seconds(later):
@@ -349,7 +349,7 @@ def test_the_last_use_is_noted_at_most_once_a_minute():
     service = service_with()
 
     def used_again_after(age):
-        """The time of the last use, before and after a request that had to read the key."""
+        """Return last_used_at before and after a request that must read the key."""
         if age is not None:
             ServiceKey.objects.update(last_used_at=datetime.now(UTC) - age)
         before = ServiceKey.objects.get().last_used_at
@@ -394,7 +394,7 @@ def test_the_key_is_in_no_log_and_no_answer(caplog, monkeypatch, make_quota):
                 Service(service.key[:-1] + "~").get("quota"),
                 Service(revoked).get("quota"),
             ]
-            for fault in (OperationalError("no route"), RuntimeError("a fault of ours")):
+            for fault in (OperationalError("no route"), RuntimeError("a bug")):
                 monkeypatch.setattr(
                     commit, "_read_snapshot", lambda *_, fault=fault: (_ for _ in ()).throw(fault)
                 )
@@ -403,11 +403,11 @@ def test_the_key_is_in_no_log_and_no_answer(caplog, monkeypatch, make_quota):
         connection.force_debug_cursor = False
     statuses = [answer.status_code for answer in answers]
     assert statuses == [200, 429, 400, 403, 404, 403, 404, 405, 401, 401, 503, 500]
-    told = "".join(f"{answer.serialize()!r}" for answer in answers) + caplog.text
-    assert "service_keys" in caplog.text  # the log was that of everything
+    seen = "".join(f"{answer.serialize()!r}" for answer in answers) + caplog.text
+    assert "service_keys" in caplog.text  # the log includes the SQL
     for secret in (service.key[12:-1], revoked[12:]):
-        assert secret not in told
-        assert ServiceKey.digest_of(secret) not in told
+        assert secret not in seen
+        assert ServiceKey.digest_of(secret) not in seen
 
 
 # The admin
@@ -489,26 +489,26 @@ def test_the_admin_makes_a_key_that_expires(staff):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"name": ""}, "This field is required."),
         ({"name": "x" * 101}, "at most 100 characters"),
         ({"scopes": []}, "This field is required."),
         ({"scopes": ["read", "root"]}, "root is not one of the available choices"),
-        ({"expires_at": "2020-01-01T00:00"}, "This is past"),
+        ({"expires_at": "2020-01-01T00:00"}, "This time is in the past"),
         ({"expires_at": "soon"}, "Enter a valid date/time."),
     ],
 )
-def test_the_admin_refuses_a_key_that_could_not_work(staff, wrong, said):
+def test_the_admin_refuses_a_key_that_could_not_work(staff, wrong, message):
     page = text(staff.post(ADD, {**NEW, **wrong}))
-    assert said in page
+    assert message in page
     assert not KEY.search(page)
     assert ServiceKey.objects.count() == 0
 
 
 def test_the_list_tells_what_each_key_is(staff):
-    active, text_of_it = ServiceKey.make("one", {"read", "admin"})
-    Service(text_of_it).get("quota")
+    active, text_of_one = ServiceKey.make("one", {"read", "admin"})
+    Service(text_of_one).get("quota")
     ServiceKey.make("two", {"read"}, datetime.now(UTC) - DAY)
     revoked, _ = ServiceKey.make("three", {"read"})
     ServiceKey.objects.filter(pk=revoked.pk).update(revoked_at=datetime.now(UTC))
@@ -525,13 +525,13 @@ def test_the_list_tells_what_each_key_is(staff):
 
 
 def test_revoking_takes_effect_at_once_and_once(staff):
-    key, text_of_it = ServiceKey.make("one", {"read"})
+    key, text_of_one = ServiceKey.make("one", {"read"})
     other, text_of_other = ServiceKey.make("two", {"read"})
-    assert "Revoked 1 of 1: they stop working within 10 seconds." in text(revoke(staff, key))
+    assert "Keys revoked: 1 of 1. They stop working within 10 seconds." in text(revoke(staff, key))
     first = ServiceKey.objects.get(pk=key.pk).revoked_at
-    assert code(Service(text_of_it).get("quota")) == (401, "key_revoked")
+    assert code(Service(text_of_one).get("quota")) == (401, "key_revoked")
     assert Service(text_of_other).get("quota").status_code == 200
-    assert "Revoked 1 of 2" in text(revoke(staff, key, other))
+    assert "Keys revoked: 1 of 2." in text(revoke(staff, key, other))
     assert ServiceKey.objects.get(pk=key.pk).revoked_at == first
 
 
@@ -588,7 +588,7 @@ def root(settings):
 
 
 EDITED = {
-    "confirmed": "1",  # whom it touches was seen: tests/console/test_admin_plans.py
+    "confirmed": "1",  # after the page with the affected users: tests/console/test_admin_plans.py
     "name": "mine",
     "allowance": "50",
     "reset_policy": "weekly",
@@ -600,7 +600,7 @@ EDITED = {
 
 def test_a_plans_rules_can_be_edited_and_its_name_cannot(root):
     page = "/admin/quotas/plan/free/change/"
-    assert "takes effect for a user at the next reset" in text(root.get(page))
+    assert "take effect at each user’s next reset" in text(root.get(page))
     root.post(page, EDITED)
     plan = Plan.objects.get()
     assert (plan.name, plan.is_default, plan.is_public) == ("free", True, False)
@@ -644,7 +644,7 @@ def test_a_plan_is_hidden_by_the_admin(root, api):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"timezone": "Mars/Olympus"}, "Name a time zone"),
         ({"period_seconds": "0"}, "greater than or equal to 1"),
@@ -652,7 +652,7 @@ def test_a_plan_is_hidden_by_the_admin(root, api):
         ({"actions": '{"draw": 0}'}, "each cost a whole number"),
     ],
 )
-def test_a_plan_that_makes_no_sense_is_refused(root, wrong, said):
+def test_a_plan_that_makes_no_sense_is_refused(root, wrong, message):
     page = text(root.post("/admin/quotas/plan/free/change/", {**EDITED, **wrong}))
-    assert said in page
+    assert message in page
     assert PlanVersion.objects.count() == 1

@@ -67,10 +67,10 @@ GENUINE: dict[str, Callable[[Mint], str]] = {
     "early within the leeway": lambda make: make(nbf=at(3)),
     "almost a day": lambda make: make(exp=at(DAY - 60)),
     "almost 8 KB": lambda make: make(more="a" * 5_400),
-    "an organization, as version 1 tells it": lambda make: make(
+    "an organization in the form of version 1": lambda make: make(
         org_id="org_2abc", org_slug="acme", org_role="org:admin", org_permissions=["org:billing:manage"]
     ),
-    "an organization, as version 2 tells it": lambda make: make(
+    "an organization in the form of version 2": lambda make: make(
         o={"id": "org_2abc", "slg": "acme", "rol": "admin", "per": "manage", "fpm": "1"}, fea="o:billing"
     ),
     "claims of the product's own": lambda make: make(metadata={"plan": "pro"}, email="a@example.com"),
@@ -89,7 +89,7 @@ def hs256_with_the_public_key(make):
 
 
 def signed_as(alg, make):
-    """A token that is signed properly, but otherwise than Clerk does."""
+    """A token with a valid signature, but not with Clerk's algorithm."""
     return jwt.encode(jwt.decode(make(), options={"verify_signature": False}), private_key, alg)
 
 
@@ -98,7 +98,7 @@ def alg_none(make):
 
 
 def changed(token, part, old, new):
-    """A genuine token, with a part changed after it was signed."""
+    """A genuine token with a part that was changed after signing."""
     parts = token.split(".")
     raw = base64.urlsafe_b64decode(parts[part] + "==")
     assert old in raw
@@ -111,7 +111,7 @@ def twice(name, value):
     return claims[:-1] + f', "{name}": {value}}}'.encode()
 
 
-# What is no session token in its form, whatever it claims.
+# Not in the form of a session token, whatever the claims.
 ON_FORM: list[tuple[str, session_tokens.Code, Callable[[], str]]] = [
     ("empty", "token_malformed", lambda: ""),
     ("no parts", "token_malformed", lambda: "token"),
@@ -140,7 +140,7 @@ ON_FORM: list[tuple[str, session_tokens.Code, Callable[[], str]]] = [
     ("payload is no UTF-8", "token_malformed", lambda: mint(payload=b'{"sub":"\xff"}')),
     ("payload has a number of 5,000 digits", "token_malformed", lambda: mint(payload=b"1" * 5_000)),
     ("exp twice, the last one over", "token_expired", lambda: mint(payload=twice("exp", at(-60)))),
-    # what Clerk gives out beside JSON Web Tokens
+    # what Clerk issues besides JSON Web Tokens
     ("opaque token of a machine", "token_malformed", lambda: "mt_8XOIucKvqHVr5tYP123456789abcdefghij"),
     ("opaque OAuth access token", "token_malformed", lambda: "oat_8XOIucKvqHVr5tYP123456789abcdefghij"),
     ("API key", "token_malformed", lambda: "ak_LCWGdaM8mv8K4PC/57IICZQXAeWfCgF30DZaFXHoGn9="),
@@ -152,7 +152,7 @@ OAUTH = {"client_id": "client_2abc", "scope": "profile email", "jti": "oat_2abc"
 IDENTITY = {"sid": REMOVE, "azp": "client_2abc", "aud": "client_2abc", "at_hash": "2abc", "nonce": "2abc"}
 HANDSHAKE = {"sub": REMOVE, "sid": REMOVE, "azp": REMOVE, "handshake": ["__session=a; Path=/"]}
 
-# What a token of either version may have against it.
+# In the form of a token of either version, but with invalid content.
 ON_CONTENT: list[tuple[str, session_tokens.Code, Callable[[Mint], str]]] = [
     # the header
     ("alg none", "token_malformed", alg_none),
@@ -169,7 +169,7 @@ ON_CONTENT: list[tuple[str, session_tokens.Code, Callable[[Mint], str]]] = [
     ("b64 false", "token_malformed", lambda make: make(header={"b64": False})),
     ("kid is a list", "token_malformed", lambda make: make(header={"kid": [KID]})),
     ("kid is null", "token_malformed", lambda make: make(header={"kid": None})),
-    # another kind of token, which the same key signs
+    # another kind of token, signed by the same key
     ("typ is null", "token_kind", lambda make: make(header={"typ": None})),
     ("cat of templates", "token_kind", lambda make: make(header={"cat": TEMPLATE})),
     ("cat is a list", "token_kind", lambda make: make(header={"cat": ["cl_B7d4PD111AAA"]})),
@@ -190,7 +190,7 @@ ON_CONTENT: list[tuple[str, session_tokens.Code, Callable[[Mint], str]]] = [
     ("no RSA signature", "token_signature", lambda make: make().rpartition(".")[0] + ".AAAA"),
     ("changed payload", "token_signature", lambda make: changed(make(), 1, b"user_2abc", b"user_2abd")),
     ("changed header", "token_signature", lambda make: changed(make(), 0, KID.encode(), b"ins_2abd")),
-    # whose
+    # the user and the session
     ("no sub", "token_malformed", lambda make: make(sub=REMOVE)),
     ("sub is a number", "token_malformed", lambda make: make(sub=1)),
     ("sub with NUL", "token_malformed", lambda make: make(sub="user_\0")),
@@ -201,7 +201,7 @@ ON_CONTENT: list[tuple[str, session_tokens.Code, Callable[[Mint], str]]] = [
     ("empty sid", "token_malformed", lambda make: make(sid="")),
     ("sid is a list", "token_malformed", lambda make: make(sid=["sess_2abc"])),
     ("sid with a line feed", "token_malformed", lambda make: make(sid="sess_2abc\n")),
-    # when
+    # the times
     ("no exp", "token_malformed", lambda make: make(exp=REMOVE)),
     ("exp is true", "token_malformed", lambda make: make(exp=True)),
     ("exp is text", "token_malformed", lambda make: make(exp="9999999999")),
@@ -219,7 +219,7 @@ ON_CONTENT: list[tuple[str, session_tokens.Code, Callable[[Mint], str]]] = [
     ("nbf is NaN", "token_malformed", lambda make: make(nbf=float("nan"))),
     ("iat is text", "token_malformed", lambda make: make(iat="now")),
     ("iat is false", "token_malformed", lambda make: make(iat=False)),
-    # where from
+    # the issuer and the origin
     ("another issuer", "token_issuer", lambda make: make(iss="https://clerk.example.org")),
     ("issuer with a slash", "token_issuer", lambda make: make(iss=ISSUER + "/")),
     ("issuer is a list", "token_issuer", lambda make: make(iss=[ISSUER])),
@@ -237,7 +237,7 @@ ATTACKS: dict[str, tuple[session_tokens.Code, Callable[[], str]]] = {
         for v2 in (False, True)
     },
 }
-UNSENDABLE = ("line feed at the end", "surrogate")  # no header can have it, so no client sends it
+UNSENDABLE = ("line feed at the end", "surrogate")  # not possible in a header, so no client sends it
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -254,7 +254,7 @@ def test_no_row_of_the_table_hides_another():
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name not in UNSENDABLE])
 def test_an_attack_over_http_is_a_401_that_asks_no_database(name):
-    # This test has no mark for a database, so that any use of one raises.
+    # Without the mark for a database, any use of one raises.
     code, attack = ATTACKS[name]
     answer = ask(attack())
     assert (answer.status_code, answer.json()["code"]) == (401, code)
@@ -371,7 +371,7 @@ def proves_or_is_refused(token):
 
 def test_without_a_key_source_the_settings_are_named(settings):
     settings.CLERK_JWT_KEY = ""
-    with pytest.raises(KeysUnavailable, match="CLERK_PUBLISHABLE_KEY, or CLERK_JWT_KEY"):
+    with pytest.raises(KeysUnavailable, match="CLERK_PUBLISHABLE_KEY or CLERK_JWT_KEY"):
         verify(mint())
 
 

@@ -1,4 +1,4 @@
-"""A token that was verified is remembered, and answered as a full check would answer it, every time."""
+"""Verified tokens are cached, and the cache always gives the result of a full check."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +104,7 @@ def test_the_memory_answers_as_a_full_check_does_whatever_changes_between(steps)
 
 @pytest.fixture
 def full_checks(monkeypatch):
-    """The tokens whose signature is checked."""
+    """The tokens whose signature was checked."""
     checked, check = [], session_tokens._signed_claims
 
     def note(text, key):
@@ -136,7 +136,7 @@ def test_nothing_is_remembered_past_its_exp(full_checks):
         clock.shift(59)
         verify(text)
         assert len(full_checks) == 1
-        clock.shift(1)  # within the leeway it is still good, by a check of its own
+        clock.shift(1)  # within the leeway the token is still valid, but is checked in full
         verify(text)
         assert len(full_checks) == 2
 

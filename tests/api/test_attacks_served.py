@@ -1,4 +1,4 @@
-"""Both tables of attacks against the site as it is deployed: each is a 4xx, and nothing is stored."""
+"""Every attack on a token or a delivery, against the deployed site: a 4xx, and nothing is stored."""
 
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -16,7 +16,7 @@ from tests.webhooks.test_webhook import CREATED, FORGED
 from webhooks.models import WebhookEvent
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
-CLOSED = 499  # for a status: the server hung up on what was still being sent
+CLOSED = 499  # stands for a status: the server closed the connection during the upload
 
 Headers = list[tuple[str, str]]
 
@@ -32,9 +32,9 @@ def port(django_db_setup: None, django_db_blocker: Any) -> Iterator[int]:
 def test_every_token_of_the_table_is_refused(port: int) -> None:
     tokens = {name: attack() for name, (_, attack) in ATTACKS.items() if name not in UNSENDABLE}
     statuses = {name: ask(port, [bearer(token)]) for name, token in tokens.items()}
-    odd = {name: status for name, status in statuses.items() if status != 401}
-    assert odd.keys() == {"10 MB"}  # which the server refuses by itself
-    assert set(odd.values()) <= {431, CLOSED}
+    others = {name: status for name, status in statuses.items() if status != 401}
+    assert others.keys() == {"10 MB"}  # which the server refuses before Django
+    assert set(others.values()) <= {431, CLOSED}
     assert ask(port, [bearer(mint()), bearer(mint())]) == 401
     assert_nothing_stored()
     assert ask(port, [bearer(mint())]) == 200
@@ -53,7 +53,7 @@ def test_a_delivery_with_a_header_twice_is_refused(port: int) -> None:
     body, headers = delivery(*CREATED)
     headers["content-length"] = str(len(body))
     for name, value in headers.items():
-        # The same length twice is one to the server, as RFC 9110 allows (8.6).
+        # RFC 9110 (8.6) lets a server accept the same length twice.
         for again in ("1",) if name == "content-length" else (value, "1"):
             assert deliver(port, body, [*headers.items(), (name, again)]) == 400, (name, again)
     assert_nothing_stored()
@@ -79,7 +79,7 @@ def status_of(port: int, method: str, path: str, headers: Headers, body: bytes =
         if not {"content-length", "transfer-encoding"} & {name for name, _ in headers}:
             connection.putheader("content-length", str(len(body)))
         try:
-            with suppress(BrokenPipeError, ConnectionResetError):  # it may answer before all is sent
+            with suppress(BrokenPipeError, ConnectionResetError):  # the server may respond before all is sent
                 connection.endheaders(body)
             return connection.getresponse().status
         except ConnectionError:

@@ -1,4 +1,4 @@
-"""What a stranger gets: a clear 4xx, and nothing stored."""
+"""Bad input: each gets a clear 4xx, and nothing is stored."""
 
 import json
 
@@ -16,7 +16,7 @@ CONSUME = "/api/v1/quota/consume"
 
 
 def assert_problem(answer, status, code):
-    """One plain problem of RFC 9457, and no trace of the request in the database."""
+    """Assert a problem of RFC 9457 with one sentence, and no trace of the request in the database."""
     assert answer.status_code == status, answer.content
     assert answer["Content-Type"] == "application/problem+json"
     problem = answer.json()
@@ -33,7 +33,7 @@ def nested(depth, opening="[", closing="]"):
 
 BODIES = {
     "an unknown member": ('{"ammount": 1}', 400, "invalid_request"),
-    "an unknown member beside a known one": ('{"cost": 1, "user_id": "user_2"}', 400, "invalid_request"),
+    "an unknown member next to a known one": ('{"cost": 1, "user_id": "user_2"}', 400, "invalid_request"),
     "an unknown member that is long": (f'{{"{"x" * 5000}": 1}}', 400, "invalid_request"),
     "a float": ('{"cost": 1.0}', 400, "invalid_request"),
     "an exponent": ('{"cost": 1e0}', 400, "invalid_request"),
@@ -105,7 +105,7 @@ def test_a_bad_body_is_refused_with_a_key_too(api, name):
 
 
 def test_no_depth_of_nesting_is_read_at_first_and_then_too_much(api):
-    """The limit is the parser's: metadata that it lets through is not too deep for what comes after."""
+    """Only the parser limits the depth: every later step can handle the metadata that it accepts."""
     statuses = {api.consume(raw=nested(depth)).status_code for depth in range(800, 1_000)}
     assert statuses <= {201, 400, 429}
 

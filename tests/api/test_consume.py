@@ -1,4 +1,4 @@
-"""Spending: all or nothing, once per key, and a refusal that says when there is more."""
+"""Spending: all or nothing, once per key, and a refusal that states when there is more."""
 
 import math
 from datetime import datetime, timedelta
@@ -130,15 +130,15 @@ def test_a_refusal_has_exactly_these_members(api, make_quota):
     ("left", "sentence"),
     [
         (0, "Quota exhausted: 0 of 20 left, 20 more"),
-        (3, "Quota exhausted: 3 of 20 left and 5 asked, 20 more"),
+        (3, "Quota exhausted: 3 of 20 left and 5 needed, 20 more"),
     ],
 )
 def test_a_refusal_says_in_one_sentence_what_is_left_and_when_there_is_more(api, make_quota, left, sentence):
     make_quota(remaining=left)
     problem = api.consume({"cost": 5}).json()
-    said, _, at = problem["detail"].removesuffix(".").partition(" at ")
+    beginning, _, at = problem["detail"].removesuffix(".").partition(" at ")
     late = datetime.fromisoformat(at) - datetime.fromisoformat(problem["resets_at"])
-    assert said == sentence
+    assert beginning == sentence
     assert timedelta(0) <= late < timedelta(seconds=1)
 
 
@@ -168,7 +168,7 @@ def test_an_exhausted_quota_is_full_again_after_24_hours(api, make_quota, shift)
 def test_retry_after_is_at_least_1(api, make_quota, shift):
     Plan.objects.update(period_seconds=1)
     make_quota(remaining=0)
-    shift(USER, timedelta(days=-1))  # the clock has stepped back: the second never runs out
+    shift(USER, timedelta(days=-1))  # as if the clock had stepped back: the period of one second does not end
     assert api.consume()["Retry-After"] == "1"
 
 
@@ -246,10 +246,10 @@ def test_a_user_cannot_pay_less_for_an_action_than_the_plan_asks(api, make_quota
     assert remaining() == 12
 
 
-@pytest.mark.parametrize("order", [{"action": "paint"}, {"action": "paint", "cost": 1}])
-def test_an_action_that_the_plan_does_not_know_stores_nothing(api, order):
+@pytest.mark.parametrize("body", [{"action": "paint"}, {"action": "paint", "cost": 1}])
+def test_an_action_that_the_plan_does_not_know_stores_nothing(api, body):
     Plan.objects.update(actions={"generate": 3})
-    answer = api.consume(order)
+    answer = api.consume(body)
     assert code(answer) == (422, "unknown_action")
     assert "generate" in answer.json()["detail"]
     assert LedgerEntry.objects.count() == 0
@@ -340,10 +340,10 @@ def test_a_refusal_holds_no_key(api, make_quota, shift):
     assert remaining() == 19
 
 
-@pytest.mark.parametrize("order", [{"cost": 21}, {"action": "paint"}, {"ammount": 1}])
-def test_a_request_that_was_turned_down_holds_no_key(api, make_quota, order):
+@pytest.mark.parametrize("body", [{"cost": 21}, {"action": "paint"}, {"ammount": 1}])
+def test_a_request_that_was_turned_down_holds_no_key(api, make_quota, body):
     make_quota(remaining=12)
-    assert api.consume(order, key="k-1").status_code in (400, 422)
+    assert api.consume(body, key="k-1").status_code in (400, 422)
     assert api.consume({"cost": 5}, key="k-1").status_code == 201
     assert remaining() == 7
 

@@ -1,4 +1,4 @@
-"""The OpenAPI description says what the API does: every route, every code, every answer."""
+"""The OpenAPI description matches the API: every route, every code, every response."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ from tests.conftest import USER
 from tests.site.test_page_policy import STRICT
 
 COMMITTED = ROOT / "docs/openapi.yaml"
-UNDESCRIBED = {"/api/docs", "/api/"}  # the page for people, and what is at no other address
+UNDESCRIBED = {"/api/docs", "/api/"}  # the page of the description, and the 404 of every other address
 DESCRIPTION = json.loads(json.dumps(SchemaGenerator().get_schema(public=True)))
 COMPONENTS = DESCRIPTION["components"]
 once = pytest.mark.once
@@ -51,7 +51,7 @@ def routes(patterns: list[Any], above: str = "/api/") -> Iterator[str]:
 
 @once
 def test_the_committed_description_is_the_code_s(tmp_path):
-    """Else: `python manage.py spectacular --file docs/openapi.yaml`."""
+    """If it fails, run `python manage.py spectacular --file docs/openapi.yaml`."""
     written = tmp_path / "openapi.yaml"
     call_command("spectacular", validate=True, fail_on_warn=True, file=written)
     assert written.read_text() == COMMITTED.read_text()
@@ -78,7 +78,7 @@ REFUSED_WITH_401 = ("unauthorized", "TokenRefused", "KeyRefused")
 
 
 def raised() -> Iterator[tuple[str, int]]:
-    """Every code with its status, as the source has them."""
+    """Yield every code with its status, as the source raises them."""
     for refusal in outcomes.Refusal.__subclasses__():
         yield refusal.code, problems.STATUS.get(refusal.code, 429)
     for code in get_args(session_tokens.Code):
@@ -97,7 +97,7 @@ def raised() -> Iterator[tuple[str, int]]:
 @once
 def test_every_code_that_is_raised_is_described_with_its_status():
     described = {code: status for code, (status, _) in openapi_examples.PROBLEMS.items()}
-    assert dict(raised()) == described | {"not_migrated": 503}  # this one is of /readyz
+    assert dict(raised()) == described | {"not_migrated": 503}  # which only /readyz returns
 
 
 @once
@@ -151,7 +151,7 @@ BODIES = {
 
 @pytest.fixture
 def ask(api, make_quota):
-    """Send an operation's request for real, as who may; there is something in each history."""
+    """Send the request of an operation with the credentials that it needs; each history has entries."""
     Plan.objects.filter(is_default=True).update(actions={"generate": 2})
     Plan(name="pro", allowance=None, reset_policy="monthly").save()
     make_quota(remaining=12)
@@ -169,7 +169,7 @@ def ask(api, make_quota):
 
 
 def exact(shape: Any) -> Any:
-    """The same with no member of an answer allowed that is not described."""
+    """Return the schema with undescribed members of a response forbidden."""
     if isinstance(shape, dict):
         closed = {"additionalProperties": False} if "properties" in shape and "required" in shape else {}
         return {**{name: exact(value) for name, value in shape.items()}, **closed}
@@ -215,7 +215,7 @@ def test_an_exhausted_quota_is_as_described(ask, api, make_quota):
     assert {*described["headers"]} <= {*answer.headers}
 
 
-# The two addresses for whoever asks
+# The two addresses without authentication
 
 
 @pytest.fixture

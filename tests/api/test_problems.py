@@ -1,4 +1,4 @@
-"""What is around every answer: how an error looks, what a browser may read, the probes."""
+"""What all responses share: the form of errors, what a browser may read, request ids, and the probes."""
 
 import re
 import time
@@ -21,11 +21,11 @@ def in_seconds(seconds):
     return int(time.time()) + seconds
 
 
-def words(answer, header):
-    return {word.strip().lower() for word in answer[header].split(",")}
+def listed(answer, header):
+    return {item.strip().lower() for item in answer[header].split(",")}
 
 
-# Who is not signed in
+# Refused tokens
 
 TOKENS = {
     "token_malformed": lambda: keys.mint(exp=REMOVE),
@@ -77,7 +77,7 @@ def test_a_staff_session_is_nobody_to_the_api(admin_client):
     assert (answer.status_code, answer.json()["code"]) == (401, "token_missing")
 
 
-# Faults of our own
+# Faults of the server
 
 
 def test_a_fault_of_the_server_is_a_problem_that_says_nothing_of_its_cause(api, monkeypatch):
@@ -106,11 +106,11 @@ def test_without_a_default_plan_nobody_gets_a_quota_and_the_reason_is_told(api):
 def test_a_configured_origin_may_read_the_answer(api):
     answer = api.get("/api/quota", Origin=PARTY)
     assert answer["Access-Control-Allow-Origin"] == PARTY
-    assert "origin" in words(answer, "Vary")
+    assert "origin" in listed(answer, "Vary")
 
 
 def test_a_configured_origin_may_read_five_headers(api):
-    assert words(api.get("/api/quota", Origin=PARTY), "Access-Control-Expose-Headers") == {
+    assert listed(api.get("/api/quota", Origin=PARTY), "Access-Control-Expose-Headers") == {
         "ratelimit",
         "ratelimit-policy",
         "retry-after",
@@ -133,10 +133,10 @@ def test_another_origin_may_read_nothing(api, origin, method):
     assert not [name for name in answer.headers if name.lower().startswith("access-control-allow")]
 
 
-def preflight(api, **asked):
-    """What a browser asks before it sends a POST with these headers: without a token."""
-    asks = {"Access_Control_Request_Method": "POST", **asked}
-    return api.send("OPTIONS", CONSUME, Authorization="", Origin=PARTY, **asks)
+def preflight(api, **request_headers):
+    """Send the OPTIONS request of a browser before a POST, which has no token."""
+    headers = {"Access_Control_Request_Method": "POST", **request_headers}
+    return api.send("OPTIONS", CONSUME, Authorization="", Origin=PARTY, **headers)
 
 
 @pytest.mark.parametrize("header", ["authorization", "content-type", "idempotency-key"])
@@ -144,8 +144,8 @@ def test_a_preflight_allows_what_the_spa_sends(api, header):
     answer = preflight(api, Access_Control_Request_Headers=header)
     assert answer.status_code == 200
     assert answer["Access-Control-Allow-Origin"] == PARTY
-    assert header in words(answer, "Access-Control-Allow-Headers")
-    assert "post" in words(answer, "Access-Control-Allow-Methods")
+    assert header in listed(answer, "Access-Control-Allow-Headers")
+    assert "post" in listed(answer, "Access-Control-Allow-Methods")
 
 
 ERRORS = {
@@ -165,7 +165,7 @@ def test_a_configured_origin_may_read_errors_too(api, make_quota, status):
     answer = ERRORS[status](api)
     assert answer.status_code == status
     assert answer["Access-Control-Allow-Origin"] == PARTY
-    assert "retry-after" in words(answer, "Access-Control-Expose-Headers")
+    assert "retry-after" in listed(answer, "Access-Control-Expose-Headers")
 
 
 def test_outside_the_api_no_origin_is_allowed(api):

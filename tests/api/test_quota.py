@@ -1,4 +1,4 @@
-"""Reading a quota: it is opened when it is missing, and comes back when its period is over."""
+"""Reading a quota: it is opened when it is missing, and reset when its period is over."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -170,7 +170,7 @@ def test_the_quota_of_a_deleted_user_is_gone(api, make_quota, shift, path):
     assert kinds() == ["opened", "deleted"]
 
 
-def test_a_user_reads_his_own_quota_whatever_else_he_names(api, make_quota):
+def test_a_user_reads_their_own_quota_whatever_else_they_name(api, make_quota):
     make_quota("user_1", remaining=3)
     make_quota("user_2", remaining=15)
     path = "/api/v1/quota?user_id=user_1&sub=user_1"
@@ -191,7 +191,7 @@ def test_a_read_opens_nobody_elses_quota(api):
 
 def test_a_clock_that_steps_back_resets_nothing_and_ages_no_entry(api, make_quota, shift):
     make_quota(remaining=12)
-    shift(USER, timedelta(hours=-30))  # the rows lie in the future: the clock has stepped back
+    shift(USER, timedelta(hours=-30))  # the rows are in the future, as if the clock had stepped back
     assert api.quota().json()["quota_remaining"] == 12
     assert api.consume({"cost": 2}).status_code == 201
     times = list(LedgerEntry.objects.order_by("seq").values_list("created_at", flat=True))

@@ -1,4 +1,4 @@
-"""The RateLimit fields: the exact bytes, on every answer about a quota."""
+"""The RateLimit fields: the exact bytes, on every response about a quota."""
 
 import re
 from datetime import timedelta
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.django_db
 
 
 def fields(answer):
-    """The two fields as they were sent, with the seconds to the reset, which pass, as T."""
+    """Return the two fields as sent, with T for the seconds to the reset, which depend on the clock."""
     sent = (answer.get("RateLimit-Policy"), answer.get("RateLimit"))
     return tuple(field and re.sub(r"(?<=;t=)[0-9]+\Z", "T", field) for field in sent)
 
@@ -155,7 +155,7 @@ def test_the_setting_turns_them_off(api, make_quota, settings):
     answers = [api.quota(), api.get("/api/v1/quota"), api.consume({"cost": 2}), api.consume({"cost": 2})]
     assert [answer.status_code for answer in answers] == [200, 200, 201, 429]
     assert [fields(answer) for answer in answers] == [(None, None)] * 4
-    assert answers[3]["Retry-After"]  # is no field of that draft
+    assert answers[3]["Retry-After"]  # which does not belong to that draft
 
 
 def test_a_page_of_the_spa_may_read_them(api, make_quota):

@@ -1,4 +1,4 @@
-"""The API as schemathesis attacks it: from its description alone, with a real token and a real key."""
+"""Schemathesis attacks the API from its description, with a real token and a real key."""
 
 import json
 import time
@@ -24,12 +24,12 @@ from tests.tools import keys
 
 KEY = "qs_5c4e3a7e_" + "k" * 43
 IN_AN_HOUR = int(time.time()) + 3_600
-# What a well-formed request may meet: it is done, or turned down by the rules. Never a 400.
+# The statuses of a well-formed request: it succeeds or the rules refuse it. Never a 400.
 RULED = ["2xx", "404", "409", "410", "422", "429"]
 
 
 def described(examples: int, *, deterministic: bool) -> OpenApiSchema:
-    """The API as described, with credentials for each operation and so many requests to each."""
+    """Return the API as described, with credentials, and with `examples` requests to each operation."""
     token = keys.mint(sub=USER, exp=IN_AN_HOUR)
     config = SchemathesisConfig.from_dict(
         {
@@ -38,7 +38,7 @@ def described(examples: int, *, deterministic: bool) -> OpenApiSchema:
             "generation": {
                 "max-examples": examples,
                 "deterministic": deterministic,
-                "allow-x00": False,  # in metadata it is a 400
+                "allow-x00": False,  # in metadata, U+0000 is a 400
             },
         }
     )
@@ -49,14 +49,14 @@ def described(examples: int, *, deterministic: bool) -> OpenApiSchema:
 
 
 def within_what_no_schema_can_say(context: HookContext, body: Any) -> Any:
-    """To JSON Schema 1.0 is an integer, and an object has no length in bytes."""
+    """Correct a body: in JSON Schema 1.0 is an integer, and no keyword limits the bytes of an object."""
     if not isinstance(body, dict):
         return body
     whole = {
         name: int(value) if isinstance(value, float) and value.is_integer() else value
         for name, value in body.items()
     }
-    if isinstance(body.get("metadata"), dict) and len(json.dumps(body["metadata"])) > Metadata.most:
+    if isinstance(body.get("metadata"), dict) and len(json.dumps(body["metadata"])) > Metadata.max_bytes:
         whole["metadata"] = {}
     return whole
 
@@ -67,7 +67,7 @@ thorough = described(60, deterministic=False)
 
 @pytest.fixture(autouse=True)
 def served(db: None, settings_for_clerk: Settings) -> Iterator[None]:
-    """Let the application answer inside the test's own transaction, to the key's holder too."""
+    """Store the service key, and let the application respond inside the transaction of the test."""
     settings_for_clerk.ALLOWED_HOSTS = ["localhost"]
     scopes = list(ServiceKey.SCOPES)
     ServiceKey(name="a test", prefix=KEY[3:11], digest=ServiceKey.digest_of(KEY), scopes=scopes).save()
@@ -90,7 +90,7 @@ def test_every_operation_keeps_its_description_at_length(case):
 
 
 class Order(thorough.as_state_machine()):
-    """Operations one after another, led on by the links from a consumption; each order begins anew."""
+    """Sequences of operations that follow the links of a consumption; each starts with the same database."""
 
     def setup(self):
         self.beginning = transaction.savepoint()

@@ -1,4 +1,4 @@
-"""What the product's own servers do to a user's quota: spend, refund, adjust, reset, change the plan."""
+"""The API for services: spend, refund, adjust, reset, and change the plan of a user."""
 
 import json as json_module
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tests.tools.ledger import assert_sound
 pytestmark = pytest.mark.django_db
 DAY = timedelta(days=1)
 numbers = count(1)
-ANY_KEY = "a key of its own"
+ANY_KEY = "a new key for each request"
 QUOTA = {
     "user_id",
     "plan",
@@ -41,7 +41,7 @@ QUOTA = {
 
 @dataclass(frozen=True)
 class Service:
-    """The API as the holder of a service key calls it, below the address of one user."""
+    """A client with a service key, for the addresses of one user."""
 
     key: str
     user_id: str = USER
@@ -72,15 +72,15 @@ class Service:
         return self.send("PUT", path, json, key)
 
     def spend(self, cost: int = 1) -> str:
-        """Spend, and return the consumption's id."""
+        """Spend, and return the id of the consumption."""
         return self.post("consume", {"cost": cost}).json()["id"]
 
-    def refund(self, consumption: object, key: str | None = ANY_KEY, **order: object) -> HttpResponse:
-        return self.post(f"consumptions/{consumption}/refund", {"reason": "llm_timeout", **order}, key)
+    def refund(self, consumption: object, key: str | None = ANY_KEY, **body: object) -> HttpResponse:
+        return self.post(f"consumptions/{consumption}/refund", {"reason": "llm_timeout", **body}, key)
 
 
 def service_with(*scopes: str) -> Service:
-    """A server with a fresh key that has these scopes, or all."""
+    """Return a service with a new key that has these scopes, or all."""
     return Service(ServiceKey.make("a server", scopes or ServiceKey.SCOPES)[1])
 
 
@@ -141,8 +141,8 @@ def test_a_spend_has_exactly_these_members(service, make_quota):
     assert body["quota"]["quota_remaining"] == remaining() == 7
 
 
-@pytest.mark.parametrize("act", ["consume", "refund", "adjust", "reset", "plan"])
-def test_the_entry_names_the_key_that_did_it(service, make_quota, pro, act):
+@pytest.mark.parametrize("verb", ["consume", "refund", "adjust", "reset", "plan"])
+def test_the_entry_names_the_key_that_did_it(service, make_quota, pro, verb):
     make_quota(remaining=12)
     spend = service.spend()
     {
@@ -151,7 +151,7 @@ def test_the_entry_names_the_key_that_did_it(service, make_quota, pro, act):
         "adjust": lambda: service.post("adjust", {"delta": 1, "reason": "r"}),
         "reset": lambda: service.post("reset", {"reason": "r"}),
         "plan": lambda: service.put("plan", {"plan": "pro"}),
-    }[act]()
+    }[verb]()
     entry = LedgerEntry.objects.latest("seq")
     assert (entry.seq, entry.actor_kind) == (4, "service")
     assert entry.actor_id == str(ServiceKey.objects.get().id)
@@ -323,13 +323,13 @@ def test_a_change_of_plan_answers_with_the_full_quota(service, make_quota, pro):
 
 
 @pytest.mark.parametrize(
-    ("order", "left"),
+    ("body", "left"),
     [({}, 42), ({"on_change": "keep"}, 42), ({"on_change": "reset"}, 50), ({"on_change": "prorate"}, 26)],
 )
-def test_on_change_says_what_becomes_of_the_running_period(service, make_quota, shift, pro, order, left):
+def test_on_change_says_what_becomes_of_the_running_period(service, make_quota, shift, pro, body, left):
     make_quota(remaining=12)
     shift(USER, DAY / 2)
-    assert service.put("plan", {"plan": "pro", **order}).json()["quota_remaining"] == left
+    assert service.put("plan", {"plan": "pro", **body}).json()["quota_remaining"] == left
 
 
 def test_no_plan_is_the_default_one(service, make_quota, pro):
@@ -339,13 +339,13 @@ def test_no_plan_is_the_default_one(service, make_quota, pro):
     assert (answer["plan"], answer["quota_limit"], answer["quota_remaining"]) == ("free", 20, 12)
 
 
-def test_the_plan_that_he_has_changes_nothing(service, make_quota, pro):
+def test_the_plan_that_the_user_has_changes_nothing(service, make_quota, pro):
     make_quota(remaining=12)
     for plan in (None, "free", "free"):
         answer = service.put("plan", {"plan": plan, "on_change": "reset"})
         assert (answer.status_code, answer.json()["quota_remaining"]) == (200, 12)
     assert kinds() == ["opened", "adjusted", "plan_changed"]
-    assert LedgerEntry.objects.get(kind="plan_changed").plan_source == "staff"  # what is new by it
+    assert LedgerEntry.objects.get(kind="plan_changed").plan_source == "staff"  # the only change
 
 
 def test_an_unknown_plan_is_not_found_and_stores_nothing(service):
@@ -372,7 +372,7 @@ REFUND = f"consumptions/{ONE}/refund"
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "order", "said"),
+    ("method", "path", "body", "member"),
     [
         ("POST", REFUND, {}, "reason"),
         ("POST", REFUND, {"reason": ""}, "reason"),
@@ -411,10 +411,10 @@ REFUND = f"consumptions/{ONE}/refund"
         ("PUT", "plan", {"plan": "pro", "reason": LONG}, "reason"),
     ],
 )
-def test_a_malformed_order_is_refused_with_the_members_name(service, method, path, order, said):
-    answer = service.send(method, path, order, ANY_KEY)
+def test_a_malformed_order_is_refused_with_the_members_name(service, method, path, body, member):
+    answer = service.send(method, path, body, ANY_KEY)
     assert code(answer) == (400, "invalid_request")
-    assert said in answer.json()["detail"]
+    assert member in answer.json()["detail"]
     assert ChallengeQuota.objects.count() == 0
 
 
@@ -471,8 +471,8 @@ ABSURD = [
     ],
 )
 def test_an_absurd_user_id_is_not_found_and_stores_nothing(service, method, path, user_id):
-    order = None if method == "GET" else {"reason": "r"}
-    answer = service.of(user_id).send(method, path, order, None if method == "GET" else ANY_KEY)
+    body = None if method == "GET" else {"reason": "r"}
+    answer = service.of(user_id).send(method, path, body, None if method == "GET" else ANY_KEY)
     assert (answer.status_code, answer["Content-Type"]) == (404, "application/problem+json")
     assert answer.json()["code"] in ("unknown_user_id", "not_found")
     assert (ChallengeQuota.objects.count(), LedgerEntry.objects.count()) == (0, 0)
@@ -487,7 +487,7 @@ def test_an_unusual_user_id_is_an_id(service, user_id):
 
 
 def verbs(service):
-    """Each verb as an order that can be sent again."""
+    """Return each verb as a function that sends one request, with a key, as a service."""
     spend = service.spend(5)
     return {
         "consume": lambda by, key: by.post("consume", {"cost": 2, "metadata": {"a": 1}}, key),
@@ -504,11 +504,11 @@ VERBS = ["consume", "refund", "adjust", "reset", "plan"]
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_replay_answers_alike_and_does_nothing(service, make_quota, pro, verb):
     make_quota(remaining=12)
-    act = verbs(service)[verb]
-    first = act(service, "k-1")
+    send = verbs(service)[verb]
+    first = send(service, "k-1")
     service.spend(1)
     before = kinds()
-    second = act(service, "k-1")
+    second = send(service, "k-1")
     assert "Idempotent-Replayed" not in first
     assert (second.status_code, second["Idempotent-Replayed"]) == (first.status_code, "true")
     assert second.json() == first.json()
@@ -518,8 +518,8 @@ def test_a_replay_answers_alike_and_does_nothing(service, make_quota, pro, verb)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_retry_by_the_next_service_key_is_safe(service, make_quota, pro, verb):
     make_quota(remaining=12)
-    act = verbs(service)[verb]
-    first, second = act(service, "k-1"), act(service_with(), "k-1")
+    send = verbs(service)[verb]
+    first, second = send(service, "k-1"), send(service_with(), "k-1")
     assert (second.json(), second["Idempotent-Replayed"]) == (first.json(), "true")
 
 
@@ -542,18 +542,18 @@ def test_a_key_cannot_be_used_for_another_order(service, make_quota, pro, first,
     assert kinds() == before
 
 
-@pytest.mark.parametrize("order", [{"amount": 2}, {}, {"reason": "another"}])
-def test_a_key_cannot_be_used_for_another_refund(service, make_quota, order):
+@pytest.mark.parametrize("body", [{"amount": 2}, {}, {"reason": "another"}])
+def test_a_key_cannot_be_used_for_another_refund(service, make_quota, body):
     make_quota(remaining=12)
     spend = service.spend(5)
     service.refund(spend, "k-1", amount=1)
-    assert code(service.refund(spend, "k-1", **order)) == (422, "idempotency_key_reused")
+    assert code(service.refund(spend, "k-1", **body)) == (422, "idempotency_key_reused")
     assert code(service.refund(service.spend(5), "k-1", amount=1)) == (422, "idempotency_key_reused")
 
 
 def test_one_key_may_serve_each_verb_once(service, make_quota, pro):
     make_quota(remaining=12)
-    answers = [act(service, "k-1") for act in verbs(service).values()]
+    answers = [send(service, "k-1") for send in verbs(service).values()]
     assert [answer.status_code for answer in answers] == [201, 201, 201, 200, 200]
     assert not any("Idempotent-Replayed" in answer for answer in answers)
     assert_sound(USER)
@@ -585,7 +585,7 @@ def test_a_refused_act_holds_no_key(service, make_quota):
 
 
 @pytest.mark.parametrize(
-    "act",
+    "send",
     [
         lambda service, spend: service.get("quota"),
         lambda service, spend: service.get("history"),
@@ -599,13 +599,13 @@ def test_a_refused_act_holds_no_key(service, make_quota):
         lambda service, spend: service.put("plan", {"plan": "gold"}),
     ],
 )
-def test_a_deleted_user_is_gone_for_services_too(service, make_quota, shift, pro, act):
+def test_a_deleted_user_is_gone_for_services_too(service, make_quota, shift, pro, send):
     make_quota(remaining=12)
     spend = service.post("consume", {"cost": 2}, "k-1").json()["id"]
     ChallengeQuota.objects.delete(USER, actor=STAFF)
     shift(USER, DAY)
     before = kinds()
-    assert code(act(service, spend)) == (410, "user_deleted")
+    assert code(send(service, spend)) == (410, "user_deleted")
     assert kinds() == before
 
 
@@ -639,7 +639,7 @@ def test_the_plans_that_may_be_shown(api, service, pro):
 
 @pytest.fixture
 def quick(wire) -> Iterator[Service]:  # noqa: F811
-    """A service whose key is remembered, a quota that is open, and the count at 0."""
+    """A service whose key is cached, with an open quota, and the count of round trips at 0."""
     Plan.objects.create(name="pro", allowance=50)
     made = service_with()
     assert made.get("quota").status_code == 200
@@ -652,21 +652,21 @@ def quick(wire) -> Iterator[Service]:  # noqa: F811
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_takes_two_round_trips_and_its_replay_one(quick, wire, verb):  # noqa: F811
-    act = verbs(quick)[verb]
+    send = verbs(quick)[verb]
     expected = 200 if verb in ("reset", "plan") else 201
     wire.reset()
-    assert counted(wire, act(quick, "k-1").status_code, expected) == 2
-    assert counted(wire, act(quick, "k-1").status_code, expected) == 1
+    assert counted(wire, send(quick, "k-1").status_code, expected) == 2
+    assert counted(wire, send(quick, "k-1").status_code, expected) == 1
 
 
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_that_finds_the_quota_due_takes_two_as_well(quick, wire, verb):  # noqa: F811
-    act = verbs(quick)[verb]
+    send = verbs(quick)[verb]
     move_back(USER, DAY)
     wire.reset()
-    assert act(quick, "k-1").status_code in (200, 201)
+    assert send(quick, "k-1").status_code in (200, 201)
     assert wire.round_trips == 2
 
 

@@ -1,4 +1,4 @@
-"""The TypeScript client and its hook: true to the schema, typed, and right against a running server."""
+"""The TypeScript client and its hook: they match the schema, compile, and work with a running server."""
 
 import json
 import os
@@ -39,7 +39,7 @@ CONSUMER = {  # the strictest settings that an app may have
     }
 }
 CLERK = """declare module "@clerk/react" {
-  // What Clerk's own types say of the two members that the README uses.
+  // Clerk's types of the two members that the README uses.
   export function useAuth(): {
     getToken: (options?: {
       template?: string; organizationId?: string; leewayInSeconds?: number; skipCache?: boolean;
@@ -74,7 +74,7 @@ def npm(*arguments: str | Path, cwd: Path) -> None:
 
 
 def install(*arguments: str, cwd: Path) -> None:
-    """Let npm fetch packages, or skip if the way to its registry is at fault."""
+    """Let npm fetch packages; skip the test if the registry cannot be reached."""
     try:
         done = run("npm", *arguments, "--no-audit", "--no-fund", "--ignore-scripts", cwd=cwd)
     except subprocess.TimeoutExpired:
@@ -86,7 +86,7 @@ def install(*arguments: str, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the client with its tools, where it stands to the schema as it does in the project."""
+    """A copy of the client with its tools, at the same relative path to the schema as in the project."""
     if not shutil.which("node") or not shutil.which("npm"):
         pytest.skip("node and npm are not on PATH")
     version = run("node", "--version", cwd=ROOT).stdout
@@ -161,7 +161,7 @@ def test_the_client_and_the_hook_work_with_a_running_server(built: Path, react: 
 
 @contextmanager
 def tokens() -> Iterator[str]:
-    """Serve tokens of ours at an address: the query names claims, and times as seconds from now."""
+    """Serve session tokens: the query gives claims, and times as seconds from now."""
 
     class Mint(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -172,7 +172,7 @@ def tokens() -> Iterator[str]:
             self.wfile.write(keys.mint(**claims, **times).encode())
 
         def log_message(self, *_: object) -> None:
-            """Say nothing: the output of the tests is theirs."""
+            """Log nothing, to keep the output of the tests clean."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Mint) as server:
         Thread(target=server.serve_forever, daemon=True).start()

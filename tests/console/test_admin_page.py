@@ -1,4 +1,4 @@
-"""The page of a quota: what the user can spend now and why, what a spend would meet, the last 30 days."""
+"""The page of a quota: what the user can spend now and why, the check of a spend, the last 30 days."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,15 +20,15 @@ def viewer() -> Client:
     return sign_in("view_challengequota", "view_ledgerentry")
 
 
-def ask(client: Client, spend: object) -> str:
+def check_spend(client: Client, spend: object) -> str:
     return text(client.get(PAGE, {"spend": spend}))
 
 
 @pytest.mark.parametrize(
     ("remaining", "allowance", "why"),
     [
-        (17, 20, "The plan free gives 20 a period, and 3 of them are used."),
-        (1200, 1000, "The plan free gives 1,000 a period, and 200 more were added."),
+        (17, 20, "The plan free gives 20 per period; used so far: 3."),
+        (1200, 1000, "The plan free gives 1,000 per period; the balance is 200 above that."),
         (None, None, "The plan free has no limit."),
     ],
 )
@@ -69,10 +69,10 @@ def test_the_page_says_what_an_edited_plan_will_bring(viewer: Client, make_quota
 @pytest.mark.parametrize(
     ("spend", "answer"),
     [
-        (12, "It would be paid. Left after it: 0."),
-        (5, "It would be paid. Left after it: 7."),
-        (13, "It would be refused. Quota exhausted: 12 of 20 left and 13 asked, 20 more at "),
-        (21, "It would be refused. A cost of 21 can never be paid: the plan gives 20 at the most."),
+        (12, "Yes. Left afterwards: 0."),
+        (5, "Yes. Left afterwards: 7."),
+        (13, "No. Quota exhausted: 12 of 20 left and 13 needed, 20 more at "),
+        (21, "No. A cost of 21 can never be paid: at most 20 can be spent at once."),
         (0, "Ensure this value is greater than or equal to 1."),
         (2**31, "Ensure this value is less than or equal to 2147483647."),
         ("", "This field is required."),
@@ -83,7 +83,7 @@ def test_the_page_tells_what_a_spend_would_meet(
     viewer: Client, make_quota: Make, spend: object, answer: str
 ) -> None:
     make_quota(remaining=12)
-    page = ask(viewer, spend)
+    page = check_spend(viewer, spend)
     assert answer in page
     assert SCRIPT not in page
 
@@ -93,12 +93,12 @@ def test_a_spend_after_the_reset_that_is_due_is_told_as_it_will_be(
 ) -> None:
     make_quota(remaining=0)
     shift("user_1", timedelta(hours=24))
-    assert "It would be paid. Left after it: 19." in ask(viewer, 1)
+    assert "Yes. Left afterwards: 19." in check_spend(viewer, 1)
 
 
 def test_a_spend_of_an_unlimited_quota_is_always_paid(viewer: Client, make_quota: Make) -> None:
     make_quota(allowance=None)
-    assert "It would be paid. Left after it: no limit." in ask(viewer, 2**31 - 1)
+    assert "Yes. Left afterwards: no limit." in check_spend(viewer, 2**31 - 1)
 
 
 def test_asking_spends_nothing_and_writes_nothing(viewer: Client, make_quota: Make, shift: Shift) -> None:
@@ -106,16 +106,16 @@ def test_asking_spends_nothing_and_writes_nothing(viewer: Client, make_quota: Ma
     shift("user_1", timedelta(hours=24))
     before = (ChallengeQuota.objects.values().get(), LedgerEntry.objects.count())
     for spend in (1, 13, 21):
-        ask(viewer, spend)
+        check_spend(viewer, spend)
     assert (ChallengeQuota.objects.values().get(), LedgerEntry.objects.count()) == before
 
 
 def test_a_tombstone_is_not_asked(viewer: Client, make_quota: Make) -> None:
     make_quota()
     ChallengeQuota.objects.delete("user_1", actor=Actor("webhook", "clerk"))
-    page = ask(viewer, 1)
-    assert "What would a spend meet" not in page
-    assert "closed for good" in page
+    page = check_spend(viewer, 1)
+    assert "Can the user spend" not in page
+    assert "closed permanently" in page
 
 
 def test_the_page_draws_the_users_own_days(viewer: Client, make_quota: Make) -> None:
@@ -158,8 +158,8 @@ def test_the_list_says_when_it_does_not_show_all_who_are_exhausted(
     for number in range(3):
         make_quota(f"user_{number}")
         ChallengeQuota.objects.consume(f"user_{number}", 20)
-    assert "More may be" not in text(viewer.get(LIST, {"state": "exhausted"}))
+    assert "there may be more" not in text(viewer.get(LIST, {"state": "exhausted"}))
     monkeypatch.setattr("quotas.console.quotas.MAX_EXHAUSTED", 2)
     page = text(viewer.get(LIST, {"state": "exhausted"}))
-    assert "More may be exhausted; these are the 2 that reset soonest." in page
+    assert "These are the 2 exhausted users that reset soonest; there may be more." in page
     assert "2 quotas" in page

@@ -1,4 +1,4 @@
-"""What is logged: one JSON object a line, one line a request, and nothing that somebody could misuse."""
+"""The log: one JSON object per line, one line per request, no secrets, and no forged lines."""
 
 import io
 import json
@@ -40,20 +40,20 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """What was logged since the last call, as LOGGING writes it."""
+    """A function that returns what was logged since its last call, in the format of LOGGING."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(json_logs.JSONLines())
     handler.addFilter(json_logs.OncePerRequest())
 
-    def told() -> list[dict[str, Any]]:
+    def logged() -> list[dict[str, Any]]:
         text = stream.getvalue()
         stream.seek(0)
         stream.truncate()
         return [json.loads(line) for line in text.splitlines()]
 
     logging.getLogger().addHandler(handler)
-    yield told
+    yield logged
     logging.getLogger().removeHandler(handler)
 
 
@@ -88,8 +88,8 @@ def test_a_line_tells_what_became_of_the_request(api: Api, make_quota: Any, line
     api.get("/api/nothing")
     api.send("POST", "/api/v1/quota/consume", "x" * 70_000)
     api.get("/api/quota", Host="elsewhere.example")
-    told = [short(line) for line in lines() if line["logger"] == "quotasite.requests"]
-    assert told == [
+    logged = [short(line) for line in lines() if line["logger"] == "quotasite.requests"]
+    assert logged == [
         ["consume", "granted", 201, "user", "user_1", 2],
         ["consume", "replayed", 201, "user", "user_1", 2],
         ["consume", "quota_exhausted", 429, "user", "user_1", 2],
@@ -131,7 +131,7 @@ def test_nobody_is_looked_up_for_the_sake_of_the_log(lines: Lines, django_assert
 
 def test_each_address_of_the_api_has_a_verb() -> None:
     unnamed = [route for route, name in addresses(get_resolver()) if not name and "admin/" not in route]
-    # A redirect, a redirect, and whatever is not there.
+    # The 404 of the API, and two redirects.
     assert unnamed == ["api/", "admin", "favicon.ico"]
 
 
@@ -170,7 +170,7 @@ def test_a_refused_form_is_told_without_the_page_that_it_came_from(client: Any, 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "redacted"),
     [
         (f"Invalid: 'Authorization: Bearer {mint()}'", "Invalid: 'Authorization: Bearer [hidden]'"),
         ("authorization: bearer abc.def ghi", "authorization: bearer [hidden] ghi"),
@@ -185,24 +185,25 @@ def test_a_refused_form_is_told_without_the_page_that_it_came_from(client: Any, 
         ("[" + "a" * 1_000_000 + "@b.example", "[" + "a" * (json_logs.MAX_MESSAGE - 1)),
     ],
 )
-def test_what_a_library_quotes_is_hidden(text: str, told: str) -> None:
-    assert json_logs.redact(text) == told
+def test_what_a_library_quotes_is_hidden(text: str, redacted: str) -> None:
+    assert json_logs.redact(text) == redacted
 
 
 def test_no_character_can_end_a_line(lines: Lines) -> None:
-    odd = "".join(map(chr, (*range(32), 0x7F, 0x85, 0x2028, 0x2029, 0xD800))) + "\"\\'}"
-    logging.getLogger("quotas").warning("%s", odd)
-    formatted = json_logs.JSONLines().format(logging.LogRecord("a", 30, "", 0, odd, None, None))
+    hostile = "".join(map(chr, (*range(32), 0x7F, 0x85, 0x2028, 0x2029, 0xD800))) + "\"\\'}"
+    logging.getLogger("quotas").warning("%s", hostile)
+    formatted = json_logs.JSONLines().format(logging.LogRecord("a", 30, "", 0, hostile, None, None))
     assert formatted.isprintable()
     assert formatted.isascii()
-    assert lines()[0]["message"] == odd
+    assert lines()[0]["message"] == hostile
 
 
 def test_a_thread_that_dies_is_told_of(lines: Lines) -> None:
     def die() -> None:
         raise ValueError("of what")
 
-    hook, threading.excepthook = threading.excepthook, json_logs._log_thread_end  # pytest has its own
+    # Set it here, because pytest sets its own.
+    hook, threading.excepthook = threading.excepthook, json_logs._log_thread_end
     try:
         thread = threading.Thread(target=die)
         thread.start()
@@ -226,7 +227,7 @@ def test_people_get_lines_for_people() -> None:
 
 
 class Secrets:
-    """Everything that was sent, set or answered and that no line may hold."""
+    """Everything secret that was sent, set or returned, which no line may contain."""
 
     database = "a-database-password"
     admin = "an-admins-password"
@@ -286,7 +287,7 @@ def test_whatever_is_asked_each_line_is_json_and_none_tells_a_secret(tmp_path: P
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
 def test_each_request_of_a_kind_is_told_alike_by_whichever_way_it_was_answered(tmp_path: Path) -> None:
-    """The first of a worker may go another way than those after it."""
+    """The first request of a worker takes the full path, later ones the fast path."""
     log, writing = tmp_path / "log", [bearer(mint(sub="user_1")), ("content-type", "application/json")]
     with running(url_of_the_test_database(), workers=1, log=log) as (port, _):
         for _ in range(3):
@@ -296,27 +297,27 @@ def test_each_request_of_a_kind_is_told_alike_by_whichever_way_it_was_answered(t
             assert status_of(port, "POST", "/api/v1/quota/consume", keyed, b'{"cost":2}') == 201
         for _ in range(2):
             assert status_of(port, "POST", "/api/v1/quota/consume", writing, b'{"cost":17}') == 429
-    told = [json.loads(line) for line in log.read_text().splitlines()]
-    told = [line for line in told if line["logger"] == "quotasite.requests" and line["verb"] != "healthz"]
-    assert all(line.keys() == FIELDS for line in told)
-    assert [line["request_id"] for line in told][:3] == ["mine"] * 3
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    logged = [line for line in logged if line["logger"] == "quotasite.requests" and line["verb"] != "healthz"]
+    assert all(line.keys() == FIELDS for line in logged)
+    assert [line["request_id"] for line in logged][:3] == ["mine"] * 3
     spends = [["consume", outcome, 201, "user", "user_1", 2] for outcome in ("granted", "replayed")]
-    assert [short(line) for line in told] == [
+    assert [short(line) for line in logged] == [
         *[["read", "ok", 200, "user", "user_1", None]] * 3,
         *spends * 2,
         *[["consume", "quota_exhausted", 429, "user", "user_1", 17]] * 2,
     ]
     routes = ["GET api/quota"] * 3 + ["POST api/v1/quota/consume"] * 6
-    assert [f"{line['method']} {line['route']}" for line in told] == routes
+    assert [f"{line['method']} {line['route']}" for line in logged] == routes
 
 
 def check(text: str, secrets: Secrets) -> None:
     lines = [json.loads(line) for line in text.splitlines()]
     assert all({"time", "level", "logger"} <= line.keys() for line in lines)
-    told = [line for line in lines if line["logger"] == "quotasite.requests"]
-    assert told
-    assert all(line.keys() == FIELDS for line in told)
-    assert len({line["request_id"] for line in told}) == len(told)  # one line each
+    logged = [line for line in lines if line["logger"] == "quotasite.requests"]
+    assert logged
+    assert all(line.keys() == FIELDS for line in logged)
+    assert len({line["request_id"] for line in logged}) == len(logged)  # one line each
     assert not [line for line in lines if line.get("logger") == "forged" or line["level"] == "forged"]
     assert secrets.found_in(text) == []
 
@@ -370,21 +371,22 @@ FORGERY = '\r\n{"level":"forged","logger":"forged"}\r\n'
 
 
 def attack(port: int, secrets: Secrets) -> None:
-    """Try to write lines of one's own, in whatever place is told or might be."""
+    """Try to forge lines through every part of a request that is logged or could be."""
     token = secrets.tokens[0]
     bearer = f"Authorization: Bearer {token}"
-    for odd in (FORGERY, FORGERY.replace("\r", ""), FORGERY.replace("\n", ""), "\x85\u2028\x1b[31m\x7f\x00"):
-        encoded = quote(odd, safe="")
+    forgeries = (FORGERY, FORGERY.replace("\r", ""), FORGERY.replace("\n", ""), "\x85\u2028\x1b[31m\x7f\x00")
+    for hostile in forgeries:
+        encoded = quote(hostile, safe="")
         for start in (
             f"GET /api/v1/users/{encoded}/quota HTTP/1.1\r\n{bearer}",
             f"GET /{encoded} HTTP/1.1\r\nX-Request-Id: {encoded}",
             f"GET /api/quota?{encoded} HTTP/1.1\r\nUser-Agent: {encoded}",
-            f"GET /api/quota{odd} HTTP/1.1",
-            f"GET /api/quota HTTP/1.1\r\nX-Request-Id: a{odd}",
-            f"GET /api/quota HTTP/1.1\r\nUser-Agent: a{odd}",
-            f"GET /api/quota HTTP/1.1\r\n{bearer}{odd}",
-            f"GET /admin/ HTTP/1.1\r\nCookie: sessionid={token}{odd}",
-            f"{odd.strip() or 'X'} /api/quota HTTP/1.1",
+            f"GET /api/quota{hostile} HTTP/1.1",
+            f"GET /api/quota HTTP/1.1\r\nX-Request-Id: a{hostile}",
+            f"GET /api/quota HTTP/1.1\r\nUser-Agent: a{hostile}",
+            f"GET /api/quota HTTP/1.1\r\n{bearer}{hostile}",
+            f"GET /admin/ HTTP/1.1\r\nCookie: sessionid={token}{hostile}",
+            f"{hostile.strip() or 'X'} /api/quota HTTP/1.1",
             f"FORGED{encoded[:9]} /api/quota HTTP/1.1",
             f"GET {'/' * 3}{token} HTTP/1.1\r\n{bearer}",
         ):
@@ -395,4 +397,4 @@ def attack(port: int, secrets: Secrets) -> None:
                     while connection.recv(65_536):
                         pass
                 except ConnectionError:
-                    continue  # it hung up on us
+                    continue  # the server closed the connection

@@ -1,4 +1,4 @@
-"""GET /metrics: for who has the token, and never with anybody's id, key or token in it."""
+"""GET /metrics: only with the token, and never with an id, key or token of a caller in it."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def counted(name, **labels):
 
 @pytest.fixture
 def news(settings):
-    """Tell by how much a figure rose since it was last asked for."""
+    """A function that returns how much a figure rose since the last call for it."""
     settings.METRICS_TOKEN = TOKEN
     known = {}
 
@@ -97,15 +97,15 @@ def test_a_request_is_counted_by_verb_outcome_and_status(api, make_quota, news):
 
 
 def test_nothing_of_a_strangers_becomes_a_label(api, scrape):
-    odd = "stranger_5e7f"
-    api.signed_in_as(odd).quota()
-    api.get(f"/api/v1/users/{odd}/{odd}")
-    api.get(f"/{odd}?{odd}", X_Request_Id=odd, User_Agent=odd)
-    api.send(odd, "/api/quota")
-    api.get("/api/quota", Host=odd)
-    api.get("/api/quota", Authorization=f"Bearer {odd}")
-    api.consume({"cost": 1, "action": odd}, key=odd)
-    assert odd not in scrape().content.decode()
+    hostile = "stranger_5e7f"
+    api.signed_in_as(hostile).quota()
+    api.get(f"/api/v1/users/{hostile}/{hostile}")
+    api.get(f"/{hostile}?{hostile}", X_Request_Id=hostile, User_Agent=hostile)
+    api.send(hostile, "/api/quota")
+    api.get("/api/quota", Host=hostile)
+    api.get("/api/quota", Authorization=f"Bearer {hostile}")
+    api.consume({"cost": 1, "action": hostile}, key=hostile)
+    assert hostile not in scrape().content.decode()
 
 
 def test_without_a_token_nobody_could_read_it_so_nothing_is_counted(api, make_quota, news, settings):
@@ -138,7 +138,7 @@ def test_what_several_processes_counted_is_told_together(scrape, settings, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
         answer = scrape()
-    assert (answer.status_code, answer.content) == (200, b"")  # nobody has counted there yet
+    assert (answer.status_code, answer.content) == (200, b"")  # no process has counted there yet
 
 
 def test_a_worker_that_has_ended_is_forgotten_and_what_it_counted_is_not(scrape, settings, tmp_path):
@@ -175,7 +175,8 @@ def test_the_procfiles_workers_count_together_and_a_killed_ones_count_stays():
 
         def ask_many():
             for _ in range(20):
-                with closing(HTTPConnection("127.0.0.1", port)) as client:  # so that both workers get some
+                # A new connection each time, so that both workers get requests.
+                with closing(HTTPConnection("127.0.0.1", port)) as client:
                     assert ask(client, "GET", "/api/quota", "user_1") == 200
 
         ask_many()
@@ -183,11 +184,11 @@ def test_the_procfiles_workers_count_together_and_a_killed_ones_count_stays():
         children = Path(f"/proc/{master.pid}/task/{master.pid}/children")
         killed = children.read_text().split()[0]
         os.kill(int(killed), signal.SIGKILL)
-        while killed in children.read_text().split():  # what it had not taken yet is reset
+        while killed in children.read_text().split():  # connections that it has not accepted are reset
             time.sleep(0.05)
         ask_many()
         assert total() == 40
-        time.sleep(3)  # a worker that is still starting does not hear that the server is to end
+        time.sleep(3)  # a worker that is still starting ignores the signal to end
 
 
 NAMES = {
@@ -198,7 +199,7 @@ NAMES = {
 } | {
     f"quotasite_{name}"
     for name in (
-        *("requests_total", "webhook_deliveries_total", "jwks_fetches_total"),  # told once there is one
+        *("requests_total", "webhook_deliveries_total", "jwks_fetches_total"),  # absent before an event
         *("request_seconds_bucket", "request_seconds_count", "request_seconds_sum"),
     )
 }

@@ -1,4 +1,4 @@
-/** Quotasite's API, version 1, for the two who ask: the signed-in user, and a server with a service key. */
+/** Quotasite's API, version 1: a client for the signed-in user, and one for servers with a service key. */
 
 import { connect, newKey, type GetToken, type Site } from "./connection.js";
 import type { components } from "./schema.js";
@@ -15,7 +15,7 @@ export interface Page {
   limit?: number;
   cursor?: string;
 }
-/** The name of one act: however often it is sent with the same key, it is carried out once. */
+/** The Idempotency-Key of one action: however often the action is sent with it, it is carried out once. */
 export interface Keyed {
   key: string;
 }
@@ -23,20 +23,20 @@ export interface Keyed {
 export type QuotaClient = ReturnType<typeof createQuotaClient>;
 export type ServiceClient = ReturnType<typeof createServiceClient>;
 
-/** The quota of the user whose session token `getToken` gives. Every call throws a QuotaError, or succeeds. */
+/** The quota of the user whose session token `getToken` returns. Every call succeeds or throws a QuotaError. */
 export function createQuotaClient({ getToken, ...site }: Site & { getToken: GetToken }) {
   const send = connect(site, getToken);
   return {
     quota: () => send("get", "/api/v1/quota", {}),
-    /** Spend, all or nothing; each call is an act of its own unless it is given the key of another. */
-    consume: (order: ConsumeRequest = {}, { key = newKey() }: Partial<Keyed> = {}) =>
-      send("post", "/api/v1/quota/consume", { body: order, key }),
+    /** Spend, all or nothing; each call is a new action unless it has the key of an earlier one. */
+    consume: (body: ConsumeRequest = {}, { key = newKey() }: Partial<Keyed> = {}) =>
+      send("post", "/api/v1/quota/consume", { body, key }),
     history: (page: Page = {}) => send("get", "/api/v1/quota/history", { query: page }),
     plans: () => send("get", "/api/v1/plans", {}),
   };
 }
 
-/** Every user's quota, for a server of yours. The key must never reach a browser. */
+/** Every user's quota, for your own servers. The key must never reach a browser. */
 export function createServiceClient({ serviceKey, ...site }: Site & { serviceKey: string }) {
   const send = connect(site, () => Promise.resolve(serviceKey));
   return {

@@ -1,17 +1,17 @@
-/** One request as the schema knows it: typed, with the token, and sent again where that is safe. */
+/** One request of the schema: typed, with the token, and retried where that is safe. */
 
 import { QuotaError, QuotaExhausted, QuotaProblem, QuotaUnreachable } from "./errors.js";
 import type { components, paths } from "./schema.js";
 
-/** Clerk's `getToken`, or what behaves alike: null when nobody is signed in. */
+/** Clerk's `getToken`, or a function like it: it returns null if no user is signed in. */
 export type GetToken = (options?: { skipCache?: boolean }) => Promise<string | null>;
 
 export interface Site {
   /** The address of the service, such as https://quota.example.com. */
   baseUrl: string;
-  /** Stands for the global `fetch`. */
+  /** Replaces the global `fetch`. */
   fetch?: typeof fetch;
-  /** Milliseconds for which one attempt may last. */
+  /** The time limit of one attempt, in milliseconds. */
   timeout?: number;
 }
 
@@ -35,19 +35,19 @@ interface AnyParts {
 }
 
 const PAUSES = [300, 1_200]; // milliseconds before the second attempt and the third
-const LONGEST_PAUSE = 5_000; // people wait no longer: a longer Retry-After is told instead
+const MAX_PAUSE = 5_000; // milliseconds; users wait no longer, so a longer Retry-After is thrown at once
 const TIMEOUT = 15_000;
 
 export type Send = ReturnType<typeof connect>;
 
 /**
- * Return a function that sends one request and gives the body of its success, or throws a QuotaError.
+ * Return a function that sends one request and returns the body of its success, or throws a QuotaError.
  *
- * Every write has a key, so that each request may be sent again: twice where no answer came or a 5xx,
- * and once more with a fresh token after a 401.
+ * Every write has a key, so every request can be retried: up to twice after a lost response or a 5xx, and
+ * once more with a fresh token after a 401.
  */
 export function connect(site: Site, getToken: GetToken) {
-  const ask: typeof fetch = site.fetch ?? ((...request) => globalThis.fetch(...request));
+  const doFetch: typeof fetch = site.fetch ?? ((...request) => globalThis.fetch(...request));
 
   async function attempt(method: Method, url: string, parts: AnyParts, token: string | null): Promise<unknown> {
     const headers: Record<string, string> = { Accept: "application/json" };
@@ -67,11 +67,13 @@ export function connect(site: Site, getToken: GetToken) {
     let answer: Response | undefined;
     let body: unknown;
     try {
-      answer = await ask(url, request);
+      answer = await doFetch(url, request);
       body = await answer.json();
     } catch (cause) {
-      const why = answer ? `the answer (${answer.status}) is not its own, or broke off` : "no answer came";
-      throw new QuotaUnreachable(`The quota could not be reached: ${why}.`, parts.key, { cause });
+      const reason = answer
+        ? `the response (${answer.status}) broke off or came from another server`
+        : "no response came";
+      throw new QuotaUnreachable(`The quota service could not be reached: ${reason}.`, parts.key, { cause });
     }
     if (answer.ok) return body;
     throw refusal(answer, body, parts.key);
@@ -82,9 +84,9 @@ export function connect(site: Site, getToken: GetToken) {
       try {
         return await attempt(...request);
       } catch (error) {
-        const asked = pauseAfter(error);
-        if (asked === null || asked > LONGEST_PAUSE) throw error;
-        await sleep(Math.max(asked, pause * (0.5 + Math.random())));
+        const minimum = pauseAfter(error);
+        if (minimum === null || minimum > MAX_PAUSE) throw error;
+        await sleep(Math.max(minimum, pause * (0.5 + Math.random())));
       }
     }
     return attempt(...request);
@@ -94,7 +96,7 @@ export function connect(site: Site, getToken: GetToken) {
     try {
       return await getToken(options);
     } catch (cause) {
-      throw new QuotaUnreachable("No session token could be had.", key, { cause });
+      throw new QuotaUnreachable("The session token could not be fetched.", key, { cause });
     }
   }
 
@@ -117,7 +119,7 @@ export function connect(site: Site, getToken: GetToken) {
   };
 }
 
-/** A key for one act. Not randomUUID, which a page without https lacks. */
+/** Return a key for one action. `randomUUID` would be missing on a page without https. */
 export function newKey(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) =>
     byte.toString(16).padStart(2, "0"),
@@ -126,15 +128,16 @@ export function newKey(): string {
 
 function address(baseUrl: string, path: string, { path: names = {}, query = {} }: AnyParts): string {
   const named = path.replace(/\{(\w+)\}/g, (_, name: string) => encodeURIComponent(names[name] ?? ""));
-  const asked = Object.entries(query).flatMap(([name, value]) =>
+  const parameters = Object.entries(query).flatMap(([name, value]) =>
     value === undefined ? [] : [[name, String(value)]],
   );
-  return baseUrl.replace(/\/+$/, "") + named + (asked.length ? `?${new URLSearchParams(asked)}` : "");
+  return baseUrl.replace(/\/+$/, "") + named + (parameters.length ? `?${new URLSearchParams(parameters)}` : "");
 }
 
 function refusal({ status, headers }: Response, body: unknown, key: string | undefined): QuotaError {
   if (!headers.get("Content-Type")?.startsWith("application/problem+json")) {
-    return new QuotaUnreachable(`The quota could not be reached: the answer (${status}) is not its own.`, key);
+    const message = `The quota service could not be reached: the response (${status}) came from another server.`;
+    return new QuotaUnreachable(message, key);
   }
   const problem = body as components["schemas"]["Problem"];
   return problem.code === "quota_exhausted"
@@ -142,7 +145,7 @@ function refusal({ status, headers }: Response, body: unknown, key: string | und
     : new QuotaProblem(problem, headers, key);
 }
 
-/** Milliseconds to wait before another attempt, 0 if any will do; null if it would be answered alike. */
+/** Return the least pause before a retry, in milliseconds; null if a retry would fail in the same way. */
 function pauseAfter(error: unknown): number | null {
   if (error instanceof QuotaUnreachable) return 0;
   if (error instanceof QuotaProblem && error.status >= 500) return 1_000 * (error.retry_after ?? 0);

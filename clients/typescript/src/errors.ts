@@ -2,10 +2,10 @@ import type { components } from "./schema.js";
 
 type Schemas = components["schemas"];
 
-/** Whatever a call ends with when it does not succeed. */
+/** The error of every call that does not succeed. */
 export class QuotaError extends Error {
   override readonly name: string = "QuotaError";
-  /** The Idempotency-Key of the act, if it was one: sent again with it, the act is carried out once. */
+  /** The Idempotency-Key of a write: sent again with this key, the write is carried out once. */
   readonly key: string | undefined;
 
   constructor(message: string, key?: string, options?: ErrorOptions) {
@@ -14,20 +14,20 @@ export class QuotaError extends Error {
   }
 }
 
-/** No answer of Quotasite's could be had. Whether a spend was carried out is not known: see `key`. */
+/** No response of Quotasite arrived, or no token. A spend may still have been carried out: see `key`. */
 export class QuotaUnreachable extends QuotaError {
   override readonly name: string = "QuotaUnreachable";
 }
 
-/** Quotasite refused. `code` is for programs; `detail`, which is also the message, is for people. */
+/** Quotasite refused the request. `code` is for programs; `detail`, which is also the message, is for users. */
 export class QuotaProblem extends QuotaError {
   override readonly name: string = "QuotaProblem";
   readonly status: number;
   readonly code: Schemas["Problem"]["code"];
   readonly detail: string;
-  /** To be found in the logs of the service. */
+  /** The id of the request in the logs of the service. */
   readonly request_id: string | null;
-  /** Seconds after which to try again, if the service said so. */
+  /** Seconds to wait before a retry, if the service sent Retry-After. */
   readonly retry_after: number | null;
 
   constructor(problem: Schemas["Problem"], headers: Headers, key?: string) {

@@ -6,15 +6,15 @@ export type { Standing } from "./watch.js";
 type Watch = ReturnType<typeof watchQuota>;
 
 export interface UseQuota extends Standing, Pick<Watch, "consume" | "refetch"> {
-  /** Nothing is known yet. */
+  /** True until there is a quota or an error. */
   isLoading: boolean;
 }
 
 /**
- * The signed-in user's quota, and how to spend it; `userId` starts it anew when another user signs in.
+ * Return the signed-in user's quota, and a function to spend it; with another `userId` the state starts empty.
  *
- * Use it once and hand the result down: two uses are two readers, of which one sees the spends of the
- * other only with its next read.
+ * Use the hook once and pass its result down: a second use would see the spends of the first only after its
+ * own next read.
  */
 export function useQuota({
   getToken,

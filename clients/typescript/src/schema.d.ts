@@ -11,7 +11,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What can be spent now */
+        /** The balance that can be spent now */
         get: operations["getSimpleQuota"];
         put?: never;
         post?: never;
@@ -220,7 +220,7 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Why a quota stood as it did, and what a spend would have met
+         * How a quota came to its state at a past time, and whether a spend would have been granted
          * @description Needs the scope `read`.
          */
         get: operations["explain"];
@@ -239,7 +239,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The plans that may be shown */
+        /** The public plans */
         get: operations["getPlans"];
         put?: never;
         post?: never;
@@ -278,7 +278,7 @@ export interface components {
         Instant: string;
         SimpleQuota: {
             user_id: components["schemas"]["UserId"];
-            /** @description What can be spent now; unlimited: 2147483647. */
+            /** @description Units that can be spent now; 2147483647 if unlimited. */
             quota_remaining: number;
             last_reset_date: components["schemas"]["Instant"];
         };
@@ -286,14 +286,14 @@ export interface components {
             user_id: components["schemas"]["UserId"];
             plan: string;
             unlimited: boolean;
-            /** @description Units a period; null is unlimited. */
+            /** @description Units per period; null if unlimited. */
             quota_limit: number | null;
             quota_used: number;
-            /** @description What can be spent now; unlimited: 2147483647. */
+            /** @description Units that can be spent now; 2147483647 if unlimited. */
             quota_remaining: number;
             /** @enum {string} */
             reset_policy: "rolling" | "anchored" | "daily" | "weekly" | "monthly";
-            /** @description null for calendar months, which differ. */
+            /** @description null for calendar months, whose lengths differ. */
             period_seconds: number | null;
             timezone: string;
             last_reset_date: components["schemas"]["Instant"];
@@ -344,12 +344,12 @@ export interface components {
             seq: number;
             /** @enum {string} */
             kind: "opened" | "reset" | "consumed" | "refused" | "refunded" | "adjusted" | "plan_changed" | "deleted";
-            /** @description Units given; negative: taken. */
+            /** @description Units added; negative if taken away. */
             delta: number;
             balance_after: number;
             action: string | null;
             created_at: components["schemas"]["Instant"];
-            /** @description Kept with the entry as it came. */
+            /** @description Stored with the entry unchanged. */
             metadata: Record<string, unknown> | null;
         };
         Entry: {
@@ -359,22 +359,22 @@ export interface components {
             seq: number;
             /** @enum {string} */
             kind: "opened" | "reset" | "consumed" | "refused" | "refunded" | "adjusted" | "plan_changed" | "deleted";
-            /** @description Units given; negative: taken. */
+            /** @description Units added; negative if taken away. */
             delta: number;
             balance_after: number;
             action: string | null;
             created_at: components["schemas"]["Instant"];
-            /** @description Kept with the entry as it came. */
+            /** @description Stored with the entry unchanged. */
             metadata: Record<string, unknown> | null;
-            /** @description Units asked for. */
+            /** @description Units requested. */
             cost: number;
             plan: string;
             /**
-             * @description Whose choice the plan is.
+             * @description Where the choice of the plan comes from.
              * @enum {string}
              */
             plan_source: "staff" | "billing" | "metadata" | "default";
-            /** @description Units a period; null is unlimited. */
+            /** @description Units per period; null if unlimited. */
             quota_limit: number | null;
             last_reset_date: components["schemas"]["Instant"];
             resets_at: components["schemas"]["Instant"];
@@ -384,33 +384,33 @@ export interface components {
                 /** @enum {string} */
                 kind: "user" | "service" | "staff" | "webhook" | "command";
                 id: string;
-                /** @description Who stands behind an impersonated user. */
+                /** @description The impersonator, if the user is impersonated. */
                 act: string | null;
             };
             reason: string | null;
             /**
              * Format: uuid
-             * @description The consumption that a refund is tied to.
+             * @description The consumption that was refunded.
              */
             refund_of: string | null;
         };
         OwnHistory: {
             entries: components["schemas"]["OwnEntry"][];
-            /** @description The `cursor` of the next page; null on the last one. */
+            /** @description The `cursor` of the next page; null on the last page. */
             next_cursor: string | null;
         };
         History: {
             entries: components["schemas"]["Entry"][];
-            /** @description The `cursor` of the next page; null on the last one. */
+            /** @description The `cursor` of the next page; null on the last page. */
             next_cursor: string | null;
         };
         Explanation: {
             at: components["schemas"]["Instant"];
             deleted: boolean;
-            /** @description It had not been carried out yet: nobody had asked. */
+            /** @description A reset was due, but no request had triggered it yet. */
             reset_was_due: boolean;
             /**
-             * @description Whose choice the plan is.
+             * @description Where the choice of the plan comes from.
              * @enum {string}
              */
             plan_source: "staff" | "billing" | "metadata" | "default";
@@ -418,11 +418,11 @@ export interface components {
             spend: {
                 cost: number;
                 granted: boolean;
-                /** @description What the spend would have been refused with. */
+                /** @description The code of the refusal; null if granted. */
                 code: string | null;
                 detail: string | null;
             };
-            /** @description The entries of the running period until then, newest first, 100 at most. */
+            /** @description The entries of the period up to that time, newest first, at most 100. */
             entries: components["schemas"]["Entry"][];
         };
         Plans: {
@@ -430,14 +430,14 @@ export interface components {
                 name: string;
                 is_default: boolean;
                 unlimited: boolean;
-                /** @description Units a period; null is unlimited. */
+                /** @description Units per period; null if unlimited. */
                 allowance: number | null;
                 /** @enum {string} */
                 reset_policy: "rolling" | "anchored" | "daily" | "weekly" | "monthly";
-                /** @description null for calendar months, which differ. */
+                /** @description null for calendar months, whose lengths differ. */
                 period_seconds: number | null;
                 timezone: string;
-                /** @description What a named action costs. */
+                /** @description The cost of each named action. */
                 actions: {
                     [key: string]: number;
                 };
@@ -445,39 +445,39 @@ export interface components {
         };
         OpenAPI: Record<string, unknown>;
         ConsumeRequest: {
-            /** @description Default: what the plan asks for the action, or 1. */
+            /** @description Default: the plan's price of the action, or 1. */
             cost?: number;
-            /** @description A name that the plan knows. */
+            /** @description The name of an action of the plan. */
             action?: string;
             /** @description At most 2 KiB. */
             metadata?: Record<string, unknown>;
         };
         RefundRequest: {
-            /** @description Default: all that is left. */
+            /** @description Default: all that can still be refunded. */
             amount?: number;
-            /** @description Why; services and staff see it in the history. */
+            /** @description The reason, which services and staff see in the history. */
             reason: string;
         };
         AdjustRequest: {
             /** @description Units to add; negative: to take away. */
             delta: number;
-            /** @description Why; services and staff see it in the history. */
+            /** @description The reason, which services and staff see in the history. */
             reason: string;
         };
         ResetRequest: {
-            /** @description Why; services and staff see it in the history. */
+            /** @description The reason, which services and staff see in the history. */
             reason: string;
         };
         ChangePlanRequest: {
-            /** @description null gives the choice back to billing, metadata or the default plan. */
+            /** @description null returns the choice to billing, metadata or the default plan. */
             plan: string | null;
             /**
-             * @description keep: what was used stays used; reset: a new period begins; prorate: the difference is given for the rest of the period.
+             * @description keep: units already used stay used; reset: a new period begins; prorate: the difference is added in proportion to the rest of the period.
              * @default keep
              * @enum {string}
              */
             on_change?: "keep" | "reset" | "prorate";
-            /** @description Why; services and staff see it in the history. */
+            /** @description The reason, which services and staff see in the history. */
             reason?: string;
         };
         /** @description RFC 9457. `code` is stable. */
@@ -488,7 +488,7 @@ export interface components {
             status: number;
             /** @enum {string} */
             code: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed" | "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked" | "user_only" | "service_only" | "scope_missing" | "not_found" | "unknown_user_id" | "consumption_not_found" | "unknown_plan" | "not_opened_yet" | "method_not_allowed" | "adjustment_out_of_range" | "refund_too_large" | "already_refunded" | "user_deleted" | "history_pruned" | "body_timeout" | "length_required" | "body_too_large" | "unsupported_media_type" | "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future" | "quota_exhausted" | "server_error" | "database_unavailable" | "keys_unavailable" | "no_default_plan";
-            /** @description One plain sentence, fit to be shown. */
+            /** @description One plain sentence that can be shown to users. */
             detail: string;
         };
         QuotaExhausted: components["schemas"]["Problem"] & {
@@ -742,42 +742,42 @@ export interface components {
          */
         consumption_id: string;
         /**
-         * @description Names this act, so that a retry does not repeat it: a UUID, say. It stands bare, or in quotation marks as a structured field.
+         * @description Identifies this action, so that a retry does not repeat it: for example, a UUID. Sent bare, or in quotation marks as a structured field.
          * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
          */
         key: string;
         /**
-         * @description Names this act, so that a retry does not repeat it: a UUID, say. It stands bare, or in quotation marks as a structured field.
+         * @description Identifies this action, so that a retry does not repeat it: for example, a UUID. Sent bare, or in quotation marks as a structured field.
          * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
          */
         required_key: string;
-        /** @description Entries on the page. */
+        /** @description Entries per page. */
         limit: number;
-        /** @description The `next_cursor` of the page before. */
+        /** @description The `next_cursor` of the previous page. */
         cursor: string;
         /**
-         * @description A past instant with its offset; default: now.
+         * @description A past date and time with an offset; default: now.
          * @example 2026-09-24T19:59:49.500000Z
          */
         at: string;
-        /** @description The spend to judge. */
+        /** @description The cost of the spend to check. */
         cost: number;
     };
     requestBodies: never;
     headers: {
-        /** @description The request's own, if it has 1 to 64 of A-Z a-z 0-9 -, or else a new one. */
+        /** @description The request's own id if it is 1 to 64 characters from A-Z a-z 0-9 -, else a new one. */
         "X-Request-Id": string;
-        /** @description The plan: q units in w seconds (draft-ietf-httpapi-ratelimit-headers-11). Left out when unlimited; w is left out for calendar months. */
+        /** @description The plan: q units in w seconds (draft-ietf-httpapi-ratelimit-headers-11). Omitted when unlimited; w is omitted for calendar months. */
         "RateLimit-Policy": string;
-        /** @description What is left now: r units, more in t seconds. Left out when unlimited. */
+        /** @description The balance: r units now, and a reset in t seconds. Omitted when unlimited. */
         RateLimit: string;
-        /** @description There if the request was carried out before, under the same Idempotency-Key. */
+        /** @description Present if the request was carried out before, with the same Idempotency-Key. */
         "Idempotent-Replayed": "true";
         /** @description Whole seconds. */
         "Retry-After": number;
-        /** @description A bare `Bearer` without a token, else with error and error_description (RFC 6750). */
+        /** @description `Bearer` alone if no token came, else with error and error_description (RFC 6750). */
         "WWW-Authenticate": string;
-        /** @description The methods that there are. */
+        /** @description The methods that the address supports. */
         Allow: string;
     };
     pathItems: never;
@@ -931,7 +931,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description Names this act, so that a retry does not repeat it: a UUID, say. It stands bare, or in quotation marks as a structured field.
+                 * @description Identifies this action, so that a retry does not repeat it: for example, a UUID. Sent bare, or in quotation marks as a structured field.
                  * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
                  */
                 "Idempotency-Key"?: components["parameters"]["key"];
@@ -1031,9 +1031,9 @@ export interface operations {
     getOwnHistory: {
         parameters: {
             query?: {
-                /** @description Entries on the page. */
+                /** @description Entries per page. */
                 limit?: components["parameters"]["limit"];
-                /** @description The `next_cursor` of the page before. */
+                /** @description The `next_cursor` of the previous page. */
                 cursor?: components["parameters"]["cursor"];
             };
             header?: never;
@@ -1196,7 +1196,7 @@ export interface operations {
             query?: never;
             header: {
                 /**
-                 * @description Names this act, so that a retry does not repeat it: a UUID, say. It stands bare, or in quotation marks as a structured field.
+                 * @description Identifies this action, so that a retry does not repeat it: for example, a UUID. Sent bare, or in quotation marks as a structured field.
                  * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
                  */
                 "Idempotency-Key": components["parameters"]["required_key"];
@@ -1300,9 +1300,9 @@ export interface operations {
     getHistory: {
         parameters: {
             query?: {
-                /** @description Entries on the page. */
+                /** @description Entries per page. */
                 limit?: components["parameters"]["limit"];
-                /** @description The `next_cursor` of the page before. */
+                /** @description The `next_cursor` of the previous page. */
                 cursor?: components["parameters"]["cursor"];
             };
             header?: never;
@@ -1394,7 +1394,7 @@ export interface operations {
             query?: never;
             header: {
                 /**
-                 * @description Names this act, so that a retry does not repeat it: a UUID, say. It stands bare, or in quotation marks as a structured field.
+                 * @description Identifies this action, so that a retry does not repeat it: for example, a UUID. Sent bare, or in quotation marks as a structured field.
                  * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
                  */
                 "Idempotency-Key": components["parameters"]["required_key"];
@@ -1519,7 +1519,7 @@ export interface operations {
             query?: never;
             header: {
                 /**
-                 * @description Names this act, so that a retry does not repeat it: a UUID, say. It stands bare, or in quotation marks as a structured field.
+                 * @description Identifies this action, so that a retry does not repeat it: for example, a UUID. Sent bare, or in quotation marks as a structured field.
                  * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
                  */
                 "Idempotency-Key": components["parameters"]["required_key"];
@@ -1639,7 +1639,7 @@ export interface operations {
             query?: never;
             header: {
                 /**
-                 * @description Names this act, so that a retry does not repeat it: a UUID, say. It stands bare, or in quotation marks as a structured field.
+                 * @description Identifies this action, so that a retry does not repeat it: for example, a UUID. Sent bare, or in quotation marks as a structured field.
                  * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
                  */
                 "Idempotency-Key": components["parameters"]["required_key"];
@@ -1744,7 +1744,7 @@ export interface operations {
             query?: never;
             header?: {
                 /**
-                 * @description Names this act, so that a retry does not repeat it: a UUID, say. It stands bare, or in quotation marks as a structured field.
+                 * @description Identifies this action, so that a retry does not repeat it: for example, a UUID. Sent bare, or in quotation marks as a structured field.
                  * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
                  */
                 "Idempotency-Key"?: components["parameters"]["key"];
@@ -1862,11 +1862,11 @@ export interface operations {
         parameters: {
             query?: {
                 /**
-                 * @description A past instant with its offset; default: now.
+                 * @description A past date and time with an offset; default: now.
                  * @example 2026-09-24T19:59:49.500000Z
                  */
                 at?: components["parameters"]["at"];
-                /** @description The spend to judge. */
+                /** @description The cost of the spend to check. */
                 cost?: components["parameters"]["cost"];
             };
             header?: never;

@@ -1,21 +1,21 @@
-/** One user's quota kept up to date while somebody looks; without a framework. */
+/** One user's quota, kept up to date while there are subscribers; without a framework. */
 
 import { QuotaError, QuotaExhausted } from "./client.js";
 import type { ConsumeRequest, Consumption, Keyed, Quota, QuotaClient } from "./client.js";
 
 export interface Standing {
   quota: Quota | null;
-  /** What the latest `consume` or `refetch` met. */
+  /** The error of the latest `consume` or `refetch`. */
   error: QuotaError | null;
 }
 
-const LONGEST_TIMER = 2 ** 31 - 1; // milliseconds; a longer one would go off at once
+const MAX_TIMER = 2 ** 31 - 1; // milliseconds; setTimeout would fire a longer one at once
 
 /**
- * Read the quota when the first subscriber comes, when its period ends, and when the page is shown again.
+ * Read the quota for the first subscriber, when its period ends, and when the page becomes visible again.
  *
- * A read counts only if no spend overlapped it, and of two spends the later in the ledger counts, so
- * that no late answer takes the place of a newer one.
+ * A read is shown only if no spend overlapped it, and of two spends the later in the ledger is shown: a late
+ * response never replaces a newer one.
  */
 export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
   const listeners = new Set<() => void>();
@@ -28,15 +28,15 @@ export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
 
   function set(change: Partial<Standing>): void {
     state = { ...state, ...change };
-    for (const tell of listeners) tell();
+    for (const notify of listeners) notify();
   }
 
   function show(quota: Quota): void {
     set({ quota });
     clearTimeout(timer);
-    // By the seconds that are left: the clock of the user may be wrong, and his time zone is another.
+    // Use the seconds to the reset, not its date: the clock or time zone of the device may be wrong.
     const rest = Math.max(1, quota.seconds_to_reset) * 1_000;
-    if (listeners.size) timer = setTimeout(readIfSeen, Math.min(rest, LONGEST_TIMER));
+    if (listeners.size) timer = setTimeout(readIfSeen, Math.min(rest, MAX_TIMER));
   }
 
   async function readBetweenSpends(): Promise<Quota> {
@@ -67,16 +67,16 @@ export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
     if (globalThis.document?.visibilityState !== "hidden") void refetch();
   }
 
-  /** Spend; null, with the reason in `error`, if it was not granted. It does not throw. */
-  async function consume(order?: ConsumeRequest, keyed?: Partial<Keyed>): Promise<Consumption | null> {
+  /** Spend; return null, with the reason in `error`, if the spend was not granted. Throws no QuotaError. */
+  async function consume(body?: ConsumeRequest, keyed?: Partial<Keyed>): Promise<Consumption | null> {
     begun += 1;
     set({ error: null });
-    const spend = client.consume(order, keyed);
+    const spend = client.consume(body, keyed);
     spends.add(spend);
     try {
       const consumption = await spend;
       if (keyed?.key) {
-        void (reading ??= read()); // it may have been spent long ago, and tell how the quota stood then
+        void (reading ??= read()); // the response may be a replay, with the quota of an earlier time
       } else if (consumption.seq > newest) {
         newest = consumption.seq;
         show(consumption.quota);

@@ -84,7 +84,7 @@ test("a refusal has a code for programs and a sentence for people", async () => 
   const error = await clientOf(newUser()).consume({ cost: 21 }).catch((error) => error);
   assert.ok(error instanceof QuotaProblem);
   assert.deepEqual([error.status, error.code], [422, "cost_exceeds_limit"]);
-  assert.equal(error.detail, "A cost of 21 can never be paid: the plan gives 20 at the most.");
+  assert.equal(error.detail, "A cost of 21 can never be paid: at most 20 can be spent at once.");
   assert.match(error.request_id, /^[A-Za-z0-9-]{1,64}$/);
 });
 

@@ -4,7 +4,7 @@ import { Window } from "happy-dom";
 
 const window = new Window({ url: "https://app.example.com/" });
 Object.assign(globalThis, { window, document: window.document, IS_REACT_ACT_ENVIRONMENT: true });
-globalThis.navigator ??= window.navigator; // which node has itself from 21 on
+globalThis.navigator ??= window.navigator; // node has its own from version 21 on
 const { act, createElement, StrictMode } = await import("react");
 const { createRoot } = await import("react-dom/client");
 const { QuotaExhausted, QuotaUnreachable } = await import("quotasite-client");
@@ -34,17 +34,17 @@ const exhausted = {
 
 after(() => window.happyDOM.close());
 
-let asked; // requests that wait for their answers, oldest first
-let reads; // answers that are given at once, the last one again and again; none: reads wait too
-let reported; // what React and the process complain of
+let asked; // the requests, oldest first, which the tests answer
+let reads; // immediate answers to GET requests, the last one repeatedly; if empty, the tests answer them
+let reported; // errors from React and node
 let roots;
 const realFetch = globalThis.fetch;
 
 beforeEach(() => {
   [asked, reads, reported, roots] = [[], [], [], []];
   seen("visible");
-  mock.method(console, "error", (...words) => {
-    if (!/ExperimentalWarning/.test(words[0])) reported.push(words.join(" ")); // node's, of its mocked timers
+  mock.method(console, "error", (...parts) => {
+    if (!/ExperimentalWarning/.test(parts[0])) reported.push(parts.join(" ")); // node warns about mocked timers
   });
   globalThis.fetch = (url, { method, headers }) =>
     new Promise((resolve, reject) => {
@@ -66,7 +66,7 @@ afterEach(async () => {
   assert.deepEqual(reported, []);
 });
 
-/** Render the hook; the result's `now` is what it returned last. */
+/** Render the hook; `now` of the result is what the hook returned last. */
 async function use(options = {}, strict = false) {
   const shown = { renders: 0, unmount: () => act(() => root.unmount()) };
   const root = createRoot(document.createElement("div"));
@@ -83,7 +83,7 @@ async function use(options = {}, strict = false) {
   return shown;
 }
 
-/** Let everything that can happen now happen. */
+/** Wait until all pending promises and effects have run. */
 const settled = () => act(() => new Promise((resolve) => setImmediate(() => setImmediate(resolve))));
 const gets = () => asked.filter(({ method }) => method === "GET");
 const posts = () => asked.filter(({ method }) => method === "POST");
@@ -222,7 +222,7 @@ test("the end of a period is that of the answer that is shown", async () => {
 test("a period of 40 days is no timer that goes off at once", async () => {
   reads = [quotaOf(3, { seconds_to_reset: 40 * 86_400 })];
   await use();
-  await act(() => new Promise((resolve) => setTimeout(resolve, 20))); // of the real clock: mocked ones take 40 days
+  await act(() => new Promise((resolve) => setTimeout(resolve, 20))); // real timers, which have the limit
   assert.equal(gets().length, 1);
 });
 

@@ -1,4 +1,4 @@
-/** The running service that the tests are given, and a proxy in front of it that loses answers. */
+/** The running service that the tests use, and a proxy in front of it that loses responses. */
 
 import { createServer, request } from "node:http";
 
@@ -6,16 +6,16 @@ export const SITE = process.env.QUOTASITE_URL;
 export const serviceKey = process.env.SERVICE_KEY;
 let users = 0;
 
-/** A user whom the service has not met. */
+/** Return the id of a user that the service does not know yet. */
 export const newUser = () => `user_${process.pid}_${(users += 1)}`;
 
-/** A session token as Clerk signs it, but for the claims that are given as seconds from now. */
+/** Return a session token like Clerk's, with other `claims`; times are in seconds from now. */
 export async function mint(user, claims = {}) {
   const query = new URLSearchParams({ sub: user, ...claims });
   return (await fetch(`${process.env.TOKENS_URL}?${query}`)).text();
 }
 
-/** Clerk's getToken: a token is kept until another is asked for; `asked` tells how that was done. */
+/** Return a getToken like Clerk's, which caches the token; `asked` records the `skipCache` of each call. */
 export function signedIn(user, first) {
   let token = first;
   const asked = [];
@@ -27,7 +27,7 @@ export function signedIn(user, first) {
   return { getToken, asked };
 }
 
-/** What became of requests, in order: "cut" is after the service carried it out. */
+/** Start a proxy that applies one fault to each request in order; "cut" loses the response of the service. */
 export async function proxy(test, faults = [], port = 0) {
   const seen = [];
   const server = createServer((incoming, answer) => {
@@ -57,7 +57,7 @@ export async function proxy(test, faults = [], port = 0) {
   return { baseUrl: `http://127.0.0.1:${server.address().port}`, seen, port: server.address().port };
 }
 
-/** An answer of the service when its database is away. */
+/** The response of the service while its database is unavailable. */
 export const unavailable = (retryAfter) => ({
   status: 503,
   headers: { "Content-Type": "application/problem+json", "Retry-After": String(retryAfter) },
@@ -66,6 +66,6 @@ export const unavailable = (retryAfter) => ({
     title: "Service Unavailable",
     status: 503,
     code: "database_unavailable",
-    detail: "The database cannot be used for now; nothing was lost. Try again, with the same key.",
+    detail: "The database is unavailable, but nothing was lost: try again with the same Idempotency-Key.",
   }),
 });

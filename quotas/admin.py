@@ -1,4 +1,4 @@
-"""Where Django looks for the pages of the admin: each registers itself."""
+"""Django imports this module to find the admin pages; each imported module registers its own."""
 
 from quotas.console import ledger, plans, quotas, service_keys
 

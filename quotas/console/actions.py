@@ -1,4 +1,4 @@
-"""What staff may do to quotas: forms that ask why, and tell what comes of it by the rules that will do it."""
+"""Staff actions on quotas: forms that ask for a reason and preview the result by the rules that apply it."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,18 +16,18 @@ from quotas.store.manager import PlanChange, Receipt
 
 
 class ResetForm(forms.Form):
-    """What staff say to refill quotas; what it does to one, in advance and in earnest."""
+    """The reset, and the base of the other actions: its form, its preview by the rules, its verb."""
 
     name = "Reset now"
     done = "Reset"
-    shows_at_once = True  # what comes after is known before anything is typed
+    shows_at_once = True  # the result depends on no input
 
     reason = forms.CharField(
         max_length=200,
-        help_text="Kept in the ledger, with your name.",
+        help_text="Recorded in the ledger with your name.",
         widget=forms.TextInput(attrs={"class": "vTextField"}),
     )
-    # Made when the form is first shown, so that what is sent twice is done once.
+    # Generated when the form is first shown: a form that is submitted twice is applied once.
     token = forms.UUIDField(widget=forms.HiddenInput)
 
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
@@ -37,7 +37,6 @@ class ResetForm(forms.Form):
         return ChallengeQuota.objects.reset(user_id, actor=actor, **self.verb_arguments)
 
     def success_message(self, quotas: list[Quota]) -> str:
-        """Say what was done to these."""
         if len(quotas) == 1:
             return f"{self.done} {quotas[0].user_id}: now {QuotaDisplay(quotas[0]).units}."
         return f"{self.done} {len(quotas)} users."
@@ -59,7 +58,7 @@ class AdjustForm(ResetForm):
     delta = forms.IntegerField(
         label="Units",
         validators=[MinValueValidator(-MAX_UNITS), MaxValueValidator(MAX_UNITS)],
-        help_text="5 gives five units, -5 takes five away, until the next reset.",
+        help_text="5 adds five units, -5 removes five, until the next reset.",
     )
     field_order = ["delta", "reason"]
 
@@ -81,52 +80,57 @@ class AdjustForm(ResetForm):
         return ChallengeQuota.objects.adjust(user_id, delta, actor=actor, **self.verb_arguments)
 
 
-FOLLOW_CLERK = "*"  # for a plan's name: whichever Clerk's word leads to
+FOLLOW_CLERK = "*"  # in place of a plan's name: the plan that Clerk's assignments lead to
 
 
 def plan_choices() -> list[tuple[str, str]]:
-    given_back = (FOLLOW_CLERK, "Clerk’s word: what is billed, else the metadata, else the default plan")
-    return [("", "Choose a plan"), given_back, *((plan.name, plan.name) for plan in Plan.objects.all())]
+    clerk = (FOLLOW_CLERK, "Clerk’s assignment: billing first, then metadata, then the default plan")
+    return [("", "Choose a plan"), clerk, *((plan.name, plan.name) for plan in Plan.objects.all())]
 
 
 class ChangePlanForm(ResetForm):
     name = "Change plan"
     shows_at_once = False
 
-    plan = forms.ChoiceField(choices=plan_choices, help_text="Your choice outranks Clerk’s word.")
+    plan = forms.ChoiceField(
+        choices=plan_choices, help_text="A plan that you choose here overrides Clerk’s assignment."
+    )
     on_change = forms.ChoiceField(
         label="Running period",
         choices=[
-            (OnChange.KEEP.value, "keep: what was used counts against the new allowance"),
-            (OnChange.PRORATE.value, "prorate: the difference, for the part that is still to come"),
-            (OnChange.RESET.value, "reset: the new allowance and a new period, from now on"),
+            (OnChange.KEEP.value, "keep: units already used count against the new allowance"),
+            (
+                OnChange.PRORATE.value,
+                "prorate: the difference in allowance, in proportion to the remaining time",
+            ),
+            (OnChange.RESET.value, "reset: a new period begins now, with the full new allowance"),
         ],
-        help_text="From or to unlimited it is always reset.",
+        help_text="A change from or to an unlimited plan always resets.",
     )
     field_order = ["plan", "on_change", "reason"]
 
     @property
     def title(self) -> str:
-        return f"Change plan to {self.plan_name or 'Clerk’s word'}" if self.is_valid() else self.name
+        return f"Change plan to {self.plan_name or 'Clerk’s assignment'}" if self.is_valid() else self.name
 
     @property
     def plan_name(self) -> str | None:
-        """The plan's name; None is Clerk's word."""
+        """The chosen plan; None is Clerk's assignment."""
         name: str = self.cleaned_data["plan"]
         return None if name == FOLLOW_CLERK else name
 
     @cached_property
     def target(self) -> values.Plan:
-        """The plan of that name; read once, however many users are shown."""
+        """The chosen plan, read once for all previews."""
         return Plan.objects.get(pk=self.plan_name).value
 
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
         if self.plan_name is None:
-            target, source = ChallengeQuota.objects.clerks_word(snapshot.user_id)
-            aimed = replace(snapshot, target=target, target_source=source)
+            target, source = ChallengeQuota.objects.clerks_assignment(snapshot.user_id)
+            snapshot = replace(snapshot, target=target, target_source=source)
         else:
-            aimed = replace(snapshot, target=self.target)
-        return verbs.change_plan(aimed, request, OnChange(self.cleaned_data["on_change"]))
+            snapshot = replace(snapshot, target=self.target)
+        return verbs.change_plan(snapshot, request, OnChange(self.cleaned_data["on_change"]))
 
     def apply(self, user_id: str, actor: Actor) -> PlanChange:
         plan, on_change = self.plan_name, OnChange(self.cleaned_data["on_change"])
@@ -135,15 +139,15 @@ class ChangePlanForm(ResetForm):
         )
 
     def success_message(self, quotas: list[Quota]) -> str:
-        """As it is now: who had the plan before has it still."""
+        """State the result, not a change: some users may have had the plan already."""
         if len(quotas) == 1:
             plan = quotas[0].plan.name
-            return f"{quotas[0].user_id} has the plan {plan}: now {QuotaDisplay(quotas[0]).units}."
-        return f"{len(quotas)} users have the plan {self.plan_name or 'of Clerk’s word'}."
+            return f"The plan of {quotas[0].user_id} is {plan}: now {QuotaDisplay(quotas[0]).units}."
+        return f"{len(quotas)} users have the plan {self.plan_name or 'of Clerk’s assignment'}."
 
 
 class Preview(NamedTuple):
-    """One user's line of a confirmation: before, and after or why not."""
+    """One user's row of the confirmation page: the quota before, and the quota after or the refusal."""
 
     user_id: str
     before: QuotaDisplay
@@ -152,7 +156,7 @@ class Preview(NamedTuple):
 
 
 def preview(quota: ChallengeQuota, form: ResetForm, actor: Actor) -> Preview:
-    """What the form would do to the quota, by the rules that will do it."""
+    """Decide what the action would do to the quota, by the same rules, without storing it."""
     outcome = form.decide(quota.snapshot(read_clock(quota)), Request(actor))
     return Preview(
         quota.user_id,

@@ -1,4 +1,4 @@
-"""Charts that the server draws: SVG without script or style, coloured by quotas/overview.css."""
+"""Charts as SVG without inline script or style; quotas/overview.css sets their colours."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ from django.utils.safestring import SafeString
 
 from quotas.reports.totals import Day
 
-# Units of the viewBox; the picture is stretched to the width that there is, so no text is in it.
-SLOT, BAR = 10, 8  # a day's width, and its bar's
-UP, DOWN = 100, 40  # the tallest bars: spent above the line, refused below it
+# Units of the viewBox. The picture is stretched to the available width, so it contains no text.
+SLOT, BAR = 10, 8  # widths of a day and of its bar
+UP, DOWN = 100, 40  # heights of the tallest bars: spent above the line, refused below it
 
 
 def daily_bars(days: Sequence[Day]) -> SafeString:
-    """Draw what was spent each day above a line, and what was refused below it, each by a scale of its own.
+    """Draw each day's spending above a line and its refusals below it, each to its own scale.
 
-    Each day has its figures as a tooltip, and all of them stand in a table below.
+    A day shows its figures as a tooltip; a table below the chart lists all of them.
     """
     if not days:
-        return SafeString('<p class="quiet">There is nothing to draw yet.</p>')
+        return SafeString('<p class="quiet">There are no figures yet.</p>')
     most_spent, most_refused = max(day.spent for day in days), max(day.refused for day in days)
     bars = format_html_join(
         "\n",
@@ -27,7 +27,7 @@ def daily_bars(days: Sequence[Day]) -> SafeString:
         '<rect class="refused" x="{}" y="{}" width="{}" height="{}"/></g>',
         (
             (
-                _figures_in_words(day), slot * SLOT, SLOT, UP + DOWN,
+                _tooltip(day), slot * SLOT, SLOT, UP + DOWN,
                 slot * SLOT + 1, UP - up, BAR, up,
                 slot * SLOT + 1, UP, BAR, down,
             )
@@ -42,8 +42,8 @@ def daily_bars(days: Sequence[Day]) -> SafeString:
     )
     return format_html(
         CHART,
-        summary=f"Spent and refused a day from {_date(days[0])} to {_date(days[-1])}: at the most "
-        f"{most_spent:,} spent and {most_refused:,} refused; the figures are in the table below.",
+        summary=f"Spent and refused per day from {_date(days[0])} to {_date(days[-1])}: at most "
+        f"{most_spent:,} spent and {most_refused:,} refused. The table below lists all figures.",
         width=len(days) * SLOT,
         height=UP + DOWN,
         line=UP,
@@ -57,14 +57,14 @@ def daily_bars(days: Sequence[Day]) -> SafeString:
 
 
 CHART = """<figure class="daily">
-<figcaption><span class="key spent">Spent, at the most {most_spent} a day</span>
-<span class="key refused">Refused, at the most {most_refused} a day</span></figcaption>
+<figcaption><span class="key spent">Spent, at most {most_spent} per day</span>
+<span class="key refused">Refused, at most {most_refused} per day</span></figcaption>
 <svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" aria-label="{summary}">
 {bars}
 <line x1="0" x2="{width}" y1="{line}" y2="{line}"/>
 </svg>
 <div class="axis" aria-hidden="true"><span>{first}</span><span>{last}</span></div>
-<details><summary>In figures</summary>
+<details><summary>Show as a table</summary>
 <table>
 <thead><tr><th scope="col">Day (UTC)</th><th scope="col">Spent</th><th scope="col">Refused</th></tr></thead>
 <tbody>
@@ -74,8 +74,7 @@ CHART = """<figure class="daily">
 </figure>"""
 
 
-def _figures_in_words(day: Day) -> str:
-    """12 Nov: 340 spent, 3 refused."""
+def _tooltip(day: Day) -> str:
     return f"{_date(day)}: {day.spent:,} spent, {day.refused:,} refused"
 
 
@@ -84,5 +83,5 @@ def _date(day: Day) -> str:
 
 
 def _height(figure: int, most: int, room: int) -> int:
-    """What is not 0 can be seen."""
+    """Scale the figure to `room`; any figure above 0 stays visible."""
     return max(2, round(figure * room / most)) if figure else 0

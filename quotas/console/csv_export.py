@@ -1,4 +1,4 @@
-"""CSV that a spreadsheet can open without harm, in bounded memory however long it is."""
+"""CSV files in bounded memory, without cells that a spreadsheet would run as formulas."""
 
 import csv
 import re
@@ -10,7 +10,7 @@ from django.http import StreamingHttpResponse
 from django.utils.http import content_disposition_header
 
 ROWS_AT_ONCE = 2_000
-# With one of these in front a spreadsheet takes a text for a formula; the last four are full-width.
+# A spreadsheet reads a text that starts with one of these as a formula; \uff… are the full-width = + - @.
 FORMULA = re.compile(r"(?:^|(?<=;))(?=[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-])")
 
 Row = TypeVar("Row", bound=Model)
@@ -19,7 +19,7 @@ Row = TypeVar("Row", bound=Model)
 def stream(
     name: str, columns: Sequence[str], chunks: Iterable[list[Row]], cells: Callable[[Row], Iterable[object]]
 ) -> StreamingHttpResponse:
-    """Answer with the rows of all chunks as a file, each chunk read when the one before was sent."""
+    """Return a response that streams the rows as a file, and reads each chunk when the one before is sent."""
     disposition = content_disposition_header(True, name) or ""
     return StreamingHttpResponse(
         _csv_lines(columns, chunks, cells),
@@ -29,10 +29,10 @@ def stream(
 
 
 def chunks_of(rows: QuerySet[Row], key: str) -> Iterator[list[Row]]:
-    """All rows by the ascending, unique `key`, each chunk by a query of its own.
+    """Yield all rows in the order of the unique `key`, each chunk from its own query.
 
-    So no cursor, lock or transaction outlives a chunk. They are read while the file is sent, when the
-    page's own time-out is over.
+    So no cursor, lock or transaction outlives a chunk. The chunks are read after the view has returned,
+    when the page's statement timeout no longer applies.
     """
     rest = rows.order_by(key)
     chunk = list(rest[:ROWS_AT_ONCE])
@@ -44,15 +44,15 @@ def chunks_of(rows: QuerySet[Row], key: str) -> Iterator[list[Row]]:
 
 
 def defused(value: object) -> object:
-    """The value as a cell: a text that would be read as a formula is quoted, a number is left as it is.
+    """Return the value as a cell: a text that would be read as a formula is quoted, a number is unchanged.
 
-    Also behind a semicolon, at which some spreadsheets would begin another cell.
+    A formula after a semicolon is quoted too, because some spreadsheets begin a new cell there.
     """
     return FORMULA.sub("'", value) if isinstance(value, str) else value
 
 
 class _Pass:
-    """A file that hands back what is written to it."""
+    """A file whose `write` returns the text, so that csv.writer returns each line."""
 
     def write(self, text: str) -> str:
         return text

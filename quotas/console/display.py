@@ -1,4 +1,4 @@
-"""How staff read things: words, chips, times and how a quota stands."""
+"""How the console displays durations, times, states and quotas."""
 
 import math
 from dataclasses import dataclass
@@ -18,33 +18,31 @@ UNITS_OF_TIME = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def duration_in_words(seconds: int) -> str:
-    """5400 is "1 h 30 min"."""
-    words = []
+    """Format a duration: 5400 gives "1 h 30 min"."""
+    parts = []
     for unit, size in UNITS_OF_TIME:
         count, seconds = divmod(seconds, size)
-        words += [f"{count} {unit}"] if count else []
-    return " ".join(words) or "0 s"
+        parts += [f"{count} {unit}"] if count else []
+    return " ".join(parts) or "0 s"
 
 
 def period_in_words(plan: values.Plan) -> str:
-    """How long a period of the plan is, in words."""
     return duration_in_words(int(plan.window.total_seconds())) if plan.window else "a month"
 
 
 def time_tag(instant: datetime, text: str = "") -> SafeString:
-    """The instant, or `text` with the instant behind it; in UTC, the time zone of the settings."""
+    """Return a <time> element with the instant in UTC, or with `text` and the instant as its tooltip."""
     shown = f"{instant:%Y-%m-%d %H:%M:%S}"
     return format_html(
         '<time datetime="{}" title="{} UTC">{}</time>', values.rfc3339(instant), shown, text or shown
     )
 
 
-def chip(word: str, colour: str) -> SafeString:
-    return format_html('<span class="chip {}">{}</span>', colour, word)
+def chip(label: str, colour: str) -> SafeString:
+    return format_html('<span class="chip {}">{}</span>', colour, label)
 
 
 def quota_url(user_id: str) -> str:
-    """Where the page of the user's quota is."""
     return reverse("admin:quotas_challengequota_change", args=[quote(user_id)])
 
 
@@ -57,14 +55,14 @@ def actor_label(entry: LedgerEntry) -> str:
 
 @dataclass(frozen=True, slots=True)
 class QuotaDisplay:
-    """How a quota stands at one instant, as staff read it."""
+    """A quota at one instant, as the console displays it."""
 
     quota: Quota
     is_deleted: bool = False
 
     @property
     def state(self) -> str:
-        """One word: healthy, low (a fifth is left, or less), exhausted or deleted."""
+        """healthy, low (at most a fifth is left), exhausted or deleted."""
         limit, remaining = self.quota.quota_limit, self.quota.quota_remaining
         if self.is_deleted:
             return "deleted"
@@ -86,14 +84,14 @@ class QuotaDisplay:
 
     @property
     def meter(self) -> str:
-        """The units in figures, behind a bar where there is a limit."""
+        """The units, after a bar if the quota has a limit."""
         limit = self.quota.quota_limit
         if self.is_deleted or limit is None:
             return self.units
         bar = (
             '<meter min="0" max="{}" low="{}" optimum="{}" value="{}" aria-label="{} units left"></meter> {}'
         )
-        most = max(limit, 1)  # a bar has a length
+        most = max(limit, 1)  # a <meter>'s max must exceed its min
         return format_html(
             f'<span class="units">{bar}</span>',
             *(most, most / 5, most, self.quota.quota_remaining, self.units, self.units),
@@ -101,17 +99,17 @@ class QuotaDisplay:
 
     @property
     def why(self) -> str:
-        """What the figures come from, in one sentence."""
+        """How the balance relates to the plan, in one sentence."""
         plan, limit, used = self.quota.plan.name, self.quota.quota_limit, self.quota.used
         if limit is None:
             return f"The plan {plan} has no limit."
         if (extra := self.quota.quota_remaining - limit) > 0:
-            return f"The plan {plan} gives {limit:,} a period, and {extra:,} more were added."
-        return f"The plan {plan} gives {limit:,} a period, and {used:,} of them are used."
+            return f"The plan {plan} gives {limit:,} per period; the balance is {extra:,} above that."
+        return f"The plan {plan} gives {limit:,} per period; used so far: {used:,}."
 
     @property
     def resets_in(self) -> str:
-        """The time to the reset, rounded up, with the instant behind it."""
+        """The time until the reset, rounded up, with the instant as its tooltip."""
         if self.is_deleted:
             return self.units
         seconds = self.quota.seconds_to_reset
@@ -120,8 +118,8 @@ class QuotaDisplay:
 
 
 def read_clock(quota: ChallengeQuota) -> datetime:
-    """The database's clock when `quota` was read, which is the one that the rules go by."""
-    return cast(datetime, quota.now)  # type: ignore[attr-defined] # of effective_quotas
+    """Return the database's clock at the read of `quota`: the rules use no other clock."""
+    return cast(datetime, quota.now)  # type: ignore[attr-defined] # annotated by effective_quotas
 
 
 def display_of(quota: ChallengeQuota) -> QuotaDisplay:

@@ -1,4 +1,4 @@
-"""The ledger, for staff: every entry, the newest first."""
+"""The ledger in the console, and its columns in a CSV file."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ LEDGER_CSV_COLUMNS = (
 
 
 def entry_cells(entry: LedgerEntry) -> Iterator[object]:
-    """The entry as it is kept, in the order of ENTRY_COLUMNS."""
+    """Yield the entry's stored values, in the order of LEDGER_CSV_COLUMNS."""
     for name in LEDGER_CSV_COLUMNS:
         value = getattr(entry, name)
         if name == "metadata":
@@ -30,12 +30,12 @@ def entry_cells(entry: LedgerEntry) -> Iterator[object]:
 
 @admin.register(LedgerEntry)
 class LedgerEntryAdmin(ReadOnlyAdmin):
-    """Every entry, the newest first. Nobody can add to it but the verbs."""
+    """Every entry, newest first. Only the verbs add entries."""
 
     list_display = ["when", "of_user", "kind", "cost", "delta", "balance_after", "who", "reason"]
     list_filter = ["kind"]
-    search_fields = ["user__user_id__exact"]  # needs no join, and has the index of (user_id, seq)
-    search_help_text = "A user id, in full"
+    search_fields = ["user__user_id__exact"]  # needs no join and uses the index on (user_id, seq)
+    search_help_text = "Complete user id"
 
     @admin.display(description="when (UTC)")
     def when(self, entry: LedgerEntry) -> SafeString:

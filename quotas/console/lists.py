@@ -1,4 +1,4 @@
-"""Lists of the console that stay quick however long they are."""
+"""Console lists that stay fast on tables of any size."""
 
 from typing import Any, cast
 
@@ -11,32 +11,32 @@ from django.utils.functional import cached_property
 
 from quotas.models import ChallengeQuota
 
-MAX_COUNTED = 10_000  # rows; a list of more says so
+MAX_COUNTED = 10_000  # rows; a longer list shows "more than 10,000"
 
 
 class MoreThan(int):
-    """A count that was broken off: `MoreThan(10_000)` is 10,000, and reads as "more than 10,000"."""
+    """A count that stopped at a limit: `MoreThan(10_000)` equals 10,000 and reads "more than 10,000"."""
 
     def __str__(self) -> str:
         return f"more than {int(self):,}"
 
 
 def count_capped(rows: QuerySet[Any]) -> int:
-    """How many rows there are, counted no further than MOST_COUNTED."""
+    """Count the rows; return MoreThan(MAX_COUNTED) if there are more than MAX_COUNTED."""
     found = rows.order_by().values("pk")[: MAX_COUNTED + 1].count()
     return found if found <= MAX_COUNTED else MoreThan(MAX_COUNTED)
 
 
-class CappedPaginator(Paginator):  # type: ignore[type-arg] # Django's is not generic when it runs
-    """Count only so far, so that the first page of a million rows comes at once."""
+class CappedPaginator(Paginator):  # type: ignore[type-arg] # Django's is not generic at run time
+    """Counts at most MAX_COUNTED rows, so that the first page of a million rows comes at once."""
 
     @cached_property
     def count(self) -> int:
         return count_capped(cast(QuerySet[Model], self.object_list))
 
 
-class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # nor is this
-    """A list that stays quick when it is long, of what nobody adds, edits or deletes here."""
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # Django's is not generic at run time
+    """A fast list of rows that cannot be added, edited or deleted in the console."""
 
     paginator = CappedPaginator
     list_per_page = list_max_show_all = 50
@@ -55,6 +55,6 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # nor is this
 
 
 def effective_quotas() -> QuerySet[ChallengeQuota]:
-    """Quotas with all that it takes to tell how each stands: no query more for any of them."""
+    """Return quotas with everything that their display needs, so that no row costs a query of its own."""
     quotas = ChallengeQuota.objects.annotate(now=Now())
     return quotas.select_related("plan").prefetch_related("plan__versions")

@@ -1,4 +1,4 @@
-"""Plans, for staff: edited only after a look at whom it touches."""
+"""Plans in the console: an edit is saved only after a preview of the users that it affects."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -19,19 +19,19 @@ from quotas.models import ChallengeQuota, Plan, PlanRules, PlanVersion
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.values import Actor, OnChange, Request
 
-MAX_JUDGED = 1_000  # users, by the rules, for a preview
+MAX_JUDGED = 1_000  # users that a preview evaluates by the rules
 STATES = ("healthy", "low", "exhausted")
 
 
 @dataclass(frozen=True, slots=True)
 class PlanImpact:
-    """Whom a change of a plan would touch: how many users, and how those that were judged would stand."""
+    """How an edit of a plan affects its users: their number, and the states of those that were evaluated."""
 
     users: int
     judged: int
     now: Counter[str]
-    saved: Counter[str]  # with their next request, by the plan as it would be
-    counted: Counter[str]  # if what they used in the running period counted against the new allowance
+    saved: Counter[str]  # right after the edit is saved
+    counted: Counter[str]  # if the units used in the running period counted against the new allowance
 
     @property
     def is_sample(self) -> bool:
@@ -45,29 +45,32 @@ class PlanImpact:
 
 
 def impact_of(plan: values.Plan) -> PlanImpact:
-    """Judge by the rules what `plan` would be, instead of the plan of its name, to those who have it."""
+    """Evaluate by the rules how the users of the plan of this name would stand if it became `plan`."""
     quotas = effective_quotas().filter(plan=plan.name, deleted_at=None)
     judged = [quota.snapshot(read_clock(quota)) for quota in quotas.order_by()[:MAX_JUDGED]]
     saved = [replace(snapshot, current_plan=plan) for snapshot in judged]
-    moves = [replace(snapshot, target=replace(plan, name="")) for snapshot in judged]  # to his own is no move
+    # Without a name: a change to the plan that a user already has moves no units.
+    moves = [replace(snapshot, target=replace(plan, name="")) for snapshot in judged]
     counted = [verbs.change_plan(move, Request(Actor("", "")), OnChange.KEEP) for move in moves]
     return PlanImpact(
         users=count_capped(ChallengeQuota.objects.filter(plan=plan.name, deleted_at=None)),
         judged=len(judged),
         now=Counter(QuotaDisplay(verbs.effective(snapshot)).state for snapshot in judged),
         saved=Counter(QuotaDisplay(verbs.effective(snapshot)).state for snapshot in saved),
-        counted=Counter(QuotaDisplay(it.quota).state for it in counted if isinstance(it, outcomes.Change)),
+        counted=Counter(
+            QuotaDisplay(change.quota).state for change in counted if isinstance(change, outcomes.Change)
+        ),
     )
 
 
 class PlanForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_actions(self) -> object:
-        return self.cleaned_data["actions"] or {}  # an empty box is no action, not NULL
+        return self.cleaned_data["actions"] or {}  # an empty field means no actions, not NULL
 
 
 @admin.register(Plan)
 class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Plans may be added, and all of their rules edited: a running period goes on by the old ones."""
+    """Plans can be added, and all of their rules edited; a running period keeps its old rules."""
 
     form = PlanForm
     list_display = [
@@ -86,10 +89,10 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     fieldsets = [
         (None, {"fields": ["name", "is_public", "is_default"]}),
         (
-            "What it gives, and when it comes back",
+            "Allowance and reset",
             {
                 "fields": [*PlanRules.RULES],
-                "description": "What is edited here takes effect for a user at the next reset.",
+                "description": "Edited rules take effect at each user’s next reset.",
             },
         ),
     ]
@@ -107,10 +110,10 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """As Django's, but with the plan's versions, and with a look at whom new rules touch first."""
-        is_unseen = object_id and request.method == "POST" and "confirmed" not in request.POST
-        if is_unseen and (first := self._look_first(request, str(object_id))):
-            return first
+        """Extend Django's view by the plan's versions, and by a preview before edited rules are saved."""
+        is_unconfirmed = object_id and request.method == "POST" and "confirmed" not in request.POST
+        if is_unconfirmed and (preview := self._preview(request, str(object_id))):
+            return preview
         versions = PlanVersion.objects.filter(plan=object_id).order_by("-version")
         context = {
             "versions": [(version, period_in_words(version.value)) for version in versions]
@@ -121,13 +124,13 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         }
         return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
-    def _look_first(self, request: HttpRequest, object_id: str) -> HttpResponse | None:
-        """The page that shows whom it touches, if it is well filled in and touches anybody's rules."""
+    def _preview(self, request: HttpRequest, object_id: str) -> HttpResponse | None:
+        """Return the preview page; None without such a plan, for an invalid form, or if no rule is edited."""
         plan = self.get_object(request, object_id)
         if plan is None:
             return None
         before = {rule: getattr(plan, rule) for rule in PlanRules.RULES}
-        # Who may not change it has no fields here, edits nothing, and is refused by Django.
+        # Without the permission to change it the form has no fields: no rule is edited, and Django refuses.
         form = self.get_form(request, plan, change=True)(request.POST, instance=plan)
         if not form.is_valid():
             return None

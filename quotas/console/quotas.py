@@ -1,4 +1,4 @@
-"""What staff see of quotas, as they stand now, and may do to them."""
+"""Quotas in the console: their current state, and the actions of staff."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -33,16 +33,16 @@ from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import KeyReused, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, PlanSource, Request
 
-MAX_EXHAUSTED_IN_FILE = 5_000  # exhausted users, in a CSV file
-MAX_USERS_PER_ACTION = 500  # users that one action may change
-MAX_REFUSALS_SHOWN = 10  # of an action, that are told one by one
-MAX_ENTRIES_SHOWN = 50  # of the ledger, on the page of a quota
+MAX_EXHAUSTED_IN_FILE = 5_000  # exhausted users in a CSV file
+MAX_USERS_PER_ACTION = 500  # users that one action may change at a time
+MAX_REFUSALS_SHOWN = 10  # of one action, shown one by one
+MAX_ENTRIES_SHOWN = 50  # of the ledger, on a quota's page
 
 PLAN_SOURCE_LABELS = {
-    PlanSource.STAFF: "by staff’s choice",
-    PlanSource.BILLING: "by what is billed in Clerk",
-    PlanSource.METADATA: "by the metadata in Clerk",
-    PlanSource.DEFAULT: "by default",
+    PlanSource.STAFF: "chosen by staff",
+    PlanSource.BILLING: "from Clerk’s billing",
+    PlanSource.METADATA: "from Clerk’s metadata",
+    PlanSource.DEFAULT: "the default plan",
 }
 
 QUOTA_COLUMNS = (
@@ -52,31 +52,31 @@ QUOTA_COLUMNS = (
 
 
 class SpendForm(forms.Form):
-    """What a spend of so many units would meet; it is only asked, nothing is spent."""
+    """Checks whether the user can spend N units; spends nothing."""
 
     spend = forms.IntegerField(
-        label="What would a spend of N units meet? N =",
+        label="Can the user spend N units? N =",
         validators=[MinValueValidator(1), MaxValueValidator(MAX_UNITS)],
         widget=forms.NumberInput(attrs={"min": 1, "max": MAX_UNITS}),
     )
 
     def answer(self, quota: ChallengeQuota) -> str:
-        """The rules' answer in one sentence; empty as long as nothing is asked."""
+        """Return the rules' answer in one sentence, or "" if nothing valid was entered."""
         if not self.is_valid():
             return ""
         cost = self.cleaned_data["spend"]
         by = Request(Actor("user", quota.user_id))
         outcome = verbs.consume(quota.snapshot(read_clock(quota)), by, cost)
         if isinstance(outcome, Refusal):
-            return f"It would be refused. {outcome}"
+            return f"No. {outcome}"
         if isinstance(outcome, outcomes.Change) and outcome.refusal:
-            return f"It would be refused. {outcome.refusal}"
+            return f"No. {outcome.refusal}"
         left = "no limit" if outcome.quota.is_unlimited else f"{outcome.quota.quota_remaining:,}"
-        return f"It would be paid. Left after it: {left}."
+        return f"Yes. Left afterwards: {left}."
 
 
 class QuotaStateFilter(admin.SimpleListFilter):
-    """Exhausted goes by the ledger, where it has an index; low and healthy could be told by no index."""
+    """Exhausted users are found by an index on the ledger; no index could find low or healthy ones."""
 
     title = parameter_name = "state"
     note = ""
@@ -86,10 +86,10 @@ class QuotaStateFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() == "exhausted":
-            found = exhausted(getattr(request, "most_exhausted", MAX_EXHAUSTED))
+            found = exhausted(getattr(request, "max_exhausted", MAX_EXHAUSTED))
             if not found.is_all:
                 many = f"{len(found.user_ids):,}"
-                self.note = f"More may be exhausted; these are the {many} that reset soonest."
+                self.note = f"These are the {many} exhausted users that reset soonest; there may be more."
             return queryset.filter(pk__in=found.user_ids)
         if self.value() in ("open", "deleted"):
             return queryset.filter(deleted_at__isnull=self.value() == "open")
@@ -98,12 +98,12 @@ class QuotaStateFilter(admin.SimpleListFilter):
 
 @admin.register(ChallengeQuota)
 class QuotaAdmin(ReadOnlyAdmin):
-    """Quotas as a request would find them now, and three acts on them, each with a reason."""
+    """Quotas as a request would find them now, with three actions that change them, each for a reason."""
 
     list_display = ["user_id", "email", "plan", "remaining", "state", "resets_in"]
     list_filter = [QuotaStateFilter, "plan"]
     search_fields = ["user_id__startswith", "email__startswith"]
-    search_help_text = "The beginning of a user id, or of an e-mail address"
+    search_help_text = "Start of a user id or e-mail address"
     actions = ["reset_now", "adjust", "change_plan", "export"]
 
     def get_urls(self) -> list[URLPattern]:
@@ -121,14 +121,14 @@ class QuotaAdmin(ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Search as Django does, but let what is found be sorted, not what is sorted be searched.
+        """Search like Django, but search first and sort afterwards.
 
-        With a LIMIT in sight PostgreSQL walks the whole key in order and looks at each row.
+        With a LIMIT in sight PostgreSQL scans the primary key in order instead of using the search index.
         """
-        found, _ = super().get_search_results(request, queryset, search_term)
+        matches, _ = super().get_search_results(request, queryset, search_term)
         if not search_term:
-            return found, False
-        return queryset.filter(pk__in=found.order_by().values("pk")[: MAX_COUNTED + 1]), False
+            return matches, False
+        return queryset.filter(pk__in=matches.order_by().values("pk")[: MAX_COUNTED + 1]), False
 
     def has_act_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("quotas.change_challengequota")
@@ -150,37 +150,38 @@ class QuotaAdmin(ReadOnlyAdmin):
 
     @admin.action(description=ResetForm.name, permissions=["act"])
     def reset_now(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
-        return self._run_action(request, quotas, ResetForm, may=self.has_act_permission(request))
+        return self._run_action(request, quotas, ResetForm, is_allowed=self.has_act_permission(request))
 
     @admin.action(description=AdjustForm.name, permissions=["act"])
     def adjust(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
-        return self._run_action(request, quotas, AdjustForm, may=self.has_act_permission(request))
+        return self._run_action(request, quotas, AdjustForm, is_allowed=self.has_act_permission(request))
 
     @admin.action(description=ChangePlanForm.name, permissions=["change_plan"])
     def change_plan(self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]) -> HttpResponse | None:
-        return self._run_action(request, quotas, ChangePlanForm, may=self.has_change_plan_permission(request))
+        is_allowed = self.has_change_plan_permission(request)
+        return self._run_action(request, quotas, ChangePlanForm, is_allowed=is_allowed)
 
     @admin.action(description="Export as CSV", permissions=["view"])
     def export(
         self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]
     ) -> HttpResponseRedirect | StreamingHttpResponse:
-        """Those that are ticked; all of the list is what the list's own link gives."""
+        """Export the ticked quotas; "select all" redirects to the export of the whole list."""
         if request.POST.get("select_across") == "1":
             query = request.GET.urlencode()
             return HttpResponseRedirect(f"{reverse('admin:quotas_challengequota_csv')}?{query}")
         return self._csv(quotas)
 
     def csv_view(self, request: HttpRequest) -> StreamingHttpResponse:
-        """All that the list would show, by the same filters and search, but to the last row."""
+        """Export every row that matches the list's filters and search, not only the rows of one page."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         search = ChangeListSearchForm(request.GET)
         if not search.is_valid():
-            raise BadRequest("This cannot be searched for.")
+            raise BadRequest("This search is not valid.")
         filters = request.GET.copy()
-        filters.pop(SEARCH_VAR, None)  # the list's own search finds only so many
-        request.GET = filters  # type: ignore[assignment] # a list only reads it
-        request.max_exhausted = MAX_EXHAUSTED_IN_FILE  # type: ignore[attr-defined] # for StateFilter
+        filters.pop(SEARCH_VAR, None)  # the list's own search stops at MAX_COUNTED matches
+        request.GET = filters  # type: ignore[assignment] # the list only reads it
+        request.max_exhausted = MAX_EXHAUSTED_IN_FILE  # type: ignore[attr-defined] # for QuotaStateFilter
         try:
             shown = self.get_changelist_instance(request)
         except IncorrectLookupParameters:
@@ -191,7 +192,7 @@ class QuotaAdmin(ReadOnlyAdmin):
         return self._csv(super().get_search_results(request, shown.queryset, term)[0], name)
 
     def ledger_csv_view(self, request: HttpRequest, object_id: str) -> StreamingHttpResponse:
-        """One user's whole ledger, the oldest entry first."""
+        """Export one user's whole ledger, oldest entry first."""
         if not (self.has_view_permission(request) and self._may_read_ledger(request)):
             raise PermissionDenied
         quota = get_object_or_404(ChallengeQuota, pk=unquote(object_id))
@@ -205,24 +206,24 @@ class QuotaAdmin(ReadOnlyAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Show what the user can spend now, and why. Nothing can be sent here."""
+        """Show what the user can spend now, and why. Read-only: changes go through the list's actions."""
         if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
             raise PermissionDenied
         quota = get_object_or_404(self.get_queryset(request), pk=unquote(object_id))
         now, may_read_ledger = display_of(quota), self._may_read_ledger(request)
         entries = quota.entries.order_by("-seq")[:MAX_ENTRIES_SHOWN] if may_read_ledger else ()
-        question = SpendForm(request.GET if "spend" in request.GET else None, label_suffix="")
+        spend_form = SpendForm(request.GET if "spend" in request.GET else None, label_suffix="")
         context = {
             "title": quota.user_id,
             "subtitle": quota.email,
             "quota": quota,
             "now": now,
             "is_due": not now.is_deleted and quota.last_reset_date != now.quota.last_reset_date,
-            "chosen": PLAN_SOURCE_LABELS[PlanSource(quota.plan_source)],
+            "plan_source": PLAN_SOURCE_LABELS[PlanSource(quota.plan_source)],
             "policy": PlanRules.ResetPolicy(now.quota.plan.reset_policy).label,
             "period": period_in_words(now.quota.plan),
-            "question": question,
-            "answer": question.answer(quota),
+            "spend_form": spend_form,
+            "answer": spend_form.answer(quota),
             "chart": daily_bars(days_of_user(quota.user_id)),
             "entries": [(entry, actor_label(entry)) for entry in entries],
             "may_act": self.has_act_permission(request) and not now.is_deleted,
@@ -232,26 +233,31 @@ class QuotaAdmin(ReadOnlyAdmin):
         return self._page(request, "quota", context)
 
     def _run_action(
-        self, request: HttpRequest, quotas: QuerySet[ChallengeQuota], kind: type[ResetForm], *, may: bool
+        self,
+        request: HttpRequest,
+        quotas: QuerySet[ChallengeQuota],
+        form_class: type[ResetForm],
+        *,
+        is_allowed: bool,
     ) -> HttpResponse | None:
-        """Ask for a reason, show before and after, and do it when that is confirmed."""
-        if not may:
+        """Ask for a reason, preview the result, and apply the action once it is confirmed."""
+        if not is_allowed:
             raise PermissionDenied
         is_sent = "token" in request.POST
-        if is_sent:  # by name, whatever the list's filters would show by now
+        if is_sent:  # by user id: the list's filters may no longer match these users
             quotas = self.get_queryset(request).filter(pk__in=request.POST.getlist(ACTION_CHECKBOX_NAME))
         rows = list(quotas[: MAX_USERS_PER_ACTION + 1])
         if len(rows) > MAX_USERS_PER_ACTION:
-            too_many = f"At most {MAX_USERS_PER_ACTION} users at a time: nothing was done."
+            too_many = f"Nothing was changed: select at most {MAX_USERS_PER_ACTION} users at a time."
             self.message_user(request, too_many, messages.ERROR)
             return None
-        form = kind(request.POST) if is_sent else kind(initial={"token": uuid4()})
+        form = form_class(request.POST) if is_sent else form_class(initial={"token": uuid4()})
         actor = Actor("staff", request.user.get_username())
         back = quota_url(rows[0].user_id) if len(rows) == 1 else request.get_full_path()
         if form.is_valid() and "confirmed" in request.POST:
             self._apply(request, form, [row.user_id for row in rows], actor)
             return HttpResponseRedirect(back)
-        shows_after = kind.shows_at_once or form.is_valid()
+        shows_after = form_class.shows_at_once or form.is_valid()
         context = {
             "title": form.title,
             "form": form,
@@ -267,25 +273,25 @@ class QuotaAdmin(ReadOnlyAdmin):
         return self._page(request, "confirm", context)
 
     def _apply(self, request: HttpRequest, form: ResetForm, user_ids: list[str], actor: Actor) -> None:
-        """Do it to each user by itself, and tell what became of them: in figures, if they are many."""
+        """Apply the action user by user, and report the results."""
         receipts, refusals = [], []
         for user_id in user_ids:
             try:
                 receipts.append(form.apply(user_id, actor))
             except KeyReused:
-                told = "this form was sent before, filled in otherwise. Open it anew."
-                refusals.append(f"Not done for {user_id}: {told}")
+                reason = "this form was already submitted with other values. Open it again."
+                refusals.append(f"Not done for {user_id}: {reason}")
             except Refusal as refusal:
                 refusals.append(f"Not done for {user_id}: {refusal}")
-        for told in refusals[:MAX_REFUSALS_SHOWN]:
-            self.message_user(request, told, messages.ERROR)
+        for text in refusals[:MAX_REFUSALS_SHOWN]:
+            self.message_user(request, text, messages.ERROR)
         if (more := len(refusals) - MAX_REFUSALS_SHOWN) > 0:
             self.message_user(request, f"Not done for {more} more users.", messages.ERROR)
         if fresh := [receipt.quota for receipt in receipts if not receipt.is_replay]:
             self.message_user(request, form.success_message(fresh), messages.SUCCESS)
         if again := len(receipts) - len(fresh):
-            told = f"This form had been sent before: nothing was done again for {again} of the users."
-            self.message_user(request, told, messages.WARNING)
+            text = f"This form was already submitted: nothing was done again for {again} of the users."
+            self.message_user(request, text, messages.WARNING)
 
     def _csv(self, quotas: QuerySet[ChallengeQuota], name: str = "quotas.csv") -> StreamingHttpResponse:
         chunks = csv_export.chunks_of(quotas, "user_id")
@@ -300,7 +306,7 @@ class QuotaAdmin(ReadOnlyAdmin):
 
 
 def quota_cells(quota: ChallengeQuota) -> Iterator[object]:
-    """The quota as the list shows it, in the order of QUOTA_COLUMNS."""
+    """Yield the quota's values as the list shows them, in the order of QUOTA_COLUMNS."""
     now = display_of(quota)
     yield from (quota.user_id, quota.email, quota.plan_id, now.state)
     yield from (now.quota.quota_limit, now.quota.used, now.quota.spendable)

@@ -1,4 +1,4 @@
-"""Service keys, for staff: made once, shown once, revoked."""
+"""Service keys in the console: created, shown once, revoked."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -20,19 +20,19 @@ class ServiceKeyForm(forms.ModelForm):  # type: ignore[type-arg]
     scopes = forms.MultipleChoiceField(
         choices=[(scope, scope) for scope in ServiceKey.SCOPES],
         widget=forms.CheckboxSelectMultiple,
-        help_text="What the key may do: give it no more than it needs.",
+        help_text="What the key may do. Grant no more than it needs.",
     )
 
-    expires_at = forms.DateTimeField(  # one field with one label, where the admin's own has two with none
+    expires_at = forms.DateTimeField(  # one labelled input; the admin's own widget has two without labels
         required=False,
         widget=forms.DateTimeInput({"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
-        help_text="In UTC; empty is never.",
+        help_text="In UTC. Leave it empty for a key that never expires.",
     )
 
     def clean_expires_at(self) -> datetime | None:
         expires_at: datetime | None = self.cleaned_data["expires_at"]
         if expires_at and expires_at <= datetime.now(UTC):
-            raise forms.ValidationError("This is past: the key would never work.")
+            raise forms.ValidationError("This time is in the past: the key would never work.")
         return expires_at
 
 
@@ -54,13 +54,13 @@ class KeyStateFilter(admin.SimpleListFilter):
 
 @admin.register(ServiceKey)
 class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Keys may be made and revoked; there is nothing else to do to one."""
+    """Keys can be created and revoked, never edited or deleted."""
 
     form = ServiceKeyForm
     list_display = ["name", "state", "key", "holds", "created", "expires", "last_used"]
     list_filter = [KeyStateFilter]
     search_fields = ["name", "prefix"]
-    search_help_text = "A part of the name, or of the key's beginning without qs_"
+    search_help_text = "Part of the name, or of the key’s first characters after qs_"
     show_facets = admin.ShowFacets.NEVER
     actions = ["revoke"]
 
@@ -68,7 +68,7 @@ class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return [*self.list_display] if obj else ["name", "scopes", "expires_at"]
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
-        """Not by the digest: who may only look could have it told letter by letter."""
+        """Refuse filters by the digest: a viewer could guess it one character at a time."""
         return not lookup.startswith("digest") and super().lookup_allowed(lookup, value, request)
 
     def has_change_permission(self, request: HttpRequest, obj: ServiceKey | None = None) -> bool:
@@ -93,7 +93,7 @@ class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def response_add(
         self, request: HttpRequest, obj: ServiceKey, post_url_continue: str | None = None
     ) -> HttpResponse:
-        """Show the key in this one answer: a message would lie in a cookie or session until it is read."""
+        """Show the key in this response only: a message would leave it in a cookie or session until shown."""
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
@@ -104,13 +104,13 @@ class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.action(description="Revoke", permissions=["revoke"])
     def revoke(self, request: HttpRequest, keys: QuerySet[ServiceKey]) -> None:
-        """Revoke what is not revoked yet, at once."""
         revoked = list(keys.filter(revoked_at=None))
         for key in revoked:
             keys.filter(pk=key.pk, revoked_at=None).update(revoked_at=datetime.now(UTC))
             self.log_change(request, key, "Revoked.")
-        told = f"Revoked {len(revoked)} of {len(keys)}: they stop working within {KEY_CACHE_SECONDS} seconds."
-        self.message_user(request, told, messages.SUCCESS)
+        result = f"Keys revoked: {len(revoked)} of {len(keys)}."
+        text = f"{result} They stop working within {KEY_CACHE_SECONDS} seconds."
+        self.message_user(request, text, messages.SUCCESS)
 
     @admin.display
     def key(self, key: ServiceKey) -> str:

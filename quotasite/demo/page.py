@@ -1,7 +1,7 @@
-"""The demo: what an app makes of the API, as a page. It is there under DEBUG alone, a 404 otherwise.
+"""The demo page: an example of an app that uses the API. Without DEBUG it is a 404.
 
-Whoever has no Clerk signs in here by a development key (`manage.py demo` makes one). Its tokens are
-nothing special: the API verifies them as any other, by CLERK_JWT_KEY.
+Without Clerk the page signs users in by a development key (`manage.py demo` makes one). The API verifies
+its tokens like all others, by CLERK_JWT_KEY.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from quotas.models import ChallengeQuota
 from quotas.rules.values import USER_ID
 from quotasite.demo.pretend_clerk import ORIGIN, session_token
 
-KNOWN_USERS = 3  # that the development sign-in offers
+KNOWN_USERS = 3  # users that the development sign-in offers
 View = Callable[[HttpRequest], HttpResponse]
 
 
@@ -56,17 +56,19 @@ def page(request: HttpRequest) -> HttpResponse:
     return response
 
 
-@csrf_exempt  # no cookie is looked at
+@csrf_exempt  # it reads no cookie
 @under_debug
 @require_POST
 @never_cache
 def token(request: HttpRequest) -> HttpResponse:
-    """`POST /demo/token` with `user_id`: a session token of one minute, by the development key."""
+    """Return a session token for the posted `user_id`, signed by the development key, valid for a minute."""
     if _sign_in() != "development":
         raise Http404
     user_id = request.POST.get("user_id", "")
     if not USER_ID.fullmatch(user_id) or not user_id.startswith("user_"):
-        return Problem(400, "invalid_request", "user_id: must be user_ and more, as Clerk's.").response()
+        return Problem(
+            400, "invalid_request", "user_id: must begin with user_, like the ids of Clerk."
+        ).response()
     origin = next(iter(settings.CLERK_AUTHORIZED_PARTIES), ORIGIN)
     signed = session_token(
         settings.DEVELOPMENT_SIGNING_KEY, user_id, issuer=settings.CLERK_ISSUER, origin=origin
@@ -81,13 +83,13 @@ def _sign_in() -> str:
 
 
 def _clerk_sources(frontend_api: str) -> dict[str, list[str]]:
-    """What Clerk's documentation wants a page with its component to allow, and nothing more."""
+    """Return the sources that Clerk's documentation requires for its component, and no others."""
     own, bots, fraud = "'self'", "https://challenges.cloudflare.com", "https://*.protect.clerk.com"
     return {
         "script-src": [own, frontend_api, bots, fraud],
-        "connect-src": [own, frontend_api, f"{fraud}:*"],  # those listen on other ports too
+        "connect-src": [own, frontend_api, f"{fraud}:*"],  # it listens on other ports too
         "img-src": [own, "https://img.clerk.com"],
         "worker-src": [own, "blob:"],
-        "style-src": [own, "'unsafe-inline'"],  # its styles are made at run time
+        "style-src": [own, "'unsafe-inline'"],  # the component creates its styles at run time
         "frame-src": [bots, fraud],
     }

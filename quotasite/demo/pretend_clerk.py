@@ -1,4 +1,4 @@
-"""What the tour needs of Clerk, played on this machine: tokens, signed deliveries, the list of users."""
+"""A local stand-in for Clerk: session tokens, signed deliveries, the list of users."""
 
 import json
 import secrets
@@ -21,14 +21,14 @@ USER_COUNT = 1_200  # in three pages
 def session_token(
     key: rsa.RSAPrivateKey | str, user_id: str, *, issuer: str = ISSUER, origin: str = ORIGIN, life: int = 60
 ) -> str:
-    """A session token as Clerk signs it, with a private key (or its PEM); `life` in seconds."""
+    """Return a session token like Clerk's, signed with a private key (or its PEM); `life` is in seconds."""
     now = int(time.time())
     claims = {"iss": issuer, "azp": origin, "sub": user_id, "sid": "sess_demo", "iat": now, "nbf": now}
     return jwt.encode({**claims, "exp": now + life}, key, "RS256", headers={"kid": "ins_demo"})
 
 
 class PretendClerk:
-    """A Clerk instance with a key pair, a signing secret and users of its own."""
+    """A Clerk instance with its own key pair, signing secret and users."""
 
     def __init__(self) -> None:
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -52,7 +52,7 @@ class PretendClerk:
         return session_token(self.key, user_id, life=life)
 
     def delivery(self, event_type: str, data: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
-        """The body and headers of a delivery, signed as svix does it."""
+        """Return the body and headers of a delivery, signed by the Svix library."""
         from svix.webhooks import Webhook
 
         body = json.dumps({"object": "event", "type": event_type, "data": data})
@@ -62,7 +62,7 @@ class PretendClerk:
         return body.encode(), {**headers, "svix-signature": signature, "Content-Type": "application/json"}
 
     def page(self, path: str) -> object:
-        """What the Backend API answers to a GET of `path`."""
+        """Return what the Backend API returns to a GET of `path`."""
         url = urlsplit(path)
         query = parse_qs(url.query)
         if url.path.endswith("/count"):
@@ -72,7 +72,7 @@ class PretendClerk:
         return self.users[start : start + int(query["limit"][0])]
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
-        """Return what answers as the Backend API does, for a server on loopback."""
+        """Return a request handler that answers like the Backend API, for a server on loopback."""
         clerk = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -83,6 +83,6 @@ class PretendClerk:
                 self.wfile.write(json.dumps(clerk.page(self.path)).encode())
 
             def log_message(self, *args: object) -> None:
-                """Clerk's log is not ours to print."""
+                """Log nothing: the tour does not show requests to Clerk."""
 
         return Handler

@@ -1,7 +1,7 @@
-"""The two-minute tour: the service's real main job over HTTP, on a throw-away database.
+"""The two-minute tour: the service's main job over HTTP, on a temporary database.
 
-The tour's Clerk is played here: a key pair of its own signs the session tokens, a secret of its own
-the deliveries, and a loopback server gives the list of users. All else is the product as it is.
+A local stand-in for Clerk signs the session tokens and the deliveries, and serves the list of users on
+loopback. Everything else is the product itself.
 """
 
 import logging
@@ -36,18 +36,18 @@ HISTORY_USERS, HISTORY_DAYS = 300, 30
 
 
 class DemoFailed(Exception):
-    """A step of the tour did not show what it should; the text says which and what came."""
+    """A step of the tour had an unexpected result; the text names both."""
 
 
 class Tour:
-    """Runs the steps against a served site, telling each on `tell`."""
+    """Runs the steps against a served site; each step is written to `write`, line by line."""
 
-    def __init__(self, clerk: PretendClerk, base_url: str, tell: Callable[[str], None]) -> None:
-        self.clerk, self.tell = clerk, tell
+    def __init__(self, clerk: PretendClerk, base_url: str, write: Callable[[str], None]) -> None:
+        self.clerk, self.write = clerk, write
         self.http = httpx.Client(base_url=base_url, timeout=30)
 
     def run(self) -> None:
-        """Show the main job from end to end. Raises DemoFailed at the first surprise."""
+        """Show the main job from end to end. Raises DemoFailed at the first unexpected result."""
         with self.http:
             self.delivery_makes_a_row()
             self.spend_until_refused()
@@ -56,45 +56,45 @@ class Tour:
             self.backfill()
 
     def delivery_makes_a_row(self) -> None:
-        self.tell("\n1. Someone signs up: Clerk delivers a signed user.created.")
+        self.write("\n1. Someone signs up: Clerk delivers a signed user.created.")
         email = {"id": "idn_1", "email_address": "new@example.com"}
         user = {"id": NEW_USER, "updated_at": 1_700_000_000_000, "primary_email_address_id": "idn_1"}
         body, headers = self.clerk.delivery("user.created", {**user, "email_addresses": [email]})
         self.expect(self.http.post("/webhooks/clerk", content=body, headers=headers), 200, status="success")
         self.expect(self.http.post("/webhooks/clerk", content=body + b" ", headers=headers), 400)
-        self.tell("   The second was changed on its way, so it was refused.")
+        self.write("   The second delivery was altered in transit, so it was refused.")
 
     def spend_until_refused(self) -> None:
         allowance = self.allowance
-        self.tell("\n2. The SPA asks with a session token, and spends until nothing is left.")
+        self.write("\n2. The SPA calls the API with a session token, and spends until nothing is left.")
         self.expect(self.get("/api/quota", NEW_USER), 200, quota_remaining=allowance)
         for left in reversed(range(allowance)):
             answer = self.post("/api/v1/quota/consume", NEW_USER)
             self.check(answer, 201, {"quota_remaining": left}, answer.json().get("quota", {}))
-        self.tell(f"   {'POST /api/v1/quota/consume':30} 201  {allowance} times, down to 0")
+        self.write(f"   {'POST /api/v1/quota/consume':30} 201  {allowance} times, down to 0")
         refused = self.post("/api/v1/quota/consume", NEW_USER)
         self.expect(refused, 429, code="quota_exhausted", quota_remaining=0)
         if not 86_000 < int(refused.headers.get("Retry-After", 0)) <= 86_400:
-            raise DemoFailed("the 429 should say by Retry-After that a day has to pass")
-        self.tell(f"   Retry-After: {refused.headers['Retry-After']}")
+            raise DemoFailed("the 429 should have a Retry-After of one day")
+        self.write(f"   Retry-After: {refused.headers['Retry-After']}")
 
     def full_again_after_a_day(self) -> None:
-        self.tell("\n3. A day later (this user's rows are moved 24 hours into the past): full again.")
+        self.write("\n3. A day later (this user's rows are moved 24 hours into the past): full again.")
         shift(NEW_USER, timedelta(hours=24))
         self.expect(self.get("/api/quota", NEW_USER), 200, quota_remaining=self.allowance)
         self.expect(self.post("/api/v1/quota/consume", NEW_USER), 201, cost=1)
 
     def missing_row_is_made(self) -> None:
-        self.tell("\n4. A user whose delivery never came: the first GET makes the row.")
+        self.write("\n4. A user whose delivery never arrived: the first GET makes the row.")
         self.expect(self.get("/api/quota", LATE_USER), 200, quota_remaining=self.allowance)
 
     def backfill(self) -> None:
-        self.tell(f"\n5. Backfill: {USER_COUNT} users in Clerk have no row yet.")
+        self.write(f"\n5. Backfill: {USER_COUNT} users in Clerk have no row yet.")
         before = ChallengeQuota.objects.count()
-        self.tell("   $ manage.py backfill_quotas")
+        self.write("   $ manage.py backfill_quotas")
         call_command("backfill_quotas")
         if (made := ChallengeQuota.objects.count() - before) != USER_COUNT:
-            raise DemoFailed(f"the backfill should make {USER_COUNT} rows, and made {made}")
+            raise DemoFailed(f"the backfill should make {USER_COUNT} rows; it made {made}")
 
     @property
     def allowance(self) -> int:
@@ -108,31 +108,31 @@ class Tour:
         return self.http.post(path, json={}, headers=headers)
 
     def expect(self, answer: httpx.Response, status: int, /, **members: object) -> None:
-        """Tell the exchange, and demand its status and members."""
+        """Write the exchange, and require its status and members."""
         body = answer.json()
-        said = f"{body['code']}: {body['detail']}" if "code" in body else answer.text
-        asked = f"{answer.request.method:4} {answer.request.url.path}"
-        self.tell(f"   {asked:30} {answer.status_code}  {textwrap.shorten(said, 110)}")
+        summary = f"{body['code']}: {body['detail']}" if "code" in body else answer.text
+        request = f"{answer.request.method:4} {answer.request.url.path}"
+        self.write(f"   {request:30} {answer.status_code}  {textwrap.shorten(summary, 110)}")
         self.check(answer, status, members, body)
 
     def check(
-        self, answer: httpx.Response, status: int, members: dict[str, object], found: dict[str, object]
+        self, answer: httpx.Response, status: int, members: dict[str, object], body: dict[str, object]
     ) -> None:
-        if answer.status_code != status or any(found.get(name) != value for name, value in members.items()):
-            asked = f"{answer.request.method} {answer.request.url.path}"
-            raise DemoFailed(f"{asked} should answer {status} {members}; it was {answer.text}")
+        if answer.status_code != status or any(body.get(name) != value for name, value in members.items()):
+            request = f"{answer.request.method} {answer.request.url.path}"
+            raise DemoFailed(f"{request} should return {status} {members}; it returned {answer.text}")
 
 
 def shift(user_id: str, by: timedelta) -> None:
-    """Move a user's rows into the past, which is how tests and the tour let time pass."""
+    """Move a user's rows into the past: the tests and the tour let time pass like this."""
     for rows in (ChallengeQuota.objects, LedgerEntry.objects):
         columns = [column.name for column in rows.model._meta.fields if isinstance(column, DateTimeField)]
-        ours = [name for name in columns if name != "clerk_updated_at"]  # that one is by Clerk's clock
+        ours = [name for name in columns if name != "clerk_updated_at"]  # that one follows Clerk's clock
         rows.filter(user_id=user_id).update(**{name: F(name) - by for name in ours})
 
 
 def seed_history() -> None:
-    """Make users with 30 days of spending, by the rules themselves under a clock of their own."""
+    """Make users with 30 days of history, computed by the rules under a simulated clock."""
     plan = Plan.objects.get(is_default=True).value
     chance = random.Random(20)  # noqa: S311 - the same history each time
     states: list[values.State] = []
@@ -148,7 +148,7 @@ def seed_history() -> None:
 
 
 def make_staff() -> tuple[str, str]:
-    """Make a superuser; return his name and his password, which nothing else keeps."""
+    """Make a superuser; return their name and password, which is stored only as a hash."""
     password = secrets.token_urlsafe(9)
     User.objects.create_superuser("staff", "", password)
     return "staff", password
@@ -156,10 +156,10 @@ def make_staff() -> tuple[str, str]:
 
 @contextmanager
 def served(clerk: PretendClerk, folder: Path, host: str, port: int) -> Iterator[str]:
-    """Serve the site at the next free port, on a database of its own in `folder`; give its address."""
+    """Serve the site on the first free port from `port` on, with a database in `folder`; yield its URL."""
     connection.close()
     connection.settings_dict["NAME"] = str(folder / "demo.sqlite3")
-    logging.disable(logging.ERROR)  # the refusals of the tour are no news
+    logging.disable(logging.ERROR)  # the tour causes its refusals on purpose
     clerk_api = ThreadingHTTPServer(("127.0.0.1", 0), clerk.handler())
     with (
         _listening(clerk_api),
@@ -185,11 +185,11 @@ def served(clerk: PretendClerk, folder: Path, host: str, port: int) -> Iterator[
 
 
 def with_page(clerk: PretendClerk) -> override_settings:
-    """Open the demo page, with a sign-in as anybody, for as long as the block lasts."""
+    """Enable the demo page, with a sign-in as any user, inside the block."""
     return override_settings(
         DEBUG=True,
         DEVELOPMENT_SIGNING_KEY=clerk.private_key,
-        CLERK_PUBLISHABLE_KEY="",  # a Clerk of one's own has nothing to do with this
+        CLERK_PUBLISHABLE_KEY="",  # the demo never uses the operator's own Clerk
         CLERK_FRONTEND_API="",
     )
 
@@ -197,7 +197,7 @@ def with_page(clerk: PretendClerk) -> override_settings:
 def _history(
     user_id: str, plan: values.Plan, chance: random.Random
 ) -> tuple[values.State, list[values.Entry]]:
-    """A user's state and ledger after spending now and then for a month."""
+    """Return a user's state and ledger after a month of irregular spending."""
     clock = datetime.now(UTC) - timedelta(days=HISTORY_DAYS)
     pause = timedelta(hours=chance.choices((0.4, 3, 12, 24, 48, 96), weights=(1, 2, 4, 4, 4, 4))[0])
     request = values.Request(values.Actor("user", user_id))
@@ -216,7 +216,7 @@ def _history(
 
 
 def _uuid7(instant: datetime, chance: random.Random) -> UUID:
-    """A time-ordered UUID for an instant that is not now."""
+    """Return a version 7 UUID for an instant in the past."""
     milliseconds = int(instant.timestamp() * 1000)
     return UUID(
         int=milliseconds << 80 | 7 << 76 | chance.getrandbits(12) << 64 | 2 << 62 | chance.getrandbits(62)
@@ -224,7 +224,7 @@ def _uuid7(instant: datetime, chance: random.Random) -> UUID:
 
 
 def _model_arguments(record: values.State | values.Entry) -> dict[str, Any]:
-    """The record as arguments for its model; a quota's plan is a foreign key there."""
+    """Return the record as arguments of its model, where a quota's plan is a foreign key."""
     columns = {column.name: getattr(record, column.name) for column in fields(record)}
     if isinstance(record, values.State):
         columns["plan_id"] = columns.pop("plan")
@@ -235,7 +235,7 @@ def _bind(host: str, port: int) -> ThreadedWSGIServer:
     for candidate in range(port, port + 20):
         with suppress(OSError):
             return ThreadedWSGIServer((host, candidate), _QuietHandler)
-    raise DemoFailed(f"the ports {port} to {port + 19} are all taken")
+    raise DemoFailed(f"the ports {port} to {port + 19} are all in use")
 
 
 @contextmanager
@@ -251,4 +251,4 @@ def _listening(server: ThreadingHTTPServer | ThreadedWSGIServer) -> Iterator[Non
 
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, *args: object) -> None:
-        """The tour tells what is asked and answered itself."""
+        """Log nothing: the tour writes its own exchanges."""

@@ -1,7 +1,7 @@
-"""Staff accounts and their groups: Django's own pages, but for what no screen reader could tell on them.
+"""Staff accounts and groups: Django's own pages, without the widgets that screen readers cannot announce.
 
-Superusers alone edit them, whatever the permissions say: who edits an account could give it any right, or
-take one that has it by a password of his own.
+Only superusers may edit them, whatever the permissions grant: editing an account can give it any right, and
+setting a superuser's password takes over that account.
 """
 
 from django.contrib import admin
@@ -18,16 +18,16 @@ def by_superusers(admin: object, request: HttpRequest, obj: Model | None = None)
     return request.user.is_active and request.user.is_superuser
 
 
-class StaffForm(UserChangeForm):  # type: ignore[type-arg] # Django's is not generic when it runs
-    password = ReadOnlyPasswordHashField()  # a help text would be named by an id that is not on the page
+class StaffForm(UserChangeForm):  # type: ignore[type-arg] # Django's is not generic at run time
+    password = ReadOnlyPasswordHashField()  # without a help text: aria-describedby would name a missing id
 
 
 @admin.register(User)
 class StaffAdmin(UserAdmin):  # type: ignore[type-arg]
     has_add_permission = has_change_permission = has_delete_permission = by_superusers
     form = StaffForm
-    readonly_fields = ["last_login", "date_joined"]  # as fields they are two boxes each, without a label
-    filter_horizontal = ()  # its icons name themselves where ARIA forbids it: a plain list is read well
+    readonly_fields = ["last_login", "date_joined"]  # as inputs they are two boxes each, without labels
+    filter_horizontal = ()  # its icons carry names where ARIA forbids them: use a plain list
 
 
 @admin.register(Group)

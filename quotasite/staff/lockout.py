@@ -1,4 +1,4 @@
-"""Who may go on guessing passwords at /admin/login: what django-axes asks of us."""
+"""Limits password guessing at /admin/login: the functions that django-axes calls."""
 
 import math
 from ipaddress import IPv6Address, IPv6Network, ip_address
@@ -13,15 +13,15 @@ from django.dispatch import receiver
 from django.http import HttpRequest
 from django.utils import timezone
 
-UNKNOWN = "0.0.0.0"  # noqa: S104 - no address to bind: all who come without one share a lock
-SITE_PREFIX = 64  # bits of an IPv6 address: whoever has one has all that begin alike
+UNKNOWN = "0.0.0.0"  # noqa: S104 - never bound to: all clients without a valid address share one lock
+SITE_PREFIX = 64  # bits of an IPv6 address: a client controls every address in its /64
 
 
 def client_address(request: HttpRequest) -> str:
-    """Return where the request comes from; of IPv6 the network, which is what one client is given.
+    """Return the client's address; for IPv6 its /64 network, because a client gets a whole network.
 
-    Each proxy appends whom it was called by to X-Forwarded-For, so with N of our own the Nth from the
-    right is the client. What stands to the left of it anybody may have written.
+    Each proxy appends the address of its caller to X-Forwarded-For, so with N trusted proxies the Nth
+    from the right is the client. Everything to the left of it may be forged.
     """
     address = request.META.get("REMOTE_ADDR", "")
     if settings.TRUSTED_PROXIES and (forwarded := request.headers.get("X-Forwarded-For")):
@@ -30,17 +30,17 @@ def client_address(request: HttpRequest) -> str:
 
 
 def client_in_log(username: str, address: str, user_agent: str, path: str, request: HttpRequest) -> str:
-    """Return what axes calls a client in its log lines: not by the name typed, which may be a password."""
+    """Return what axes logs of a client: never the name typed, which may be a password."""
     return address
 
 
 def is_locked_out(request: HttpRequest) -> bool:
-    """Tell whether axes refused what was just sent, or refuses what comes next."""
+    """Return whether axes refused this log-in, or locked the client because it failed."""
     return bool(getattr(request, "axes_locked_out", False))
 
 
 def seconds_locked(request: HttpRequest) -> int:
-    """Return after how long all failures of a client that is locked out are forgotten."""
+    """Return the seconds until axes forgets the failures of a client that is locked out."""
     [failures] = AxesDatabaseHandler().get_user_attempts(request, request.axes_credentials)  # type: ignore[attr-defined] # axes'
     latest = failures.aggregate(latest=Max("attempt_time"))["latest"] or timezone.now()
     return max(1, math.ceil((latest + settings.AXES_COOLOFF_TIME - timezone.now()).total_seconds()))
@@ -48,22 +48,22 @@ def seconds_locked(request: HttpRequest) -> int:
 
 @receiver(pre_save, sender=AccessAttempt)
 def keep_nothing_that_was_typed(sender: object, instance: Any, **kwargs: Any) -> None:
-    """Empty the copies of the form and the query, which axes masks only where it knows the field's name."""
+    """Empty the copies of the form and the query: axes masks only the fields whose names it knows."""
     instance.get_data = instance.post_data = ""
 
 
 def _canonical(address: str) -> str:
-    """Return the address without a port, or UNKNOWN."""
+    """Return the address without its port, for IPv6 the network; UNKNOWN if it is invalid."""
     if address.startswith("["):
         address = address[1:].partition("]")[0]
     elif address.count(":") == 1:
         address = address.partition(":")[0]
     try:
-        found = ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         return UNKNOWN
-    if not isinstance(found, IPv6Address):
-        return str(found)
-    if found.ipv4_mapped:
-        return str(found.ipv4_mapped)
-    return str(IPv6Network((int(found), SITE_PREFIX), strict=False).network_address)
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(IPv6Network((int(parsed), SITE_PREFIX), strict=False).network_address)

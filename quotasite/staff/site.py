@@ -1,4 +1,4 @@
-"""The admin as a whole: its first page, and a bound on what it costs to look at any."""
+"""The admin site: its overview, its login, and the limits on what a page may cost."""
 
 import math
 from collections.abc import Callable
@@ -25,22 +25,22 @@ from quotas.reports.totals import Refusals, Totals
 from quotas.store.errors import is_statement_timeout, read_with_reconnect
 from quotasite.staff.lockout import is_locked_out, seconds_locked
 
-STATEMENT_SECONDS = 5  # of one statement of a page
+STATEMENT_SECONDS = 5  # for one statement of a page
 FIGURES_PERMISSIONS = ("quotas.view_challengequota", "quotas.view_ledgerentry")
 
-# For this transaction: a page neither takes long, nor more than one core from those who spend.
+# For this transaction only: a page neither runs long nor takes more than one core from the spends.
 BOUNDS = """
     SELECT set_config('statement_timeout', %s, true), set_config('max_parallel_workers_per_gather', '0', true)
 """
 
-# To check a password takes a core for a third of a second, as a hundred reads do, and any stranger may ask.
-ONE_PASSWORD = Lock()  # of this process; waiting would take the threads away from those who spend
+# A password check takes a core for a third of a second, as much as a hundred reads, and needs no log-in.
+ONE_PASSWORD = Lock()  # per process; never wait for it: waiting would block the threads that serve spends
 
 ViewFunction = TypeVar("ViewFunction", bound=Callable[..., HttpResponseBase])
 
 
 class Overview(NamedTuple):
-    """What the first page tells of all quotas together."""
+    """The figures of all quotas on the first page."""
 
     users: int
     exhausted: int
@@ -60,7 +60,7 @@ class Overview(NamedTuple):
 
     @property
     def counts(self) -> tuple[str, str]:
-        """How many users there are, and how many of them are exhausted; a count may be an estimate."""
+        """The number of users and of exhausted users; either may read "about …" or "more than …"."""
         users, exhausted = (
             f"{count:,}" if type(count) is int else str(count) for count in (self.users, self.exhausted)
         )
@@ -68,7 +68,7 @@ class Overview(NamedTuple):
 
     @property
     def today(self) -> tuple[str, str]:
-        """What was spent and refused today, once that is summed."""
+        """Units spent and refusals of today; "…" until they are summed."""
         days = self.totals.days
         return (f"{days[-1].spent:,}", f"{days[-1].refused:,}") if days else ("…", "…")
 
@@ -78,12 +78,12 @@ class Overview(NamedTuple):
 
     @property
     def most_refused(self) -> list[tuple[str, str, int]]:
-        """User ids, where their pages are, and how often."""
+        """User id, URL of the quota's page, and number of refused periods."""
         return [(user_id, quota_url(user_id), times) for user_id, times in self.refusals.users]
 
 
 class ConsoleSite(AdminSite):
-    """Stock Django's, with an overview on the first page, and bounded where it is only looked at."""
+    """Django's admin with an overview on the first page and limits on every GET."""
 
     site_header = site_title = "Quotasite"
     site_url = None
@@ -95,12 +95,12 @@ class ConsoleSite(AdminSite):
 
     @method_decorator(never_cache)
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """As Django's, but one password at a time, and who guessed too often is told when to come back."""
+        """Extend Django's login: one password check at a time, and Retry-After during a lockout."""
         if request.method != "POST":
             return super().login(request, extra_context)
         if not ONE_PASSWORD.acquire(blocking=False):
-            told = "Another password is being checked just now. Go back, and send yours again."
-            return self._refuse_login(request, 503, "One moment", told, 1)
+            explanation = "Another password is being checked right now. Go back and send yours again."
+            return self._refuse_login(request, 503, "One moment", explanation, 1)
         try:
             response = super().login(request, extra_context)
         finally:
@@ -108,16 +108,17 @@ class ConsoleSite(AdminSite):
         if not is_locked_out(request):
             return response
         seconds = seconds_locked(request)
-        told = (
-            "There were too many failed log-ins under this name from your address. Even the right password "
-            f"is refused for the next {duration_in_words(60 * math.ceil(seconds / 60))}."
+        wait = duration_in_words(60 * math.ceil(seconds / 60))
+        explanation = (
+            "There were too many failed log-ins with this name from your address. Even the correct password "
+            f"is refused for the next {wait}. Wait, or ask an operator to lift the lock."
         )
-        return self._refuse_login(request, 429, "Too many failed log-ins", told, seconds)
+        return self._refuse_login(request, 429, "Too many failed log-ins", explanation, seconds)
 
     def _refuse_login(
-        self, request: HttpRequest, status: int, title: str, told: str, seconds: int
+        self, request: HttpRequest, status: int, title: str, explanation: str, seconds: int
     ) -> HttpResponse:
-        context = {**self.each_context(request), "title": title, "told": told}
+        context = {**self.each_context(request), "title": title, "explanation": explanation}
         headers = {"Retry-After": str(seconds)}
         return TemplateResponse(request, "admin/login_refused.html", context, status=status, headers=headers)
 
@@ -125,7 +126,7 @@ class ConsoleSite(AdminSite):
         return super().index(request, {**(extra_context or {}), **self._overview(request)})
 
     def _overview(self, request: HttpRequest) -> dict[str, Any]:
-        """The figures of the first page; it is there without them too, where they take too long."""
+        """Return the figures for the template, or `is_late` if they take too long: the page works without."""
         if not request.user.has_perms(FIGURES_PERMISSIONS):
             return {}
         try:
@@ -137,10 +138,10 @@ class ConsoleSite(AdminSite):
             return {"is_late": True}
 
     def _bounded(self, view: ViewFunction) -> ViewFunction:
-        """Answer a GET in one transaction whose statements are bounded, on a connection that works.
+        """Run a GET in one transaction with limited statements, on a connection that works.
 
-        A transaction, because a time-out for the session would go on to others behind a pooler. What
-        changes something stays as it is: its verbs store user by user, each by itself.
+        The timeout ends with the transaction: one for the session would reach other clients of a pooler.
+        Other methods run without the transaction, because their verbs commit user by user.
         """
 
         @wraps(view)
@@ -148,16 +149,16 @@ class ConsoleSite(AdminSite):
             if request.method not in ("GET", "HEAD"):
                 return view(request, *args, **kwargs)
 
-            def look() -> HttpResponseBase:
+            def read() -> HttpResponseBase:
                 with transaction.atomic():
                     _bound_statements()
                     response = view(request, *args, **kwargs)
                     if isinstance(response, SimpleTemplateResponse):
-                        response.render()  # which is when a list is read
+                        response.render()  # the queries of a list run only now
                     return response
 
             try:
-                return read_with_reconnect(look)
+                return read_with_reconnect(read)
             except OperationalError as error:
                 if not is_statement_timeout(error):
                     raise

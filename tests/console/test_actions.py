@@ -1,4 +1,4 @@
-"""Acts of staff on many users, and the change of a plan: shown by the rules, done once, told in short."""
+"""Staff actions on many users, and plan changes: previewed by the rules, applied once, reported briefly."""
 
 import re
 from collections.abc import Callable
@@ -42,14 +42,16 @@ def test_a_change_of_plan_is_shown_before_it_is_made_and_is_made_so(
     staff: Client, make_quota: Make, shift: Shift, pro: Plan, on_change: str, left: int
 ) -> None:
     make_quota(remaining=12)
-    shift("user_1", timedelta(hours=12))  # and a little more by then: 14.99… of the 30 more are to come
-    asked = {"plan": "pro", "on_change": on_change, "reason": "an upgrade", "token": uuid4()}
-    shown = text(send(staff, "change_plan", "user_1", **asked))
+    shift(
+        "user_1", timedelta(hours=12)
+    )  # a little more has passed by then: 14.99… of the 30 new units are added
+    form = {"plan": "pro", "on_change": on_change, "reason": "an upgrade", "token": uuid4()}
+    shown = text(send(staff, "change_plan", "user_1", **form))
     assert "Change plan to pro" in shown
     assert shown.index("12 of 20") < shown.index(f"{left} of 50")
     assert plan_of() == ("free", 12)
-    told = text(send(staff, "change_plan", "user_1", **asked, confirmed="1"))
-    assert f"ser_1 has the plan pro: now {left} of 50." in told
+    done = text(send(staff, "change_plan", "user_1", **form, confirmed="1"))
+    assert f"The plan of user_1 is pro: now {left} of 50." in done
     assert plan_of() == ("pro", left)
     entry = LedgerEntry.objects.latest("seq")
     assert (entry.kind, entry.reason, entry.actor_id) == ("plan_changed", "an upgrade", "alice")
@@ -79,10 +81,10 @@ def test_a_change_of_plan_needs_a_plan_a_way_and_a_reason(
 
 def test_a_change_of_plan_that_is_sent_twice_is_made_once(staff: Client, make_quota: Make, pro: Plan) -> None:
     make_quota()
-    asked = {"plan": "pro", "on_change": "reset", "token": uuid4()}
-    confirm(staff, "change_plan", "user_1", **asked)
+    form = {"plan": "pro", "on_change": "reset", "token": uuid4()}
+    confirm(staff, "change_plan", "user_1", **form)
     ChallengeQuota.objects.consume("user_1", 5)
-    assert "nothing was done again" in confirm(staff, "change_plan", "user_1", **asked)
+    assert "nothing was done again" in confirm(staff, "change_plan", "user_1", **form)
     assert plan_of() == ("pro", 45)
 
 
@@ -92,11 +94,11 @@ def test_who_has_the_plan_already_has_it_by_staffs_choice_from_then_on(
     make_quota(remaining=3)
     seq = ChallengeQuota.objects.get().seq
     for _ in range(2):
-        told = confirm(staff, "change_plan", "user_1", plan="free", on_change="reset")
-        assert "ser_1 has the plan free: now 3 of 20." in told
+        done = confirm(staff, "change_plan", "user_1", plan="free", on_change="reset")
+        assert "The plan of user_1 is free: now 3 of 20." in done
     quota = ChallengeQuota.objects.get()
     assert (quota.seq, quota.plan_source) == (seq + 1, "staff")
-    assert "free, by staff’s choice" in text(staff.get(PAGE))
+    assert "free, chosen by staff" in text(staff.get(PAGE))
 
 
 def test_the_choice_is_given_back_to_clerk_with_a_preview(staff: Client, make_quota: Make, pro: Plan) -> None:
@@ -105,14 +107,14 @@ def test_the_choice_is_given_back_to_clerk_with_a_preview(staff: Client, make_qu
     confirm(staff, "change_plan", "user_1", plan="free", on_change="keep")
     ChallengeQuota.objects.assign_plan("user_1", "billing", "pro", updated_at=at, actor=STAFF)
     assert plan_of() == ("free", 3)
-    asked = {"plan": "*", "on_change": "keep", "reason": "his own again", "token": uuid4()}
-    shown = text(send(staff, "change_plan", "user_1", **asked))
-    assert "Change plan to Clerk’s word" in shown
+    form = {"plan": "*", "on_change": "keep", "reason": "their own again", "token": uuid4()}
+    shown = text(send(staff, "change_plan", "user_1", **form))
+    assert "Change plan to Clerk’s assignment" in shown
     assert "33 of 50" in shown
     assert plan_of() == ("free", 3)
-    assert "has the plan pro: now 33 of 50." in confirm(staff, "change_plan", "user_1", **asked)
+    assert "The plan of user_1 is pro: now 33 of 50." in confirm(staff, "change_plan", "user_1", **form)
     assert plan_of() == ("pro", 33)
-    assert "pro, by what is billed in Clerk" in text(staff.get(PAGE))
+    assert "pro, from Clerk’s billing" in text(staff.get(PAGE))
 
 
 def test_the_page_of_a_quota_offers_a_change_of_plan_to_who_may(staff: Client, make_quota: Make) -> None:
@@ -148,10 +150,10 @@ def test_many_refusals_are_told_in_short(
     for number, user_id in enumerate(users):
         make_quota(user_id, remaining=20 if number == 5 else 0)
     monkeypatch.setattr(quotas, "MAX_REFUSALS_SHOWN", 2)
-    told = confirm(staff, "adjust", *users, delta="-1")
-    assert re.findall(r"Not done for (\w+):", told) == ["user_0", "user_1"]
-    assert "Not done for 3 more users." in told
-    assert "Adjusted user_5: now 19 of 20." in told
+    page = confirm(staff, "adjust", *users, delta="-1")
+    assert re.findall(r"Not done for (\w+):", page) == ["user_0", "user_1"]
+    assert "Not done for 3 more users." in page
+    assert "Adjusted user_5: now 19 of 20." in page
 
 
 def test_a_preview_costs_as_many_queries_for_many_users_as_for_one(staff: Client, make_quota: Make) -> None:
@@ -163,7 +165,7 @@ def test_a_preview_costs_as_many_queries_for_many_users_as_for_one(staff: Client
     users = [f"user_{number}" for number in range(8)]
     for user_id in users:
         make_quota(user_id)
-    make_quota("user_8", allowance=30)  # so that the others go on by an old version of the plan
+    make_quota("user_8", allowance=30)  # so that the others keep an old version of the plan
     few = queries(users[0])
     assert queries(*users) == few
 

@@ -1,4 +1,4 @@
-"""The admin console: staff see what is true now, and what they do is done once, with a reason."""
+"""The admin console: staff see the current state, and each action is applied once, for a reason."""
 
 import re
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def test_the_list_shows_what_a_request_would_find_and_not_the_stale_row(
     assert "0 of 20" in text(staff.get(LIST))
     shift("user_1", timedelta(hours=24))
     assert "20 of 20" in text(staff.get(LIST))
-    assert balance() == 0  # looking changes nothing
+    assert balance() == 0  # viewing changes nothing
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,8 @@ def test_deleted_users_can_be_left_out(staff: Client, make_quota: Make) -> None:
     make_quota("user_2")
     ChallengeQuota.objects.delete("user_2", actor=Actor("webhook", "clerk"))
     shown = [
-        re.findall(r"user_\d(?=</a>)", text(staff.get(LIST, {"state": it}))) for it in ("open", "deleted")
+        re.findall(r"user_\d(?=</a>)", text(staff.get(LIST, {"state": state})))
+        for state in ("open", "deleted")
     ]
     assert shown == [["user_1"], ["user_2"]]
 
@@ -136,7 +137,7 @@ def test_the_page_tells_what_can_be_spent_and_why(staff: Client, make_quota: Mak
     make_quota(allowance=20)
     ChallengeQuota.objects.consume("user_1", 3)
     page = text(staff.get(PAGE))
-    for said in (
+    for shown in (
         "17 of 20",
         "rolling: a period after the last reset",
         "1 d, since",
@@ -145,7 +146,7 @@ def test_the_page_tells_what_can_be_spent_and_why(staff: Client, make_quota: Mak
         "Adjust",
         "the user",
     ):
-        assert said in page
+        assert shown in page
     assert page.index("consumed") < page.index("opened")
     assert "?q=user_1" in page
 
@@ -175,15 +176,15 @@ def test_a_tombstone_offers_no_action(staff: Client, make_quota: Make) -> None:
     assert 'value="reset_now"' in text(staff.get(PAGE))
     ChallengeQuota.objects.delete("user_1", actor=Actor("webhook", "clerk"))
     page = text(staff.get(PAGE))
-    assert "closed for good" in page
+    assert "closed permanently" in page
     assert 'value="reset_now"' not in page
 
 
 def test_an_adjustment_is_shown_before_it_is_made(staff: Client, make_quota: Make) -> None:
     make_quota(remaining=8)
-    asked = text(send(staff, "adjust", "user_1"))
-    assert "Show before and after" in asked
-    token = re.search(r'name="token" value="([^"]+)"', asked)
+    form = text(send(staff, "adjust", "user_1"))
+    assert "Show before and after" in form
+    token = re.search(r'name="token" value="([^"]+)"', form)
     assert token
     shown = text(send(staff, "adjust", "user_1", token=token[1], delta="-3", reason="sorry"))
     assert "Adjust by -3" in shown
@@ -236,8 +237,8 @@ def test_a_form_that_was_edited_after_it_was_sent_is_refused(staff: Client, make
     make_quota()
     token = uuid4()
     confirm(staff, "adjust", "user_1", delta="5", token=token)
-    told = confirm(staff, "adjust", "user_1", delta="6", token=token)
-    assert "Not done for user_1: this form was sent before" in told
+    page = confirm(staff, "adjust", "user_1", delta="6", token=token)
+    assert "Not done for user_1: this form was already submitted with other values" in page
     assert balance() == 25
 
 
@@ -255,10 +256,10 @@ def test_the_refusal_of_one_user_does_not_stop_the_others(staff: Client, make_qu
     make_quota("user_3", remaining=9)
     before = text(send(staff, "adjust", "user_1", "user_2", "user_3", token=uuid4(), delta="-4", reason="x"))
     assert "would leave -2" in before
-    told = confirm(staff, "adjust", "user_1", "user_2", "user_3", delta="-4")
-    assert "Not done for user_1: An adjustment by -4 would leave -2" in told
-    assert "Not done for user_2: This user was deleted" in told
-    assert "Adjusted user_3: now 5 of 20." in told
+    after = confirm(staff, "adjust", "user_1", "user_2", "user_3", delta="-4")
+    assert "Not done for user_1: An adjustment by -4 would leave -2" in after
+    assert "Not done for user_2: This user was deleted" in after
+    assert "Adjusted user_3: now 5 of 20." in after
 
 
 def test_too_many_users_at_a_time_are_refused(
@@ -267,7 +268,9 @@ def test_too_many_users_at_a_time_are_refused(
     make_quota("user_1", remaining=0)
     make_quota("user_2", remaining=0)
     monkeypatch.setattr(quotas, "MAX_USERS_PER_ACTION", 1)
-    assert "At most 1 users at a time" in confirm(staff, "reset_now", "user_1", "user_2")
+    assert "Nothing was changed: select at most 1 users at a time." in confirm(
+        staff, "reset_now", "user_1", "user_2"
+    )
     assert (balance("user_1"), balance("user_2")) == (0, 0)
 
 
@@ -329,14 +332,14 @@ def test_hostile_text_is_shown_as_text(root: Client, make_quota: Make) -> None:
     ChallengeQuota.objects.adjust("user_1", 1, reason=SCRIPT, actor=hostile)
     ChallengeQuota.objects.note_profile("user_1", SCRIPT, timezone.now())
     WebhookEvent.objects.create(svix_id=SCRIPT, type=SCRIPT, user_id=SCRIPT, note=SCRIPT, status="ignored")
-    asked = {"token": uuid4(), "delta": "1", "reason": SCRIPT}
+    form = {"token": uuid4(), "delta": "1", "reason": SCRIPT}
     for page in (
         root.get(LIST),
         root.get(PAGE),
         root.get("/admin/quotas/ledgerentry/"),
         root.get("/admin/webhooks/webhookevent/"),
-        send(root, "adjust", "user_1", **asked),
-        send(root, "adjust", "user_1", **{**asked, "delta": SCRIPT}),
+        send(root, "adjust", "user_1", **form),
+        send(root, "adjust", "user_1", **{**form, "delta": SCRIPT}),
     ):
         assert SCRIPT not in text(page)
         assert "&lt;script&gt;" in text(page)

@@ -1,8 +1,8 @@
-"""What an attacker tries on the console, with and without a login; 0 of it may work.
+"""Attacks on the console, with and without a login: none may succeed.
 
 Elsewhere: guessing passwords (test_lockout), framing and headers (test_page_policy), formulas in files
-(test_admin_export), hostile users, e-mails and reasons (test_admin), what Support may not do
-(test_admin_support), acts without a token or a permission (test_admin_acts), hosts (test_bad_input).
+(test_csv_export), hostile users, e-mails and reasons (test_admin), what Support may not do
+(test_admin_support), actions without a token or a permission (test_actions), hosts (test_bad_input).
 """
 
 import re
@@ -29,7 +29,7 @@ CREDENTIALS = {"username": "alice", "password": "a right password"}
 
 @pytest.fixture
 def alice(settings: Settings) -> User:
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # a quick one
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # a fast one
     return User.objects.create_superuser(**CREDENTIALS)
 
 
@@ -47,7 +47,7 @@ def log_in(client: Client, next_page: str = "/admin/") -> HttpResponse:
 
 def forms() -> list[tuple[str, dict[str, object]]]:
     """Every kind of form that changes something, as a superuser would fill it in."""
-    act = {
+    action = {
         "action": "reset_now",
         "_selected_action": "user_1",
         "reason": "x",
@@ -55,7 +55,7 @@ def forms() -> list[tuple[str, dict[str, object]]]:
         "confirmed": "1",
     }
     return [
-        (LIST, act),
+        (LIST, action),
         ("/admin/quotas/servicekey/add/", {"name": "mine", "scopes": "admin"}),
         ("/admin/quotas/plan/add/", {"name": "gold", "allowance": "99"}),
         ("/admin/auth/user/add/", {"username": "mallory", "password1": "x", "password2": "x"}),
@@ -159,7 +159,7 @@ def test_a_login_leads_to_no_other_site(alice: User, target: str) -> None:
     client = Browser()
     assert log_in(client, target)["Location"] == "/admin/"
     again = client.get(LOGIN, {"next": target})
-    assert again["Location"] == "/admin/"  # who is signed in already
+    assert again["Location"] == "/admin/"  # already signed in
     out = client.post("/admin/logout/", {"next": target})
     assert out.get("Location", "/admin/logout/") in ("/admin/logout/", "/admin/")
 
@@ -180,17 +180,17 @@ def test_no_address_leads_to_another_site(root: Client, path: str) -> None:
 def test_no_line_break_gets_into_a_header(alice: User) -> None:
     answer = log_in(Browser(), "/admin/\r\nSet-Cookie: a=b")
     assert "\n" not in str(answer.headers.get("Location"))
-    asked = Browser().get("/admin/%0d%0aSet-Cookie:%20a=b")
-    assert "\n" not in asked.get("Location", "")
-    assert "a" not in {**answer.cookies, **asked.cookies}
+    redirect = Browser().get("/admin/%0d%0aSet-Cookie:%20a=b")
+    assert "\n" not in redirect.get("Location", "")
+    assert "a" not in {**answer.cookies, **redirect.cookies}
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-Host", "X-Host", "Forwarded"])
 def test_another_host_is_believed_in_no_other_header(root: Client, header: str) -> None:
-    told = {header: "host=evil.example" if header == "Forwarded" else "evil.example"}
-    assert Client().get(LOGIN, headers=told)["Location"] == f"{SITE}{LOGIN}"
+    forged = {header: "host=evil.example" if header == "Forwarded" else "evil.example"}
+    assert Client().get(LOGIN, headers=forged)["Location"] == f"{SITE}{LOGIN}"
     for path in ("/admin/", LIST):
-        answer = root.get(path, headers=told)
+        answer = root.get(path, headers=forged)
         assert "evil.example" not in text(answer) + str(answer.headers)
 
 
@@ -215,7 +215,7 @@ def test_the_cookies_of_a_session_are_for_this_site_by_https_alone(alice: User) 
 def test_a_session_that_was_planted_is_not_the_one_that_is_signed_in(alice: User) -> None:
     attacker = Browser()
     attacker.get(LOGIN)
-    session = attacker.session  # one that the site knows, with something in it
+    session = attacker.session  # one that the site has stored
     session["planted"] = "x"
     session.save()
     planted = session.session_key
@@ -259,7 +259,7 @@ def test_who_is_not_staff_or_not_active_is_not_let_in(alice: User) -> None:
         User.objects.update(**{right: True})
 
 
-# What others wrote
+# Hostile text
 
 
 def test_hostile_names_are_shown_as_text(root: Client, make_quota: Make) -> None:
@@ -267,14 +267,14 @@ def test_hostile_names_are_shown_as_text(root: Client, make_quota: Make) -> None
     shown = [root.post("/admin/quotas/servicekey/add/", {"name": SCRIPT, "scopes": "read"})]
     key = ServiceKey.objects.get()
     Plan(name=SCRIPT, allowance=1).save()
-    asked = {"action": "revoke", "_selected_action": str(key.pk)}
+    form = {"action": "revoke", "_selected_action": str(key.pk)}
     shown += [
         root.get("/admin/quotas/servicekey/"),
         root.get(f"/admin/quotas/servicekey/{key.pk}/change/"),
-        root.post("/admin/quotas/servicekey/", asked, follow=True),
+        root.post("/admin/quotas/servicekey/", form, follow=True),
         root.get(f"/admin/quotas/servicekey/{key.pk}/history/"),
         root.get("/admin/quotas/plan/"),
-        root.get(LIST),  # which lists the plans
+        root.get(LIST),  # it lists the plans
         root.post(LIST, {"action": "change_plan", "_selected_action": "user_1"}),
     ]
     for page in shown:
@@ -291,7 +291,7 @@ def test_what_is_asked_for_is_shown_as_text(root: Client, make_quota: Make, quer
         assert "<script>" not in text(root.get(f"{path}?{query}", follow=True))
 
 
-# What may be asked by who may only look
+# What viewers can query
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_no_list_tells_a_hidden_column_letter_by_letter(root: Client, path: str)
     assert root.get(f"/admin/{path}a").status_code == 400
 
 
-# What staff could give themselves
+# Whether staff can extend their own rights
 
 
 def test_who_may_edit_accounts_gives_nobody_a_right(alice: User) -> None:
@@ -352,7 +352,7 @@ def test_who_may_edit_accounts_gives_nobody_a_right(alice: User) -> None:
         "/admin/auth/user/", {"action": "delete_selected", "_selected_action": alice.pk, "post": "yes"}
     )
     assert all_there_is() == before
-    assert client.get("/admin/auth/user/").status_code == 200  # looking is allowed
+    assert client.get("/admin/auth/user/").status_code == 200  # viewing is allowed
 
 
 def test_a_superuser_edits_accounts(root: Client) -> None:

@@ -1,4 +1,4 @@
-"""Service keys in the console: found by name, by the beginning of the key, by state."""
+"""Service keys in the console: found by name, by prefix, by state."""
 
 import re
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Plans in the console: added, never deleted, and saved only after a look at whom it touches."""
+"""Plans in the console: added, never deleted, and saved only after a preview of the affected users."""
 
 import re
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def edit(client: Client, **data: str) -> str:
 
 
 def table(page: str) -> dict[str, list[int]]:
-    """The preview's figures: each state's now, once saved, and if what is used counted."""
+    """The preview's figures of each state: now, after saving, and if used units counted."""
     lines = re.findall(r'class="chip (\w+)">.*?((?:<td class="number">\d+</td>)+)', page)
     return {state: [int(figure) for figure in re.findall(r">(\d+)<", cells)] for state, cells in lines}
 
@@ -47,7 +47,7 @@ def test_new_rules_are_shown_before_they_are_saved(root: Client, make_quota: Mak
     make_quota("user_2")
     shown = edit(root, allowance="5")
     assert "2 users have this plan" in shown
-    assert "Each of them was judged by the rules." in shown
+    assert "Every user of the plan was evaluated." in shown
     assert re.search(r"allowance</th><td>20</td><td>→ 5<", shown)
     assert Plan.objects.get().allowance == 20
     saved = edit(root, allowance="5", confirmed="1")
@@ -94,7 +94,7 @@ def test_a_preview_of_many_says_that_it_is_a_sample(
     monkeypatch.setattr(lists, "MAX_COUNTED", 3)
     shown = edit(root, allowance="5")
     assert "more than 3 users have this plan" in shown
-    assert "Judged by the rules were 2 of them" in shown
+    assert "Only 2 of them were evaluated" in shown
     assert table(shown)["healthy"] == [2, 2, 2]
 
 
@@ -117,7 +117,7 @@ def test_a_plan_that_is_filled_in_wrongly_is_not_previewed(root: Client, make_qu
     make_quota()
     shown = edit(root, allowance="-1", actions=SCRIPT)
     assert "Please correct the errors below." in shown
-    assert "Whom it touches" not in shown
+    assert "Affected users" not in shown
     assert SCRIPT not in shown
 
 
@@ -138,7 +138,7 @@ def test_the_page_of_a_plan_shows_its_versions(root: Client, make_quota: Make) -
 
 
 def test_a_plan_without_actions_is_saved_with_none(root: Client) -> None:
-    assert "takes effect for a user at the next reset" in text(root.get(FREE))
+    assert "take effect at each user’s next reset" in text(root.get(FREE))
     edit(root, allowance="30", actions="", confirmed="1")
     plan = Plan.objects.get()
     assert (plan.allowance, plan.actions, plan.is_default) == (30, {}, True)

@@ -1,4 +1,4 @@
-"""The group Support, which a migration makes: it may look, adjust and reset, and do nothing else."""
+"""The group Support, made by a migration: its members can view, adjust and reset, and nothing else."""
 
 import re
 from collections.abc import Callable
@@ -115,8 +115,8 @@ def test_support_does_nothing_else(support: Client, path: str, sent: dict[str, s
         return [list(model.objects.order_by("pk").values()) for model in of]
 
     before = all_there_is()
-    asked = {"token": uuid4(), "reason": "because", "confirmed": "1", **sent}
-    assert support.post(path, asked).status_code in (200, 302, 403)
+    form = {"token": uuid4(), "reason": "because", "confirmed": "1", **sent}
+    assert support.post(path, form).status_code in (200, 302, 403)
     assert all_there_is() == before
 
 

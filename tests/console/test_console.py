@@ -20,13 +20,13 @@ from webhooks.models import WebhookEvent
 pytestmark = [pytest.mark.postgres, pytest.mark.full]
 Make = Callable[..., ChallengeQuota]
 Shift = Callable[[str, timedelta], None]
-Step = tuple[str, str]  # click or see, and a selector; or the name of a field, and what goes into it
+Step = tuple[str, str]  # click or see, and a selector; or the name of a field, and its value
 
 QUOTA = "quotas/challengequota/user_{}/change/"
 LIST = "quotas/challengequota/"
 LOOKS = [(size, dark) for size in (WIDE, PHONE) for dark in (False, True)]
 
-# The address below /admin/, and what is typed (as the name and value of a field) and clicked there.
+# The address below /admin/, and the steps to take there.
 PAGES: dict[str, tuple[str, list[Step]]] = {
     "index": ("", []),
     "app": ("quotas/", []),
@@ -173,7 +173,7 @@ def spend(cost: int, *user_ids: str) -> None:
 
 
 def await_element(driver: WebDriver, selector: str) -> WebElement:
-    """The first that there is once the page is there as a whole: a click may have led to another."""
+    """Return the first match once the page is loaded completely: a click may have led to another page."""
 
     def find(driver: WebDriver) -> WebElement | None:
         is_there = driver.execute_script("return document.readyState") == "complete"
@@ -183,7 +183,7 @@ def await_element(driver: WebDriver, selector: str) -> WebElement:
 
 
 def take(driver: WebDriver, steps: list[Step]) -> None:
-    """Click, wait until there is something to see, or type into the field of a name, or choose in it."""
+    """Click a selector, wait for one, or fill in the field of a name."""
     for what, value in steps:
         if what in ("click", "see"):
             found = await_element(driver, f"#content {value}")
@@ -200,20 +200,20 @@ def take(driver: WebDriver, steps: list[Step]) -> None:
 
 
 def settle(driver: WebDriver) -> None:
-    """Wait until the colours have changed: half-way between light and dark nothing can be read."""
-    wait = "Promise.all(document.getAnimations().map(it => it.finished)).then(arguments[0], arguments[0])"
+    """Wait for the colour transition: half-way between light and dark the contrast is too low."""
+    wait = "Promise.all(document.getAnimations().map(one => one.finished)).then(arguments[0], arguments[0])"
     driver.execute_async_script(wait)
 
 
 def faults(driver: WebDriver) -> list[str]:
-    """What is wrong with the page as it is shown now, at both widths, light and dark."""
+    """Return what is wrong with the current page, at both widths, light and dark."""
     found = []
     for size, dark in LOOKS:
         show_as(driver, size, dark=dark)
         settle(driver)
         seen = console_errors(driver)
         seen += axe(driver)
-        console_errors(driver)  # axe tries styles of its own, which the policy forbids: no fault of the page
+        console_errors(driver)  # axe injects styles, which the policy forbids: no fault of the page
         if wider := overflow(driver):
             seen.append(f"{wider} pixels too wide")
         found += [f"{size[0]} {'dark' if dark else 'light'}: {fault}" for fault in seen]

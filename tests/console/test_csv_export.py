@@ -107,7 +107,7 @@ def test_an_export_is_complete_and_read_in_chunks(
     users = [f"user_{number}" for number in range(7)]
     for user_id in users:
         make_quota(user_id)
-    make_quota("user_7", allowance=30)  # so that the others go on by an old version of the plan
+    make_quota("user_7", allowance=30)  # so that the others keep an old version of the plan
     monkeypatch.setattr(csv_export, "ROWS_AT_ONCE", 3)
     answer = viewer.get(QUOTAS)
     with CaptureQueriesContext(connection) as captured:

@@ -1,4 +1,4 @@
-"""The first page of the admin, its chart, and what holds for every page that is only looked at."""
+"""The overview, its chart, and the limits on every GET of the admin."""
 
 import re
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def staff(db: None) -> Client:
 
 
 def tile(page: str, name: str) -> str:
-    """The figure on the tile of this name."""
+    """Return the figure on the tile of this name."""
     found = re.search(f"<dt>{name}</dt><dd>(.*?)</dd>", page)
     assert found, f"no tile {name}"
     return re.sub("<.*?>", "", found[1])
@@ -66,7 +66,7 @@ def test_the_overview_tells_how_many_there_are_and_what_happened_today(
 
 def test_the_overview_names_who_hits_the_limit(staff: Client, make_quota: Make) -> None:
     make_quota()
-    assert "Nobody since" in text(staff.get(INDEX))
+    assert "No user was refused since" in text(staff.get(INDEX))
     spend_all("user_1")
     assert re.search(r'user_5F1/change/">user_1</a></th><td class="number">1</td>', text(staff.get(INDEX)))
 
@@ -85,10 +85,10 @@ def test_days_that_are_not_summed_yet_are_not_shown_as_empty(
 ) -> None:
     monkeypatch.setattr(totals, "BUDGET", 0.0)
     page = text(staff.get(INDEX))
-    assert "of 30 days are summed up; load this page again" in page
+    assert "of 30 days are summed so far. Reload this page" in page
     assert page.count('<g class="day">') < 30
     monkeypatch.setattr(totals, "BUDGET", 60.0)
-    assert "are summed up" not in text(staff.get(INDEX))
+    assert "are summed so far" not in text(staff.get(INDEX))
 
 
 @pytest.mark.parametrize("codename", ["view_challengequota", "view_ledgerentry", "view_webhookevent"])
@@ -137,7 +137,7 @@ def test_a_bar_is_as_tall_as_its_figure_and_the_least_can_be_seen() -> None:
 
 def test_the_chart_is_there_for_those_who_cannot_see_it() -> None:
     chart = daily_bars(DAYS)
-    assert 'role="img" aria-label="Spent and refused a day from 11 Nov to 13 Nov' in chart
+    assert 'role="img" aria-label="Spent and refused per day from 11 Nov to 13 Nov' in chart
     assert '<time datetime="2026-11-12">12 Nov</time></th><td>340</td><td>3</td>' in chart
 
 
@@ -152,7 +152,7 @@ def test_a_chart_of_nothing_can_be_drawn(days: list[Day]) -> None:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a statement of a page take half a second at most."""
+    """Limit a page's statements to half a second."""
     monkeypatch.setattr(site, "STATEMENT_SECONDS", 0.5)
 
 
@@ -163,7 +163,7 @@ def ask_slowly(*_: object, **__: object) -> HttpResponse:
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize("part", ["get_queryset", "state"])  # while it is made, while it is rendered
+@pytest.mark.parametrize("part", ["get_queryset", "state"])  # in the view, during rendering
 def test_a_page_that_takes_too_long_is_broken_off_and_says_so(
     staff: Client, make_quota: Make, slow: None, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
@@ -186,9 +186,9 @@ def test_without_its_figures_the_first_page_is_still_there(
     assert "/admin/quotas/challengequota/" in page
 
 
-def statements(ask: Callable[[], object]) -> str:
+def statements(view: Callable[[], object]) -> str:
     with CaptureQueriesContext(connection) as captured:
-        ask()
+        view()
     return "\n".join(query["sql"] for query in captured)
 
 

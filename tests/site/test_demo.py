@@ -20,7 +20,7 @@ pytestmark = pytest.mark.once
 
 
 def tour(folder: Path, port: int) -> "subprocess.CompletedProcess[str]":
-    """The tour as a newcomer starts it, with the site of `folder`."""
+    """Run the tour of the site in `folder`, as a newcomer does."""
     return subprocess.run(
         [sys.executable, "manage.py", "demo", "--once", str(port)],
         cwd=folder,
@@ -39,7 +39,7 @@ def test_the_tour_shows_the_main_job_and_ends_well() -> None:
         "201  20 times, down to 0",
         "429  quota_exhausted: Quota exhausted: 0 of 20 left, 20 more at ",
         "seen 1200, made 1200, already there 0",
-        "All as it should be",
+        "All steps succeeded",
     ):
         assert shown in done.stdout
 
@@ -62,14 +62,14 @@ def test_the_tour_fails_when_a_rule_is_broken(tmp_path: Path, path: str, rule: s
     (tmp_path / path).write_text(source.replace(rule, broken))
     done = tour(tmp_path, 8770)
     assert done.returncode == 1
-    assert "The tour went wrong" in done.stderr
+    assert "The tour failed" in done.stderr
 
 
 def test_the_tour_listens_on_this_machine_alone() -> None:
     for address in ("0.0.0.0:8000", "192.168.1.7:8000", "8000:", "0", "99999"):
         done = manage("demo", address)
         assert done.returncode == 1
-        assert "on this machine alone" in done.stderr
+        assert "only on this machine" in done.stderr
 
 
 def test_the_tour_leaves_every_other_database_alone(tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ def test_the_tour_leaves_every_other_database_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "mine.sqlite3").exists()
 
 
-def ask(port: int, method: str, path: str, form: str = "", **headers: str) -> tuple[int, bytes]:
+def send(port: int, method: str, path: str, form: str = "", **headers: str) -> tuple[int, bytes]:
     client = HTTPConnection("127.0.0.1", port, timeout=10)
-    kind = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
-    client.request(method, path, form, {**headers, **kind})
+    content_type = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
+    client.request(method, path, form, {**headers, **content_type})
     with contextlib.closing(client), client.getresponse() as answer:
         return answer.status, answer.read()
 
@@ -98,25 +98,25 @@ def test_after_the_tour_the_site_is_served_until_ctrl_c() -> None:
     )
     assert demo.stdout
     try:
-        told = ""
-        while "Ctrl-C" not in told:
-            told += (line := demo.stdout.readline())
-            assert line, told
-        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/readyz", told)[0])
-        printed = set(re.findall(rf"http://127\.0\.0\.1:{port}(/\S*)", told))
-        answers = {path: ask(port, "GET", path)[0] for path in printed}
+        output = ""
+        while "Ctrl-C" not in output:
+            output += (line := demo.stdout.readline())
+            assert line, output
+        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/readyz", output)[0])
+        printed = set(re.findall(rf"http://127\.0\.0\.1:{port}(/\S*)", output))
+        answers = {path: send(port, "GET", path)[0] for path in printed}
         assert answers == {
             "/demo": 200,
             "/admin/": 302,
             "/api/docs": 200,
-            "/api/v1/quota": 401,  # the line brings its token along
+            "/api/v1/quota": 401,  # the printed line has a token
             "/healthz": 200,
             "/readyz": 200,
         }
-        status, body = ask(port, "POST", "/demo/token", "user_id=user_demo_late")
+        status, body = send(port, "POST", "/demo/token", "user_id=user_demo_late")
         assert status == 200
         token = json.loads(body)["token"]
-        assert ask(port, "GET", "/api/quota", Authorization=f"Bearer {token}")[0] == 200
+        assert send(port, "GET", "/api/quota", Authorization=f"Bearer {token}")[0] == 200
     finally:
         demo.send_signal(signal.SIGINT)
         demo.wait(15)

@@ -1,4 +1,4 @@
-"""The demo page in a real browser, under the real policy: one click, one unit, whatever happens between."""
+"""The demo page in a real browser, under the real policy: one click spends one unit, whatever fails."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ full = pytest.mark.full
 USER, STAFF = "user_demo", Actor("staff", "a test")
 SHOWN = [(size, dark) for size in (browser.WIDE, browser.PHONE, browser.NARROW) for dark in (False, True)]
 
-# What the page's own fetch is wrapped in, before any of its scripts runs: it notes each request, and asks
-# `tamper(path, count)` what to do: nothing, "lose" the answer, or send another token.
+# Wraps the page's fetch before any of its scripts runs. It records each request and calls
+# `tamper(path, count)`, which returns nothing, "lose" to drop the response, or another token to send.
 WRAPPED = """
 window.sent = [];
 const real = window.fetch.bind(window);
@@ -45,7 +45,7 @@ window.fetch = async (path, options = {}) => {
     return real(path, {...options, headers: {...options.headers, Authorization: `Bearer ${instead}`}});
   }
   await real(path, options);
-  throw new TypeError("the answer was lost on its way");
+  throw new TypeError("the response was lost in transit");
 };
 window.shifted = 0;
 new PerformanceObserver((list) => {
@@ -79,14 +79,14 @@ class Page:
         return str({name: self.text(name) for name in names})
 
     def open(self, *, tamper: str = "") -> Page:
-        """Load the page, with the tests' own fetch below it, in this tab and no other."""
+        """Load the page in this tab, with its fetch wrapped."""
         source = WRAPPED + (f"window.tamper = {tamper};" if tamper else "")
         self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
         self.driver.get(f"{self.site}/demo")
         return self
 
     def sign_in(self, user_id: str = USER) -> Page:
-        """Fill in the form as it is, and wait for the figures."""
+        """Fill in the form, and wait for the figures."""
         self["user_id"].clear()
         self["user_id"].send_keys(user_id, "\n")
         self.until(lambda: self.text("left") and self.text("history"))
@@ -106,19 +106,19 @@ class Page:
 
 
 def spends(user_id: str = USER) -> int:
-    connection.close()  # what another process committed is seen by a new transaction only
+    connection.close()  # only a new transaction sees what another process committed
     return LedgerEntry.objects.filter(user_id=user_id, kind="consumed").count()
 
 
 def leave(remaining: int, user_id: str = USER) -> None:
-    """Open the user's quota of 20, and take away all but `remaining`."""
+    """Open the user's quota of 20, and leave only `remaining` units of it."""
     left = ChallengeQuota.objects.current(user_id).quota_remaining
     if left != remaining:
         ChallengeQuota.objects.adjust(user_id, remaining - left, reason="for a test", actor=STAFF)
 
 
 def faults(page: Page, *, but: tuple[int, ...] = ()) -> list[str]:
-    """What is wrong with the page as it stands, at each size and in both schemes."""
+    """Return what is wrong with the current page, at each size and in both schemes."""
     found = browser.console_errors(page.driver, but=but)
     for size, dark in SHOWN:
         browser.show_as(page.driver, size, dark=dark)
@@ -135,7 +135,7 @@ def page(chromium: WebDriver, site: str) -> Page:
     return Page(chromium, site)
 
 
-# A quick look, in every run
+# A short test, in every run
 
 
 def test_a_click_takes_a_unit_and_the_page_tells_it(page: Page) -> None:
@@ -199,7 +199,7 @@ def test_a_429_is_a_state_too_and_is_not_tried_again(page: Page) -> None:
     ChallengeQuota.objects.consume(USER)  # elsewhere
     page.generate()
     page.until(page.is_exhausted)
-    page.until(lambda: page.text("status") == "Used up: nothing was left to take.")
+    page.until(lambda: page.text("status") == "Used up: no unit was left.")
     assert page.text("alert") == ""
     assert len(page.sent()) == 1
     assert not faults(page, but=(429,))
@@ -246,14 +246,14 @@ def test_two_tabs_race_for_the_last_unit_and_one_gets_it(page: Page) -> None:
         page.until(lambda: not page.is_disabled())
         page.run(f"window.start = new BroadcastChannel('start'); start.onmessage = () => {click}")
     page.run(f"start.postMessage('go'); {click}")
-    told = []
+    results = []
     for tab in tabs:
         driver.switch_to.window(tab)
         page.until(page.is_exhausted)
         page.until(lambda: page.text("status"))
-        told.append(page.text("status").partition(":")[0])
+        results.append(page.text("status").partition(":")[0])
         assert len(page.sent()) == 1
-    assert sorted(told) == ["Used up", "Your challenge"]
+    assert sorted(results) == ["Used up", "Your challenge"]
     assert spends() == 1
     assert_sound(USER)
 
@@ -308,7 +308,7 @@ def test_after_three_lost_answers_the_next_click_still_asks_for_the_same(page: P
 
 @contextmanager
 def stoppable(driver: WebDriver) -> Iterator[tuple[Page, Callable[[], Any]]]:
-    """A page of a server of its own; and what serves it again at the same address."""
+    """Yield a page whose server has stopped, and a function that serves it again at the same address."""
     port = free_port()
     with browser.served_to_look_at(port):
         page = Page(driver, f"http://127.0.0.1:{port}").open().sign_in()
@@ -372,7 +372,7 @@ def test_an_expired_token_is_replaced_once_and_nobody_notices(page: Page) -> Non
 def test_when_a_fresh_token_is_refused_too_the_session_has_ended(page: Page) -> None:
     page.open(tamper=SPENDS_BY_EXPIRED.format(2, EXPIRED)).sign_in()
     page.generate()
-    page.until(lambda: page.text("alert") == "Your session has ended. Sign in again to go on.")
+    page.until(lambda: page.text("alert") == "Your session has ended. Sign in again to continue.")
     assert page["sign-in"].is_displayed()
     assert not page["account"].is_displayed()
     assert page.run("return document.activeElement.id") == "sign-in-title"
@@ -506,28 +506,28 @@ def test_nothing_jumps_about_while_it_loads_and_speaks(page: Page, size: tuple[i
 
 CLERK = {"CLERK_PUBLISHABLE_KEY": "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k"}  # clerk.example.com$
 STAND_IN = """
-let told;
+let notify;
 window.__internal_ClerkUICtor = class {};
 window.Clerk = {
   session: null,
   load: async ({ui}) => { window.loadedWith = ui.ClerkUI.name; },
-  addListener(listener) { told = listener; told({session: this.session}); },
+  addListener(listener) { notify = listener; notify({session: this.session}); },
   mountSignIn(place) { place.replaceChildren(Object.assign(document.createElement("button"), {
     id: "stand-in", textContent: "Sign in", onclick: () => this.signIn()})); },
   unmountSignIn(place) { place.replaceChildren(); },
   signIn() {
-    window.asked = [];
-    const getToken = async (options) => { window.asked.push(options); return TOKEN; };
+    window.tokenOptions = [];
+    const getToken = async (options) => { window.tokenOptions.push(options); return TOKEN; };
     this.session = {user: {id: "user_demo"}, getToken};
-    told({session: this.session});
+    notify({session: this.session});
   },
-  async signOut() { this.session = null; told({session: null}); },
+  async signOut() { this.session = null; notify({session: null}); },
 };
 """
 
 
-def of_clerk(errors: list[str]) -> list[str]:
-    """Without what comes of there being no such host as Clerk's here."""
+def without_clerk(errors: list[str]) -> list[str]:
+    """Return the errors except those of Clerk's scripts, whose host does not exist here."""
     return [error for error in errors if not error.startswith("https://clerk.example.com/npm/")]
 
 
@@ -544,8 +544,10 @@ def test_clerk_s_component_signs_in_and_its_tokens_are_used(
         page.until(lambda: page.text("left") == "20")
         page.generate()
         page.until(lambda: page.text("left") == "19")
-        assert {str(options) for options in page.run("return window.asked")} == {"{'skipCache': False}"}
-        assert of_clerk(faults(page)) == []
+        assert {str(options) for options in page.run("return window.tokenOptions")} == {
+            "{'skipCache': False}"
+        }
+        assert without_clerk(faults(page)) == []
         page["sign-out"].click()
         page.until(lambda: page["stand-in"].is_displayed())
         assert spends() == 1
@@ -556,4 +558,4 @@ def test_where_clerk_cannot_be_loaded_the_page_says_so(chromium: WebDriver, tran
     with browser.served_to_look_at(**CLERK) as address:
         page = Page(chromium, address).open()
         page.until(lambda: page.text("alert").startswith("The sign-in could not be loaded."))
-        assert of_clerk(faults(page)) == []
+        assert without_clerk(faults(page)) == []

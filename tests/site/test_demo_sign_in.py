@@ -1,4 +1,4 @@
-"""The demo is there under DEBUG alone, and its sign-in grants nothing that the API would not check."""
+"""The demo exists only under DEBUG, and the API verifies every token of its sign-in."""
 
 import re
 from typing import Any
@@ -21,7 +21,7 @@ FRONTEND_API = "https://clerk.example.com"
 
 @pytest.fixture
 def settings(settings_for_clerk: Settings) -> Settings:
-    """Of the demo: under DEBUG, with a development key that the API trusts."""
+    """The demo's settings: DEBUG, and a development key that the API trusts."""
     settings_for_clerk.DEBUG = True
     settings_for_clerk.SECURE_SSL_REDIRECT = False
     settings_for_clerk.DEVELOPMENT_SIGNING_KEY = keys.private_pem
@@ -100,13 +100,13 @@ def test_a_deployment_with_a_development_key_is_refused(settings: Settings) -> N
         return "quotasite.E001" in {message.id for message in run_checks(include_deployment_checks=True)}
 
     assert found()
-    settings.DEBUG = False  # the key alone is too much
+    settings.DEBUG = False  # the key alone is refused too
     assert found()
     settings.DEVELOPMENT_SIGNING_KEY = ""
     assert not found()
 
 
-# What Clerk's component needs of the page's policy, and of this page's alone
+# The policy that Clerk's component needs, on this page only
 
 
 def directives(answer: HttpResponse) -> dict[str, set[str]]:

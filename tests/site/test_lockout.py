@@ -1,4 +1,4 @@
-"""Guessing passwords at the admin's login: five tries for a name from one address, then a pause."""
+"""Password guessing at the admin's login: five attempts for a name from one address, then a lock."""
 
 import io
 import logging
@@ -32,8 +32,8 @@ Guess = Callable[..., HttpResponse]
 
 @pytest.fixture
 def guess(settings: Settings) -> Guess:
-    """Send the login form as alice, from HERE, with a wrong password."""
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # a quick one
+    """Send the login form: by default as alice, from HERE, with a wrong password."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # a fast one
     User.objects.create_superuser("alice", password=RIGHT)
     User.objects.create_superuser("bob", password=RIGHT)
 
@@ -76,7 +76,7 @@ def test_the_lock_ends_by_itself_although_somebody_guesses_on(guess: Guess) -> N
     let_pass(timedelta(minutes=14))
     kept = AccessAttempt.objects.values().get()
     assert guess().status_code == 429
-    assert AccessAttempt.objects.values().get() == kept  # guessing on costs no write
+    assert AccessAttempt.objects.values().get() == kept  # further guesses write nothing
     let_pass(timedelta(minutes=1))
     assert guess(password=RIGHT).status_code == 302
 
@@ -122,7 +122,7 @@ def test_nothing_that_was_typed_is_kept_or_logged_but_the_name(
         guess(password="hunter2", password1="hunter2", Password="hunter2", other="hunter2")
     assert "hunter2" not in str(list(AccessAttempt.objects.values()))
     assert "hunter2" not in caplog.text
-    assert "alice" not in caplog.text  # who slips types the password there
+    assert "alice" not in caplog.text  # users type their password there by mistake
     assert HERE in caplog.text
 
 
@@ -141,7 +141,7 @@ def test_one_password_is_checked_at_a_time_and_nobody_waits_for_it(guess: Guess)
         assert Browser().get("/admin/login/").status_code == 200
     assert (refused.status_code, refused["Retry-After"]) == (503, "1")
     assert guess(password=RIGHT).status_code == 302
-    assert guess().status_code == 200  # the one before has let go
+    assert guess().status_code == 200  # the lock is released
     assert not ONE_PASSWORD.locked()
 
 
@@ -199,9 +199,9 @@ def test_the_client_is_whom_the_outermost_proxy_of_ours_saw(
     assert client_address(request) == found
 
 
-@pytest.mark.parametrize(("said", "proxies"), [("", 0), ("0", 0), ("no", 0), ("yes", 1), ("1", 1), ("3", 3)])
-def test_a_yes_is_one_proxy(said: str, proxies: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRUSTED_PROXY", said)
+@pytest.mark.parametrize(("value", "proxies"), [("", 0), ("0", 0), ("no", 0), ("yes", 1), ("1", 1), ("3", 3)])
+def test_a_yes_is_one_proxy(value: str, proxies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUSTED_PROXY", value)
     assert runpy.run_path(str(ROOT / "quotasite/settings.py"))["TRUSTED_PROXIES"] == proxies
 
 
@@ -215,12 +215,12 @@ def test_all_workers_know_of_a_lock_and_a_forged_address_is_no_way_round() -> No
     User.objects.create_superuser("alice", password=RIGHT)
     with served(url_of_the_test_database(), workers=3, TRUSTED_PROXY="1") as port:
 
-        def sign_in(password: str, client: str) -> int:
-            """As it comes through a proxy, which appends the client to what that said of itself."""
+        def sign_in(password: str, forwarded: str) -> int:
+            """Send the form like a proxy, which appends the client's address to the client's own header."""
             headers = {
                 "X-Forwarded-Proto": "https",
                 "Referer": f"https://127.0.0.1:{port}/",
-                "X-Forwarded-For": client,
+                "X-Forwarded-For": forwarded,
                 "Cookie": f"csrftoken={'x' * 32}",
             }
             form = {"username": "alice", "password": password, "csrfmiddlewaretoken": "x" * 32}

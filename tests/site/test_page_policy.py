@@ -41,7 +41,7 @@ def test_json_is_no_page(visitor: Client, path: str) -> None:
     assert "Content-Security-Policy" not in answer
 
 
-# Whatever is answered, by whichever layer: a page, JSON, a file, a refusal before any view.
+# Responses of every layer: pages, JSON, files, refusals before any view.
 ANSWERS = [
     ("GET", "/admin/login/", 200),
     ("GET", "/admin/", 302),
@@ -94,7 +94,7 @@ def test_what_programs_ask_is_never_redirected(settings_for_clerk: Settings, pat
     answer = Client().get(path)
     assert answer.status_code not in (301, 302)
     assert {name: answer[name] for name in KEPT} == KEPT
-    assert "Strict-Transport-Security" not in answer  # which a browser would ignore by plain HTTP
+    assert "Strict-Transport-Security" not in answer  # a browser ignores it over plain HTTP
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Run the tour, then serve the site to look around in."""
+"""Run the tour, then serve the site."""
 
 import re
 import tempfile
@@ -20,34 +20,36 @@ TOKEN_LIFE = 3_600  # seconds
 
 
 class Command(BaseCommand):
-    help = "Show the main job over HTTP on a database of its own, then serve it. Needs nothing set."
+    help = "Run the tour over HTTP on a temporary database, then serve the site. Needs no settings."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("addr", nargs="?", default="8000", help="port, or 127.0.0.1:port")
-        parser.add_argument("--once", action="store_true", help="exit after the tour: 0 if all went well")
+        parser.add_argument(
+            "--once", action="store_true", help="exit after the tour, with 0 if all steps succeeded"
+        )
 
     def handle(self, *, addr: str, once: bool, **options: Any) -> None:
         match = ADDRESS.fullmatch(addr)
         if not match or not 1 <= int(match[2]) <= 65_515:
-            raise CommandError("The demo listens on this machine alone: give a port, or 127.0.0.1:PORT.")
+            raise CommandError("The demo listens only on this machine: give a port, or 127.0.0.1:PORT.")
         if connection.settings_dict["NAME"] != str(settings.BASE_DIR / "quotasite.sqlite3"):
-            raise CommandError("The demo keeps to a database of its own: unset DATABASE_URL first.")
+            raise CommandError("The demo uses its own temporary database: unset DATABASE_URL first.")
         with tempfile.TemporaryDirectory(prefix="quotasite-demo-") as folder:
             try:
                 self.show(Path(folder), match[1] or "127.0.0.1", int(match[2]), once=once)
             except tour.DemoFailed as error:
-                raise CommandError(f"The tour went wrong: {error}.") from error
+                raise CommandError(f"The tour failed: {error}.") from error
             except KeyboardInterrupt:
-                self.stdout.write("\nGone, with its database.")
+                self.stdout.write("\nStopped. Its database is removed.")
 
     def show(self, folder: Path, host: str, port: int, *, once: bool) -> None:
         started, clerk = time.monotonic(), PretendClerk()
         with tour.served(clerk, folder, host, port) as address:
-            self.stdout.write(f"Quotasite at {address}, on a throw-away SQLite database.")
+            self.stdout.write(f"Quotasite at {address}, on a temporary SQLite database.")
             tour.Tour(clerk, address, self.stdout.write).run()
             seconds = time.monotonic() - started
-            self.stdout.write(self.style.SUCCESS(f"\nAll as it should be, in {seconds:.1f} s."))
+            self.stdout.write(self.style.SUCCESS(f"\nAll steps succeeded in {seconds:.1f} s."))
             if once:
                 return
             tour.seed_history()
@@ -59,7 +61,7 @@ class Command(BaseCommand):
                 f"\nDocs    {address}/api/docs"
                 f"\nAPI     curl -H 'Authorization: Bearer {token}' {address}/api/v1/quota"
                 f"\nProbes  {address}/healthz  {address}/readyz"
-                "\n\nCtrl-C ends it and removes its database."
+                "\n\nCtrl-C stops the demo and removes its database."
             )
             with tour.with_page(clerk):
                 threading.Event().wait()

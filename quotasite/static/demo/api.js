@@ -1,33 +1,34 @@
 /**
- * The quota's API as a web app should call it: fresh tokens, safe retries, a refusal that is no error.
- * Nothing of the page is known here, and whatever touches the world is handed in, so that node can run it.
+ * The quota API as a web app should call it: fresh tokens, safe retries, and a refusal that is not an error.
+ * This module knows nothing of the page, and gets everything with side effects passed in, so that it runs in
+ * Node too.
  */
 
 const PAUSES = [1_000, 3_000]; // milliseconds before the second and the third attempt
-const LONGEST_PAUSE = 5_000; // a server that asks for more is asked again by hand
-const PATIENCE = 10_000; // milliseconds for one attempt
+const MAX_PAUSE = 5_000; // milliseconds; a longer Retry-After is shortened to this
+const ATTEMPT_TIMEOUT = 10_000; // milliseconds
 
-/** A fresh token was refused too: the user has to sign in again. */
+/** There is no session, or a fresh token was refused too: the user must sign in again. */
 export class SessionEnded extends Error {}
 
-/** Three attempts brought no answer. Whether the request was carried out is unknown. */
+/** Three attempts got no usable response. Whether the request was carried out is unknown. */
 export class Unreachable extends Error {}
 
-/** The server understood, and refused; `message` is one plain sentence for people. */
+/** The server refused the request; `message` is one plain sentence for people. */
 export class Problem extends Error {
   constructor(status, body) {
-    super(body?.detail ?? `The server answered with status ${status}.`);
+    super(body?.detail ?? `The server returned status ${status}.`);
     this.status = status;
     this.code = body?.code ?? "unknown";
   }
 }
 
 /**
- * `getToken({fresh})` gives a session token, null when there is no session, and rejects when it cannot
- * be asked for now. `onRetry` is told before each pause.
+ * `getToken({fresh})` resolves to a session token, or to null without a session; it rejects if no token can
+ * be fetched now. `onRetry` is called before each pause.
  */
 export function createApi({ getToken, fetch, wait, onRetry = () => {} }) {
-  /** Ask once, with a second token if the first is refused; null stands for no answer. */
+  /** Send once, and again with a fresh token after a 401; null stands for no usable response. */
   async function attempt(method, path, headers, body) {
     try {
       for (const fresh of [false, true]) {
@@ -38,7 +39,7 @@ export function createApi({ getToken, fetch, wait, onRetry = () => {} }) {
           headers: { ...headers, Authorization: `Bearer ${token}` },
           body,
           cache: "no-store",
-          signal: AbortSignal.timeout(PATIENCE),
+          signal: AbortSignal.timeout(ATTEMPT_TIMEOUT),
         });
         if (answer.status !== 401) {
           const retryAfter = Number(answer.headers.get("Retry-After")) * 1_000 || 0;
@@ -47,7 +48,7 @@ export function createApi({ getToken, fetch, wait, onRetry = () => {} }) {
       }
     } catch (error) {
       if (error instanceof SessionEnded) throw error;
-      return null; // also when the answer was cut off, or is none of this server's
+      return null; // also if the response was cut off or is not JSON
     }
     throw new SessionEnded();
   }
@@ -58,7 +59,7 @@ export function createApi({ getToken, fetch, wait, onRetry = () => {} }) {
       if (answer && answer.status < 500) return answer;
       if (tries === PAUSES.length) throw new Unreachable();
       onRetry();
-      await wait(Math.min(Math.max(PAUSES[tries], answer?.retryAfter ?? 0), LONGEST_PAUSE));
+      await wait(Math.min(Math.max(PAUSES[tries], answer?.retryAfter ?? 0), MAX_PAUSE));
     }
   }
 
@@ -74,7 +75,7 @@ export function createApi({ getToken, fetch, wait, onRetry = () => {} }) {
     history: (cursor, limit) =>
       get(`/api/v1/quota/history?limit=${limit}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`),
 
-    /** Spend under `key`, once however often it is sent: the new quota, and whether it was granted. */
+    /** Spend 1 unit under an idempotency key, once however often it is sent; return the quota or the refusal. */
     async consume(key) {
       const headers = { "Content-Type": "application/json", "Idempotency-Key": key };
       const { status, body } = await send("POST", "/api/v1/quota/consume", headers, "{}");

@@ -1,4 +1,4 @@
-/** A countdown from a number of seconds, by a clock that nobody can set: the user's own may be wrong. */
+/** A countdown of seconds by the monotonic clock, because the user's wall clock may be wrong. */
 
 const SECOND = 1_000;
 
@@ -12,7 +12,7 @@ export class Countdown {
 
   start(seconds) {
     this.stop();
-    // A server that says 0 is asked again a second later, not at once and for ever.
+    // Wait at least a second: a server that keeps returning 0 must not be polled in a tight loop.
     this.endsAt = this.now() + Math.max(seconds, 1) * SECOND;
     this.#timer = setInterval(() => this.#tick(), SECOND / 4);
     this.#tick();
@@ -31,7 +31,7 @@ export class Countdown {
   }
 }
 
-/** Two units are enough for people: 3 d 4 h, 24 h 05 min, 5 min 06 s, 7 s. */
+/** Format with two units at most: 3 d 4 h, 24 h 05 min, 5 min 06 s, 7 s. */
 export function inWords(seconds) {
   const [minutes, hours, days] = [60, 3_600, 86_400].map((unit) => Math.floor(seconds / unit));
   const two = (number) => String(number).padStart(2, "0");

@@ -1,13 +1,13 @@
-/** The page: what the API says, in words; what the user does, to the API. */
+/** The demo page: shows what the API returns, and sends what the user does. */
 
 import { createApi, Problem, SessionEnded, Unreachable } from "./api.js";
 import { challenge } from "./challenges.js";
 import { Countdown, inWords } from "./countdown.js";
 import { signIns } from "./sign_in.js";
 
-const PAGE = 8; // entries
-const RECOVERY = 15_000; // milliseconds until a server that was away is asked again
-const DOUBLE_CLICK = 500; // milliseconds in which a second click is meant as the first one
+const PAGE = 8; // entries of the history
+const RECOVERY = 15_000; // milliseconds until an unreachable server is tried again
+const DOUBLE_CLICK = 500; // milliseconds in which a second click counts as part of the first
 
 const $ = (id) => document.getElementById(id);
 const wait = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
@@ -20,14 +20,14 @@ const clock = new Intl.DateTimeFormat("en-GB", {
   minute: "2-digit",
 });
 
-let session = null; // who is signed in
-let api = null; // and the API as that user
-let quota = null; // as the server last told it
-let turns = 0; // an answer counts only if nothing was begun since it was asked for
+let session = null; // of the signed-in user
+let api = null; // the API client of that session
+let quota = null; // as the server last returned it
+let turns = 0; // a response counts only if no other call was started after its request
 let isBusy = false;
-let unfinishedKey = null; // of a click whose outcome is unknown: the next one asks for the same
-let cursor = null; // where the history goes on
-let farewell = ""; // why the session is over
+let unfinishedKey = null; // of a click whose outcome is unknown: the next click sends it again
+let cursor = null; // of the history's next page
+let farewell = ""; // why the session ended, shown with the sign-in
 
 start();
 
@@ -53,7 +53,7 @@ function begin(next) {
   [quota, unfinishedKey, cursor] = [null, null, null];
   turns += 1;
   countdown.stop();
-  say();
+  showStatus();
   warn(farewell);
   farewell = "";
   showNothing();
@@ -64,7 +64,7 @@ function begin(next) {
   else if (wasSignedIn) $("sign-in-title").focus();
 }
 
-/** Ask anew how things stand; a spend that is under way tells it by itself. */
+/** Fetch the current state, except during a spend, which shows its own result. */
 function refresh() {
   if (isBusy) return undefined;
   return guarded(async (turn) => {
@@ -78,26 +78,26 @@ function refresh() {
 async function generate() {
   if (isBusy) return;
   if ($("generate").getAttribute("aria-disabled") === "true") {
-    if (quota) say("Used up: a challenge takes 1 unit.");
+    if (quota) showStatus("Used up: a challenge takes 1 unit.");
     return;
   }
   const isRetry = unfinishedKey !== null;
   unfinishedKey ??= crypto.randomUUID();
   const calm = wait(DOUBLE_CLICK);
   setBusy(true);
-  say();
+  showStatus();
   await guarded(async (turn) => {
     const answer = await api.consume(unfinishedKey);
     if (turn !== turns) return;
     unfinishedKey = null;
     warn("");
     if (answer.granted) {
-      // What comes of a retry may be how things stood when the first attempt was carried out.
+      // A retry may get a replay, with the quota as the first attempt left it: fetch the current one.
       showQuota(isRetry ? await api.quota() : answer.quota);
-      say("Your challenge: ", strong(challenge()));
+      showStatus("Your challenge: ", strong(challenge()));
     } else {
       showExhausted(answer.refusal);
-      say("Used up: nothing was left to take.");
+      showStatus("Used up: no unit was left.");
     }
     await showHistory(turn);
   });
@@ -105,26 +105,26 @@ async function generate() {
   setBusy(false);
 }
 
-/** Run what asks the API, and tell of what went wrong: each failure in its own words, in one place. */
-async function guarded(act) {
+/** Run an action that calls the API, and show the message of its failure. */
+async function guarded(action) {
   if (!api) return;
   turns += 1;
   const turn = turns;
   try {
-    await act(turn);
+    await action(turn);
     if (turn === turns) warn("");
   } catch (error) {
     if (turn !== turns) return;
     if (error instanceof SessionEnded) {
-      farewell = "Your session has ended. Sign in again to go on.";
+      farewell = "Your session has ended. Sign in again to continue.";
       session.signOut();
     } else if (error instanceof Unreachable) {
-      say();
+      showStatus();
       const isSafe = "Trying again is safe: it counts once.";
-      warn(`The server cannot be reached. ${unfinishedKey ? isSafe : "What you see may be old."}`);
+      warn(`The server cannot be reached. ${unfinishedKey ? isSafe : "What you see may be outdated."}`);
       setTimeout(() => turn === turns && refresh(), RECOVERY);
     } else if (error instanceof Problem) {
-      say();
+      showStatus();
       unfinishedKey = null;
       warn(error.message);
     } else {
@@ -134,10 +134,10 @@ async function guarded(act) {
 }
 
 function onRetry() {
-  say("The server does not answer. Trying again …");
+  showStatus("The server does not answer. Trying again …");
 }
 
-/** Of the user before nothing is left to be seen; the room is kept, so that nothing moves. */
+/** Clear everything of the previous user, but keep its space, so that the layout does not move. */
 function showNothing() {
   for (const name of ["plan", "left", "until"]) $(name).textContent = "\u00a0";
   for (const name of ["of", "countdown", "resets-at", "history"]) $(name).textContent = "";
@@ -147,19 +147,19 @@ function showNothing() {
   $("older").hidden = true;
 }
 
-function showQuota(told) {
-  quota = told;
-  const { quota_remaining: left, quota_limit: limit, unlimited } = told;
-  $("plan").textContent = `Plan ${told.plan}`;
+function showQuota(current) {
+  quota = current;
+  const { quota_remaining: left, quota_limit: limit, unlimited } = current;
+  $("plan").textContent = `Plan ${current.plan}`;
   $("left").textContent = unlimited ? "Unlimited" : left.toLocaleString("en");
   $("of").textContent = unlimited ? "" : `of ${limit.toLocaleString("en")} left`;
   $("meter").hidden = unlimited;
   showMeter(left, Math.max(limit ?? 0, left, 1));
   setAllowed(unlimited || left > 0);
-  countdown.start(told.seconds_to_reset);
+  countdown.start(current.seconds_to_reset);
 }
 
-/** A refusal is a state of the quota, not an error: nothing is left, until it comes back. */
+/** A refusal is a state of the quota, not an error: it is used up until the reset. */
 function showExhausted({ quota_remaining: left, quota_limit: limit, retry_after: seconds, resets_at: at }) {
   quota = { ...quota, quota_remaining: left, quota_limit: limit, resets_at: at };
   $("left").textContent = left.toLocaleString("en");
@@ -170,7 +170,7 @@ function showExhausted({ quota_remaining: left, quota_limit: limit, retry_after:
 }
 
 function showMeter(left, most) {
-  // It is low from a fifth down, as in the admin; the bounds are floating point.
+  // Low means at most a fifth, as in the admin; 0.01 covers the error of floating point.
   Object.assign($("meter"), { max: most, high: most, optimum: most, low: most / 5 + 0.01, value: left });
 }
 
@@ -196,7 +196,7 @@ const KINDS = {
   reset: "New period",
   consumed: "Challenge generated",
   refused: "Refused: used up",
-  refunded: "Given back",
+  refunded: "Refunded",
   adjusted: "Adjusted by staff",
   plan_changed: "Plan changed",
   deleted: "Closed",
@@ -226,8 +226,8 @@ function setAllowed(allowed) {
   $("generate").setAttribute("aria-disabled", String(!allowed));
 }
 
-function say(...words) {
-  $("status").replaceChildren(...words);
+function showStatus(...parts) {
+  $("status").replaceChildren(...parts);
 }
 
 function strong(text) {
@@ -236,6 +236,6 @@ function strong(text) {
   return element;
 }
 
-function warn(words) {
-  if ($("alert").textContent !== words) $("alert").textContent = words;
+function warn(message) {
+  if ($("alert").textContent !== message) $("alert").textContent = message;
 }

@@ -1,6 +1,6 @@
 /**
- * Who is signed in, by Clerk's own component or by the development sign-in. Both call `changed` with a
- * session, `{userId, getToken({fresh}), signOut()}`, or with null; `place` is where the sign-in is shown.
+ * Sign-in by Clerk's component or by the development form. Both call `changed` with a session,
+ * `{userId, getToken({fresh}), signOut()}`, or with null; `place` is the element that shows the sign-in.
  */
 
 export const signIns = { clerk: startClerk, development: startDevelopment };
@@ -10,10 +10,10 @@ const REMEMBERED = "quotasite.demo.user"; // for this tab, so that a reload stay
 async function startClerk(place, changed) {
   const { Clerk, __internal_ClerkUICtor: ClerkUI } = window;
   await Clerk.load({ ui: { ClerkUI } });
-  let known = null; // nothing is, so that the first call always counts
+  let known = null; // neither a user id nor undefined, so the first call always counts
   Clerk.addListener(({ session }) => {
     const userId = session?.user.id;
-    if (userId === known) return; // it is called for each new token too
+    if (userId === known) return; // Clerk calls this for each new token too
     known = userId;
     if (!session) {
       Clerk.mountSignIn(place);
@@ -56,7 +56,7 @@ async function startDevelopment(place, changed) {
   return remembered ? begin(remembered) : changed(null);
 }
 
-/** A session token of one minute, or null if the server gives none to this user. */
+/** Fetch a session token that is valid for a minute; null if the server refuses this user. */
 async function mint(userId) {
   const answer = await fetch("/demo/token", { method: "POST", body: new URLSearchParams({ user_id: userId }) });
   if (answer.status >= 500) throw new Error("no token now");

@@ -159,6 +159,15 @@ def test_an_export_of_a_search_is_not_cut_off_where_the_list_stops_counting(
     assert len(rows(viewer, QUOTAS, q="user")) == 4
 
 
+def test_an_export_of_the_exhausted_has_more_of_them_than_the_list_shows(
+    viewer: Client, make_quota: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        make_quota(f"user_{number}", remaining=0)
+    monkeypatch.setattr("quotas.console.quotas.MAX_EXHAUSTED", 1)
+    assert len(rows(viewer, QUOTAS, state="exhausted")) == 3
+
+
 @pytest.mark.parametrize("query", [{"nonsense": "1"}, {"plan__versions__version": "1"}, {"q": "\0"}])
 def test_an_export_of_nonsense_is_a_bad_request(viewer: Client, query: dict[str, str]) -> None:
     assert viewer.get(QUOTAS, query).status_code == 400

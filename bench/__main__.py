@@ -1,8 +1,8 @@
-"""How quick the product is beside its peers, and whether the units add up: `python -m bench`.
+"""Compare the product's speed with its peers', and count every unit: `python -m bench`.
 
-Starts a throw-away PostgreSQL, and the product and each peer in processes of their own, and lets wrk
-ask all of them in turn. Exits 1 if a unit of ours is lost or spent too much, if an answer of ours is
-wrong, or if the audit of the ledger finds a fault; a target that is missed is only told.
+Starts a throw-away PostgreSQL, serves the product and each peer in their own processes, and has wrk load one
+after the other. Exits 1 if a unit of ours is lost or overspent, if an answer of ours is wrong, or if the
+ledger's audit finds a fault; a missed target is only reported.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from bench.measure import Bench, Result
 from tests.tools.postgres import Server, engine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+QUICK_SECONDS, FULL_SECONDS = 80, 420  # then no further round starts; the extras of a full run come after
 
 
 def main() -> int:
@@ -27,14 +28,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         pools = load.pools(Path(folder), options.tokens, with_hot=any("hot" in job for job in options.jobs))
         server = stack.enter_context(Server())
-        systems = [it for it in options.systems if it != "pgbench" or pgbench.program()]
+        systems = [name for name in options.systems if name != "pgbench" or pgbench.program()]
         if systems != options.systems:
-            print("pgbench was not found and is left out: apt install postgresql-contrib, or set PATH.")
-        stocked(server, {cells.SYSTEMS[name].server for name in systems} | {"ours"})
+            print("Without pgbench, which was not found: apt install postgresql-contrib, or set PATH.")
+        make_databases(server, {cells.SYSTEMS[name].server for name in systems} | {"ours"})
         print(f"ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         bench = Bench(server, {}, pools, Path(folder), options.seconds)
         report = Report()
-        found = measured(bench, systems, options, report)
+        found = measure(bench, systems, options, report)
         found += audit()
         report.write(f"Took {time.monotonic() - began:.0f} s. Faults: {', '.join(found) or 'none'}.")
         if options.output:
@@ -42,7 +43,7 @@ def main() -> int:
     return 1 if found else 0
 
 
-def measured(bench: Bench, systems: list[str], options: argparse.Namespace, report: "Report") -> list[str]:
+def measure(bench: Bench, systems: list[str], options: argparse.Namespace, report: "Report") -> list[str]:
     """Measure and report everything; return our faults."""
     results, memory = compare(bench, systems, options)
     starts = extras.starts(bench) if options.is_whole else []
@@ -58,21 +59,21 @@ def measured(bench: Bench, systems: list[str], options: argparse.Namespace, repo
         report.write(table.crowds({name: extras.crowd(bench, name) for name in ("seed", "ours")}))
     found = faults(results)
     if options.delay:
-        far, cost = extras.far(bench, systems, options.delay, max(1, options.rounds // 2))
+        far, overhead = extras.far(bench, systems, options.delay, max(1, options.rounds // 2))
         report.write(table.far(far, options.delay))
-        report.write(cost)
+        report.write(overhead)
         of_ours = {(job, label): rounds for (label, job, _), rounds in far.items() if "Quotasite" in label}
         found += faults({(f"{job}, far", "ours"): rounds for (job, _), rounds in of_ours.items()})
     return found
 
 
 class Report:
-    """What is printed as it comes, and kept to be saved as a whole."""
+    """Prints each part at once, and saves all of them in one file."""
 
     def __init__(self) -> None:
         self.parts = [
             "# What the bench measured",
-            "Made by `make bench`; docs/performance.md tells what it means.",
+            "Written by `make bench`; docs/performance.md explains it.",
         ]
 
     def write(self, part: str) -> None:
@@ -84,15 +85,16 @@ class Report:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m bench", allow_abbrev=False, description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the core jobs, few short rounds")
-    parser.add_argument("--only", nargs="+", choices=cells.JOBS, dest="jobs", metavar="JOB")
-    parser.add_argument("--systems", nargs="+", choices=cells.SYSTEMS, metavar="SYSTEM")
+    jobs, systems = ", ".join(cells.JOBS), ", ".join(cells.SYSTEMS)
+    parser.add_argument("--only", nargs="+", choices=cells.JOBS, dest="jobs", metavar="JOB", help=jobs)
+    parser.add_argument("--systems", nargs="+", choices=cells.SYSTEMS, metavar="SYSTEM", help=systems)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--seconds", type=int, help="of one run")
-    parser.add_argument("--delay", type=float, help="milliseconds to a farther database, each way; 0: none")
+    parser.add_argument("--seconds", type=int, help="length of one run")
+    parser.add_argument("--delay", type=float, help="milliseconds each way to a distant database; 0: none")
     parser.add_argument("--tokens", type=int, default=load.TOKENS, help="distinct tokens in the pool")
-    parser.add_argument("--output", type=Path, help="the file for the results")
+    parser.add_argument("--output", type=Path, help="write the results to this file")
     options = parser.parse_args()
     options.is_whole = not (options.quick or options.jobs or options.systems)
     options.delay = options.delay if options.delay is not None else float(options.is_whole)
@@ -101,14 +103,13 @@ def arguments() -> argparse.Namespace:
     options.systems = options.systems or (quick_systems if options.quick else list(cells.SYSTEMS))
     options.rounds = options.rounds or (3 if options.quick else 5)
     options.seconds = options.seconds or (1 if options.quick else 2)
-    # What is left after the last round is for that round's end and the extras.
-    options.until = time.monotonic() + (80 if options.quick else 420)
+    options.until = time.monotonic() + (QUICK_SECONDS if options.quick else FULL_SECONDS)
     options.output = options.output or (RESULTS if options.is_whole else None)
     return options
 
 
-def stocked(server: Server, databases: set[str]) -> None:
-    """Make the databases, and set up Django for ours."""
+def make_databases(server: Server, names: set[str]) -> None:
+    """Create and fill the databases, and set up Django for ours."""
     stock.create(server.url, "ours")
     os.environ.update(
         DATABASE_URL=stock.url(server, "ours"),
@@ -120,7 +121,7 @@ def stocked(server: Server, databases: set[str]) -> None:
 
     django.setup()
     stock.open_ours(stock.url(server, "ours"))
-    for name in sorted(databases - {"ours"}):
+    for name in sorted(names - {"ours"}):
         if name == "pgbench":
             stock.create(server.url, name, template="ours")
         else:
@@ -131,7 +132,7 @@ def stocked(server: Server, databases: set[str]) -> None:
 def compare(
     bench: Bench, systems: list[str], options: argparse.Namespace
 ) -> tuple[table.Results, dict[str, float]]:
-    """Run every cell in every round, the systems in another order each time; tell their memory too."""
+    """Run every system at every job in every round, rotating the order; return results and memory."""
     results: table.Results = {}
     with ExitStack() as stack:
         for name in dict.fromkeys(cells.SYSTEMS[system].server for system in systems):
@@ -141,13 +142,13 @@ def compare(
         for number in range(options.rounds + 1):
             if number > 1 and time.monotonic() > options.until:
                 options.rounds = number - 1
-                print("the time is over: the other rounds are left out", file=sys.stderr)
+                print("out of time: the remaining rounds are left out", file=sys.stderr)
                 break
             bench.seconds = options.seconds if number else 1
             for job in options.jobs:
                 chosen = [name for name in cells.JOBS[job].systems if name in systems]
-                turn = number % max(len(chosen), 1)
-                for system in chosen[turn:] + chosen[:turn]:
+                start = number % max(len(chosen), 1)
+                for system in chosen[start:] + chosen[:start]:
                     result = bench.run(job, system)
                     if number:  # the first round warms up
                         results.setdefault((job, system), []).append(result)
@@ -171,7 +172,7 @@ def faults(results: table.Results) -> list[str]:
 
 
 def audit() -> list[str]:
-    """Prove our ledger as an operator would."""
+    """Check our ledger as an operator would."""
     from django.core.management import CommandError, call_command
 
     try:

@@ -1,8 +1,8 @@
-"""How quick the console is at a million quotas: `python -m bench.admin_pages [--users N]`.
+"""How fast the admin's pages are with a million quotas: `python -m bench.admin_pages [--users N]`.
 
-Starts a throw-away PostgreSQL, fills it, asks each page for its time in the server, and PostgreSQL
-how it answers each query. Exits 1 if a query reads more than MOST_ROWS of a table that grows with
-the users, if a page is slower than MOST_MS, or if too few of the spends' updates are HOT.
+Starts a throw-away PostgreSQL, fills it, times each page in the server, and shows the plan of each of its
+queries. Exits 1 if a query reads more than MAX_ROWS of a table that grows with the users, if a page is slower
+than MAX_MS, or if too few of the spends' updates are HOT.
 """
 
 import argparse
@@ -13,20 +13,23 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import django
+from django.contrib.admin.utils import quote
+from django.urls import reverse
 from uuid_utils.compat import uuid7
 
-from quotas.rules import outcomes, values, verbs
-from quotas.rules.outcomes import Change
-from quotas.rules.values import Actor, Entry, Plan, Request, Snapshot, State
+from bench.internals import Actor, Change, Entry, Exhausted, Plan, Request, Snapshot, State, verbs
 from tests.tools.postgres import Server, engine
 
-TEMPLATES = 2_000  # users whose life the rules play; all others are copies of them
+if TYPE_CHECKING:
+    from quotas.models import ChallengeQuota
+
+TEMPLATES = 2_000  # users whose ledgers the rules compute; all users are copies of them
 PLANS = {  # name: allowance, days a period, users out of 100
     "free": (20, 1, 80),
     "pro": (200, 7, 10),
@@ -35,14 +38,14 @@ PLANS = {  # name: allowance, days a period, users out of 100
     "blocked": (0, 1, 1),
 }
 RUNS = 5  # of a page, after one that warms the caches
-MOST_MS = 100  # of the server's time, at the least: other work on this machine makes it more
-MOST_ROWS = 50_000  # that one query may read: a scan that a LIMIT ends early is no harm
+MAX_MS = 100  # for the fastest run of a page: other work on the machine slows the others
+MAX_ROWS = 50_000  # that one query may read; a scan that a LIMIT ends early reads few
 SPENDS, SPENDERS = 20_000, 2_000
-LEAST_HOT = 95  # per cent
+MIN_HOT_PERCENT = 95
 
 GROWING = QUOTAS, ENTRIES, EVENTS = "challenge_quotas", "ledger_entries", "webhook_events"
 
-# Of a copy: its user, e-mail, instants (some seconds earlier for each), and ids ordered by time.
+# For each copy: its user id and e-mail, instants that are one second earlier each, and time-ordered ids.
 USER = "'user_' || substr(md5(user_id || '-' || copy), 1, 24)"
 EMAIL = "CASE WHEN deleted_at IS NULL THEN substr(md5(copy || user_id), 1, 8) || '@example.com' ELSE '' END"
 EARLIER = "{} - copy * interval '1 second'"
@@ -63,11 +66,11 @@ DELIVERIES = f"""
 """
 
 
-class Seen(NamedTuple):
-    """What a page cost, in milliseconds, and its statements."""
+class PageCost(NamedTuple):
+    """The cost of a page in milliseconds, and its statements."""
 
     times: list[float]  # from request to answer
-    cpu: float  # of these at the least, what Python took
+    cpu: float  # of Python, in the cheapest run
     statements: list[str]
 
 
@@ -77,8 +80,12 @@ class Scan(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.admin_pages", allow_abbrev=False)
-    parser.add_argument("--users", type=int, default=1_000_000)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.admin_pages", allow_abbrev=False, description=__doc__
+    )
+    parser.add_argument(
+        "--users", type=int, default=1_000_000, help="%(default)s by default, at least 40,000"
+    )
     users = parser.parse_args().users
     with Server(fsync=False) as server:
         os.environ.update(
@@ -90,25 +97,25 @@ def main() -> int:
         django.setup()
         print(engine(server.url), flush=True)
         fill(users)
-        are_pages_fine = measure()
-        return 0 if are_spends_hot() and are_pages_fine else 1
+        are_pages_fast = measure()
+        return 0 if are_spends_hot() and are_pages_fast else 1
 
 
 def fill(users: int) -> None:
-    """Migrate, play the templates, and copy them."""
+    """Migrate, store the templates, and copy them."""
     from django.core.management import call_command
     from django.db import connection
 
     began = time.monotonic()
     call_command("migrate", verbosity=0)
-    play()
+    store_templates()
     with connection.cursor() as cursor:
         cursor.execute("SET work_mem = '256MB'")
         for table in (QUOTAS, ENTRIES):
-            cursor.execute(f"CREATE TEMP TABLE played AS TABLE {table}")
+            cursor.execute(f"CREATE TEMP TABLE templates AS TABLE {table}")
             cursor.execute(f"TRUNCATE {table}")
             cursor.execute(copies(table), [users // TEMPLATES])
-            cursor.execute("DROP TABLE played")
+            cursor.execute("DROP TABLE templates")
         cursor.execute(DELIVERIES)
         cursor.execute("VACUUM ANALYZE")
         for table in GROWING:
@@ -116,11 +123,11 @@ def fill(users: int) -> None:
             rows, size = cursor.fetchone()
             print(f"{rows:>10,} {table}, {size} with indexes")
         cursor.execute("RESET work_mem")
-    print(f"made in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"filled in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def play() -> None:
-    """Store the templates: users who sign up within a month, and ask hourly, or once, or in between."""
+def store_templates() -> None:
+    """Store users who signed up within the last month: some spend hourly, some only once, some in between."""
     from quotas.models import ChallengeQuota, LedgerEntry
     from quotas.models import Plan as Plans
 
@@ -130,32 +137,27 @@ def play() -> None:
         plan.save()
     plans = [plan.value for plan in Plans.objects.all()]
     shares = [PLANS[plan.name][2] for plan in plans]
-    chance = random.Random(20)
-    lives = [
-        life(f"user_{number}", plan, chance)
-        for number, plan in enumerate(chance.choices(plans, shares, k=TEMPLATES))
+    rng = random.Random(20)
+    histories = [
+        history(f"user_{number}", plan, rng)
+        for number, plan in enumerate(rng.choices(plans, shares, k=TEMPLATES))
     ]
-    rows = [{column.name: getattr(state, column.name) for column in fields(State)} for state, _ in lives]
+    rows = [asdict(state) for state, _ in histories]
     ChallengeQuota.objects.bulk_create(ChallengeQuota(plan_id=row.pop("plan"), **row) for row in rows)
     LedgerEntry.objects.bulk_create(
-        (
-            LedgerEntry(**{column.name: getattr(entry, column.name) for column in fields(Entry)})
-            for _, entries in lives
-            for entry in entries
-        ),
-        batch_size=2_000,
+        (LedgerEntry(**asdict(entry)) for _, entries in histories for entry in entries), batch_size=2_000
     )
 
 
-def life(user_id: str, plan: Plan, chance: random.Random) -> tuple[State, list[Entry]]:
-    """What the rules make of one user's month."""
+def history(user_id: str, plan: Plan, rng: random.Random) -> tuple[State, list[Entry]]:
+    """Compute the state and the ledger of one user's month by the rules."""
     now = datetime.now(UTC)
-    clock = now - timedelta(days=30) * chance.random()
-    pause = timedelta(days=1) * chance.choices([0.1, 3, 45], [1, 14, 185])[0]
+    clock = now - timedelta(days=30) * rng.random()
+    pause = timedelta(days=1) * rng.choices([0.1, 3, 45], [1, 14, 185])[0]
     state: State | None = None
     entries: list[Entry] = []
 
-    def ask(verb: Any) -> None:
+    def apply(verb: Any) -> None:
         nonlocal state
         snapshot = Snapshot(user_id, clock, plan, plan, state, None, None, (uuid7(), uuid7()))
         outcome = verb(snapshot, Request(Actor("user", user_id)))
@@ -163,52 +165,65 @@ def life(user_id: str, plan: Plan, chance: random.Random) -> tuple[State, list[E
             state = outcome.state
             entries.extend(outcome.entries)
 
-    ask(verbs.current)
+    apply(verbs.current)
     while clock < now:
-        for _ in range(chance.choice([1, 2, 3])):
-            ask(partial(verbs.consume, cost=chance.choice([1, 2, 5, 10])))
-        clock += pause * chance.expovariate(1)
+        for _ in range(rng.choice([1, 2, 3])):
+            apply(partial(verbs.consume, cost=rng.choice([1, 2, 5, 10])))
+        clock += pause * rng.expovariate(1)
     clock = now
-    if end := chance.choices([None, verbs.delete, partial(verbs.adjust, delta=5)], [99, 0.3, 0.7])[0]:
-        ask(end)
-    assert state  # it was opened
+    if end := rng.choices([None, verbs.delete, partial(verbs.adjust, delta=5)], [99, 0.3, 0.7])[0]:
+        apply(end)
+    assert state  # since `current` opened it
     return state, entries
 
 
 def copies(table: str) -> str:
-    """The statement that copies what was played so many times."""
-    columns = {column.name: column.name for column in fields(State if table == QUOTAS else Entry)}
+    """Return the statement that inserts so many copies of the templates; parameter: how many."""
+    from quotas.models import ChallengeQuota, LedgerEntry
+
+    model = ChallengeQuota if table == QUOTAS else LedgerEntry
+    columns = {field.attname: field.attname for field in model._meta.fields}
     for name in columns:
         if name.endswith(("_at", "_date")):
             columns[name] = EARLIER.format(name)
     columns["user_id"] = USER
     if table == QUOTAS:
-        del columns["plan"]
-        columns |= {"plan_id": "plan_id", "email": EMAIL}
+        columns["email"] = EMAIL
     else:
         columns |= {"id": ENTRY_ID, "idempotency_key": KEY, "fingerprint": FINGERPRINT}
     order = columns["anchor_at" if table == QUOTAS else "created_at"]
     return (
         f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(columns.values())} "
-        f"FROM played, generate_series(1, %s) AS copy ORDER BY {order}"
+        f"FROM templates, generate_series(1, %s) AS copy ORDER BY {order}"
     )
 
 
 def pages() -> Iterator[tuple[str, str]]:
-    """The pages to look at: what each is called, and where it is."""
-    from quotas.console.display import quota_url
+    """Yield the name and the path of each page."""
     from quotas.models import ChallengeQuota, LedgerEntry
-    from webhooks.models import WebhookEvent
 
-    quotas, ledger, inbox = (
-        f"/admin/{it}/" for it in ("quotas/challengequota", "quotas/ledgerentry", "webhooks/webhookevent")
-    )
     some = ChallengeQuota.objects.exclude(email="").order_by("user_id")[1_000]
     busy = ChallengeQuota.objects.filter(
         pk__in=LedgerEntry.objects.order_by("-id").values("user_id")[:1_000]
     ).order_by("-seq")[0]
-    delivery = WebhookEvent.objects.order_by("pk")[1_000]
-    yield "overview", "/admin/"
+    yield "overview", reverse("admin:index")
+    yield from quota_pages(some)
+    yield "a quota", change_page("quotas_challengequota", some.pk)
+    yield "a quota with many entries", change_page("quotas_challengequota", busy.pk)
+    ledger = reverse("admin:quotas_ledgerentry_changelist")
+    yield "ledger", ledger
+    yield "ledger, page 200", f"{ledger}?p=200"
+    yield "ledger, search for a user", f"{ledger}?q={busy.pk}"
+    for kind, _ in LedgerEntry.KINDS:
+        yield f"ledger, {kind}", f"{ledger}?kind__exact={kind}"
+    yield "plans", reverse("admin:quotas_plan_changelist")
+    yield "a plan", change_page("quotas_plan", "free")
+    yield from inbox_pages(some)
+
+
+def quota_pages(some: "ChallengeQuota") -> Iterator[tuple[str, str]]:
+    """Yield the lists of quotas, with the searches that find this one."""
+    quotas = reverse("admin:quotas_challengequota_changelist")
     yield "quotas", quotas
     yield "quotas, page 2", f"{quotas}?p=2"
     yield "quotas, page 200", f"{quotas}?p=200"
@@ -216,7 +231,7 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "quotas, search for a beginning of ids", f"{quotas}?q={some.user_id[:8]}"
     yield "quotas, search for the beginning of all ids", f"{quotas}?q=user_"
     yield "quotas, search for the beginning of an e-mail", f"{quotas}?q={some.email[:5]}"
-    yield "quotas, search for nobody", f"{quotas}?q=nobody"
+    yield "quotas, search without a match", f"{quotas}?q=nobody"
     for state in ("exhausted", "open", "deleted"):
         yield f"quotas, {state}", f"{quotas}?state={state}"
     for plan in PLANS:
@@ -224,98 +239,101 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "quotas, plan pro, deleted", f"{quotas}?plan__name__exact=pro&state=deleted"
     yield "quotas, plan pro, exhausted", f"{quotas}?plan__name__exact=pro&state=exhausted"
     yield "quotas, plan pro, search", f"{quotas}?plan__name__exact=pro&q={some.user_id[:8]}"
-    yield "a quota", quota_url(some.pk)
-    yield "a quota with many entries", quota_url(busy.pk)
-    yield "ledger", ledger
-    yield "ledger, page 200", f"{ledger}?p=200"
-    yield "ledger, search for a user", f"{ledger}?q={busy.pk}"
-    for kind in values.EntryKind:
-        yield f"ledger, {kind}", f"{ledger}?kind__exact={kind}"
-    yield "plans", "/admin/quotas/plan/"
-    yield "a plan", "/admin/quotas/plan/free/change/"
+
+
+def inbox_pages(some: "ChallengeQuota") -> Iterator[tuple[str, str]]:
+    """Yield the lists of deliveries, with the searches that find those of this quota's user."""
+    from webhooks.models import WebhookEvent
+
+    inbox = reverse("admin:webhooks_webhookevent_changelist")
+    delivery = WebhookEvent.objects.order_by("pk")[1_000]
     yield "inbox", inbox
     yield "inbox, page 200", f"{inbox}?p=200"
     yield "inbox, search for a beginning of users", f"{inbox}?q={some.user_id[:8]}"
     yield "inbox, search for a beginning of deliveries", f"{inbox}?q={delivery.pk[:8]}"
-    yield "inbox, search for nobody", f"{inbox}?q=nobody"
+    yield "inbox, search without a match", f"{inbox}?q=nobody"
     for status in ("success", "ignored"):
         yield f"inbox, {status}", f"{inbox}?status__exact={status}"
     for kind in ("user.created", "user.updated", "user.deleted", "other"):
         yield f"inbox, {kind}", f"{inbox}?type={kind}"
 
 
+def change_page(model: str, pk: str) -> str:
+    return reverse(f"admin:{model}_change", args=[quote(pk)])
+
+
 def measure() -> bool:
-    """Print what each page costs, and how each query is answered; tell whether that is as it should be."""
+    """Print the cost of each page and the scans of each query; return whether all keep their limits."""
     from django.contrib.auth.models import User
     from django.test import Client
 
     client = Client()
     client.force_login(User.objects.create_superuser("bench"))
-    first_looks(client)
+    sum_hours(client)
     plans: dict[str, list[list[Scan]]] = {}
     times: dict[str, list[float]] = {}
-    print(f"\n{'page':<48} {'median ms':>10} {'least':>6} {'CPU':>6} {'queries':>8}")
-    for again in (False, True):  # what was slow, perhaps because of others, is looked at once more
+    print(f"\n{'page':<48} {'median ms':>10} {'min':>6} {'CPU':>6} {'queries':>8}")
+    for again in (False, True):  # other work may have slowed a page: measure the slow ones twice
         for name, path in pages():
-            if again and min(times[name]) <= MOST_MS:
+            if again and min(times[name]) <= MAX_MS:
                 continue
-            seen = look(client, path)
-            times[name] = seen.times
-            plans[name] = [explain(statement) for statement in seen.statements if reads(statement)]
-            median, least = statistics.median(seen.times), min(seen.times)
-            shown = f"{median:>10.0f} {least:>6.0f} {seen.cpu:>6.0f} {len(seen.statements):>8}"
-            print(f"{name:<48} {shown}{' again' if again else ''}", flush=True)
-    slow = [name for name, of_page in times.items() if min(of_page) > MOST_MS]
+            cost = visit(client, path)
+            times[name] = cost.times
+            plans[name] = [explain(statement) for statement in cost.statements if reads(statement)]
+            median, fastest = statistics.median(cost.times), min(cost.times)
+            figures = f"{median:>10.0f} {fastest:>6.0f} {cost.cpu:>6.0f} {len(cost.statements):>8}"
+            print(f"{name:<48} {figures}{' again' if again else ''}", flush=True)
+    slow = [name for name, of_page in times.items() if min(of_page) > MAX_MS]
     greedy = [
         name
         for name, of_page in plans.items()
-        if any(scan.rows > MOST_ROWS for plan in of_page for scan in plan)
+        if any(scan.rows > MAX_ROWS for plan in of_page for scan in plan)
     ]
-    print("\nHow each query on a table that grows is answered, with the rows that were read:")
+    print("\nThe scans of each query on a growing table, with the rows that they read:")
     for name, of_page in plans.items():
         for plan in of_page:
             print(f"{name:<48} {', '.join(f'{scan.name} {scan.rows:,}' for scan in plan)}")
-    print(f"\nslower than {MOST_MS} ms: {', '.join(slow) or 'none'}")
-    print(f"more than {MOST_ROWS:,} rows read: {', '.join(greedy) or 'none'}")
+    print(f"\nslower than {MAX_MS} ms: {', '.join(slow) or 'none'}")
+    print(f"more than {MAX_ROWS:,} rows read: {', '.join(greedy) or 'none'}")
     return not slow and not greedy
 
 
-def first_looks(client: Any) -> None:
-    """Open the overview until all days are summed, and print how long each time takes."""
+def sum_hours(client: Any) -> None:
+    """Open the overview until it has stored the totals of all hours; print how long each visit takes."""
     from quotas.models import HourlyTotal
 
-    print("\noverview at first, hours summed and milliseconds:")
+    print("\nfirst visits to the overview: stored hours, milliseconds")
     before = -1
-    while before < (now := HourlyTotal.objects.count()):
-        before, began = now, time.monotonic()
+    while before < (count := HourlyTotal.objects.count()):
+        before, began = count, time.monotonic()
         client.get("/admin/", secure=True)
         print(f"{HourlyTotal.objects.count():>6} {1_000 * (time.monotonic() - began):>6.0f}", flush=True)
 
 
-def look(client: Any, path: str) -> Seen:
+def visit(client: Any, path: str) -> PageCost:
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
     with CaptureQueriesContext(connection) as captured:
         answer = client.get(path, secure=True)
-    statements = [query["sql"] for query in captured]  # each request forgets those of the one before
+    statements = [query["sql"] for query in captured]  # read now: the next request clears them
     assert answer.status_code == 200, f"{path}: {answer.status_code}"
     times, cpu = [], []
     for _ in range(RUNS):
-        began, own = time.perf_counter(), time.process_time()
+        began, cpu_began = time.perf_counter(), time.process_time()
         client.get(path, secure=True)
         times.append(1_000 * (time.perf_counter() - began))
-        cpu.append(1_000 * (time.process_time() - own))
-    return Seen(times, min(cpu), statements)
+        cpu.append(1_000 * (time.process_time() - cpu_began))
+    return PageCost(times, min(cpu), statements)
 
 
 def reads(statement: str) -> bool:
-    """Whether it reads one of the tables that grow."""
+    """Return whether the statement reads a growing table."""
     return statement.startswith(("SELECT", "WITH")) and any(f'"{table}"' in statement for table in GROWING)
 
 
 def explain(statement: str) -> list[Scan]:
-    """How the statement reads the tables that grow."""
+    """Run the statement, and return its scans of growing tables."""
     from django.db import connection
 
     with connection.cursor() as cursor:
@@ -325,7 +343,7 @@ def explain(statement: str) -> list[Scan]:
 
 
 def scans(node: dict[str, Any]) -> Iterator[Scan]:
-    """The scans of a plan and how many rows each read, those included that a filter threw away."""
+    """Yield the scans of a plan with the rows that each read, including those that a filter removed."""
     if node.get("Relation Name") in GROWING:
         rows = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
         inside = "".join(f" of {name}" for name in bitmaps(node))
@@ -335,14 +353,14 @@ def scans(node: dict[str, Any]) -> Iterator[Scan]:
 
 
 def bitmaps(node: dict[str, Any]) -> Iterator[str]:
-    """The indexes that a bitmap scan is made of."""
+    """Yield the indexes that a bitmap scan combines."""
     for inner in node.get("Plans", []):
         if inner["Node Type"].startswith("Bitmap"):
             yield from [inner["Index Name"]] if "Index Name" in inner else bitmaps(inner)
 
 
 def are_spends_hot() -> bool:
-    """Spend again and again, and print the share of updates that left all indexes alone."""
+    """Spend many times, print the share of HOT updates, which change no index, and check it."""
     from django.db import connection
 
     from quotas.models import ChallengeQuota
@@ -355,19 +373,19 @@ def are_spends_hot() -> bool:
             )
             return cursor.fetchone()
 
-    chance = random.Random(20)
+    rng = random.Random(20)
     spenders = ChallengeQuota.objects.filter(deleted_at=None, plan="team").values_list("pk", flat=True)
     users = list(spenders[:SPENDERS])
     before = updates()
     for _ in range(SPENDS):
         try:
-            ChallengeQuota.objects.consume(chance.choice(users))
-        except outcomes.Exhausted:
+            ChallengeQuota.objects.consume(rng.choice(users))
+        except Exhausted:
             continue
-    every, hot = (now - then for now, then in zip(updates(), before, strict=True))
-    share = 100 * hot / every
-    print(f"\nHOT: {hot:,} of {every:,} updates of {SPENDS:,} spends by {len(users):,} users, {share:.1f} %")
-    return share >= LEAST_HOT
+    total, hot = (now - then for now, then in zip(updates(), before, strict=True))
+    share = 100 * hot / total
+    print(f"\nHOT: {hot:,} of {total:,} updates of {SPENDS:,} spends by {len(users):,} users, {share:.1f} %")
+    return share >= MIN_HOT_PERCENT
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What is measured: which system does which job, and what it must come to."""
+"""What is measured: which systems do which jobs, and the targets."""
 
 from typing import NamedTuple
 
-from bench.load import Ask
+from bench.load import Request
 from bench.serving import ALLOWANCE
 from bench.stock import KEY
 
@@ -11,14 +11,14 @@ class System(NamedTuple):
     """One row of a job's table."""
 
     label: str
-    server: str  # of serving.command, and the name of its database
+    server: str  # as serving.command names it; also the name of its database
 
 
 class Job(NamedTuple):
     label: str
     systems: tuple[str, ...]
-    status: str  # what each answer must be
-    spends: bool  # one unit for each such answer
+    status: str  # of each correct answer
+    spends: bool  # whether each such answer spends one unit
     pool: str  # of tokens
 
 
@@ -32,7 +32,7 @@ SYSTEMS = {
     "pgbench": System("PostgreSQL alone, our statements (pgbench)", "pgbench"),
 }
 
-# The two of one user have others between them, so that no token is remembered from the one to the other.
+# Other jobs run between the two of one user, so that the second finds no token of the first in the cache.
 JOBS = {
     "get": Job("GET", ("ours", "seed", "asyncpg", "floor", "pgbench"), "200", False, "spread"),
     "hot-get": Job("GET, one user", ("ours", "seed", "asyncpg", "floor"), "200", False, "hot"),
@@ -59,36 +59,36 @@ JOBS = {
     ),
     "refusal": Job("Refusal", ("ours", "seed", "asyncpg", "floor"), "429", False, "spread"),
     "replay": Job("Replay", ("ours", "asyncpg", "floor"), "201", False, "spread"),
-    "remembered": Job("GET with tokens that are remembered", ("ours",), "200", False, "few"),
+    "remembered": Job("GET with cached tokens", ("ours",), "200", False, "few"),
 }
 QUICK = ("get", "consume", "keyed")
 
-# What ours must come to, as a part of the peer's requests a second.
+# Our requests a second, as a multiple of the peer's: at least this.
 TARGETS = {
     ("get", "asyncpg"): 1.0,
     ("get", "floor"): 0.5,
     ("consume", "seed"): 6.0,
     ("keyed", "asyncpg"): 1.0,
 }
-MOST_SPREAD = 4.0  # p99 / p50
-MOST_MIB = 100
-MOST_SECONDS = 2.0
-MOST_NOISE = 0.1  # of the machine, taken by other work
+MAX_SPREAD = 4.0  # p99 / p50
+MAX_MIB = 100  # of a worker
+MAX_START_SECONDS = 2.0
+MAX_NOISE = 0.1  # share of the machine that other work takes
 
 ONE = '{"cost":1}'
-# More than anybody has left, and less than a period's allowance, so that it could be paid some day.
+# More than any user has left, but not more than the allowance, above which the error is another one.
 TOO_MUCH = f'{{"cost":{ALLOWANCE}}}'
 CONSUME = "/api/v1/quota/consume"
 
 
-def ask(job: str, system: str) -> Ask:
+def request_for(job: str, system: str) -> Request:
     if job in ("get", "hot-get", "remembered"):
-        return Ask("GET", "/api/quota")
+        return Request("GET", "/api/quota")
     if job == "refusal":
-        return Ask("POST", CONSUME, TOO_MUCH)
+        return Request("POST", CONSUME, TOO_MUCH)
     if job == "replay":
-        return Ask("POST", CONSUME, ONE, KEY)
+        return Request("POST", CONSUME, ONE, KEY)
     if system.endswith("-bare"):
-        return Ask("POST", "/bare/consume", ONE)
+        return Request("POST", "/bare/consume", ONE)
     is_keyed = job in ("keyed", "hot") and system != "seed"
-    return Ask("POST", CONSUME, ONE, "fresh" if is_keyed else "-")
+    return Request("POST", CONSUME, ONE, "fresh" if is_keyed else "-")

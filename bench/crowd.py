@@ -1,7 +1,7 @@
-"""Millions of users for a bench: copies of the one whose life the verbs have played.
+"""Millions of users for a bench: copies of one user, whose ledger the verbs have written.
 
-A server that is to be filled is not to be trusted with anything: `Hurry` turns off all that keeps data
-safe, and turns it on again before something is measured.
+`BulkLoad` turns off everything that keeps data safe while a server is filled, and turns it on again before
+anything is measured.
 """
 
 import time
@@ -15,24 +15,24 @@ from django.db import connection, transaction
 from tests.tools.overheard import ENTRIES, QUOTAS, copying
 from tests.tools.postgres import Server
 
-HURRIED = {
+BULK_LOAD_SETTINGS = {
     "autovacuum": "off",
     "checkpoint_timeout": "1h",
     "full_page_writes": "off",
     "max_wal_senders": "0",
     "max_wal_size": "16GB",
-    "wal_level": "minimal",  # a table that is filled in the transaction which empties it is not logged
+    "wal_level": "minimal",  # skips the WAL of a table that is truncated and filled in one transaction
 }
 
 
-class Hurry:
-    """A server in a hurry for the length of a `with` block, and as it is by default after it."""
+class BulkLoad:
+    """Runs a server without durability inside a `with` block, and with the defaults after it."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
 
     def __enter__(self) -> Self:
-        for name, value in HURRIED.items():
+        for name, value in BULK_LOAD_SETTINGS.items():
             run(f"ALTER SYSTEM SET {name} = '{value}'")
         self._restart(fsync=False)
         return self
@@ -50,22 +50,22 @@ class Hurry:
 
 
 def run(statement: str, values: Any = None) -> list[Any]:
-    """Run a statement, and return what it finds."""
+    """Run a statement and return its rows."""
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
         return cursor.fetchall() if cursor.description else []
 
 
 def use(database: str) -> None:
-    """Go on with another database of the server."""
+    """Continue with another database of the server."""
     connection.close()
     connection.settings_dict["NAME"] = database
 
 
 def multiply(users: int) -> float:
-    """Put so many copies in the place of the users who are there; return the seconds that it took.
+    """Replace the existing user with so many copies; return the seconds that it took.
 
-    The entries come as they would have in time: the first of every user before the second of any.
+    The entries are inserted as over time: the first of every user before the second of any.
     """
     began = time.monotonic()
     with transaction.atomic():
@@ -75,7 +75,7 @@ def multiply(users: int) -> float:
             with without_indexes(table):
                 run(f"TRUNCATE {table}")
                 for place in range(run("SELECT COUNT(*) FROM played")[0][0]):
-                    one = f"(SELECT * FROM played ORDER BY {order} OFFSET {place} LIMIT 1) AS it"
+                    one = f"(SELECT * FROM played ORDER BY {order} OFFSET {place} LIMIT 1) AS original"
                     copy(table, one, users)
             run("DROP TABLE played")
     run(f"VACUUM (ANALYZE) {QUOTAS}, {ENTRIES}")
@@ -83,7 +83,7 @@ def multiply(users: int) -> float:
 
 
 def copy(table: str, source: str, times: int, **changed: str) -> None:
-    """Add so many copies of each row of `source`; see `copying`."""
+    """Insert so many copies of each row of `source`; `changed` as in `copying`."""
     columns = [name for (name,) in run(COLUMNS, [table])]
     run(f"INSERT INTO {table} ({', '.join(columns)}) {copying(columns, source, **changed)}", [1, times])
 
@@ -101,7 +101,7 @@ INDEXES = """
 
 @contextmanager
 def without_indexes(table: str) -> Iterator[None]:
-    """Take the table's indexes and constraints away, and make them anew of the whole."""
+    """Drop the table's indexes and constraints, and create them again after the block."""
     constraints, indexes = run(CONSTRAINTS, [table]), run(INDEXES, [table])
     for name, _ in constraints:
         run(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
@@ -115,13 +115,13 @@ def without_indexes(table: str) -> Iterator[None]:
 
 
 def sizes() -> Iterator[str]:
-    """How large the tables and their indexes are, a line each."""
+    """Yield a line with the size of each table and of each index."""
     for table in (QUOTAS, ENTRIES):
         rows = run(f"SELECT COUNT(*) FROM {table}")[0][0]
-        heap, every = run(
+        heap, indexes = run(
             f"SELECT pg_size_pretty(pg_table_size('{table}')), pg_size_pretty(pg_indexes_size('{table}'))"
         )[0]
-        yield f"{rows:>12,} rows of {table}: {heap}, and {every} of indexes"
+        yield f"{rows:>12,} rows of {table}: {heap}, and {indexes} of indexes"
         for name, size in run(
             "SELECT indexrelid::regclass::text, pg_size_pretty(pg_relation_size(indexrelid)) FROM pg_index "
             f"WHERE indrelid = '{table}'::regclass ORDER BY pg_relation_size(indexrelid) DESC"

@@ -1,7 +1,7 @@
-"""A database that is farther away: a proxy that holds back each packet for a while, in both directions.
+"""A distant database: a proxy that delays each packet, in both directions.
 
-A process of its own. It waits with select(), whose time-out is exact to some 0.05 ms; the event loops
-of Python round theirs up to whole milliseconds. At most MOST connections, loopback only.
+It runs in its own process and waits with select(), whose time-out is exact to about 0.05 ms; Python's event
+loops round theirs up to whole milliseconds. Loopback only, at most MAX_CONNECTIONS connections.
 """
 
 import multiprocessing
@@ -16,12 +16,12 @@ from typing import Any, Self
 
 from tests.tools.postgres import free_port
 
-MOST = 200  # connections; select() can watch 1,024 sockets
+MAX_CONNECTIONS = 200  # select() can watch 1,024 sockets
 CHUNK = 1 << 16  # bytes
 
 
 class Proxy:
-    """Listens on `port` for as long as the `with` block lasts; `delay` is in seconds, each way."""
+    """Listens on `port` while the `with` block lasts; `delay` is in seconds, each way."""
 
     def __init__(self, target: int) -> None:
         self.port = free_port()
@@ -57,10 +57,10 @@ class Proxy:
 
 
 def forward(port: int, target: int, delay: Any) -> None:
-    """Pass on what comes, each piece `delay` after it came; never returns."""
+    """Forward each piece of data `delay` seconds after it arrived; never returns."""
     listener = socket.create_server(("127.0.0.1", port))
     other: dict[socket.socket, socket.socket] = {}
-    held: deque[tuple[float, socket.socket, bytes]] = deque()  # due, to whom, what; b"" is the end
+    held: deque[tuple[float, socket.socket, bytes]] = deque()  # due time, receiver, data; b"": end
     while True:
         now = time.monotonic()
         while held and held[0][0] <= now:
@@ -79,7 +79,7 @@ def forward(port: int, target: int, delay: Any) -> None:
 
 def _accept(listener: socket.socket, target: int, other: dict[socket.socket, socket.socket]) -> None:
     client, _ = listener.accept()
-    if len(other) >= 2 * MOST:
+    if len(other) >= 2 * MAX_CONNECTIONS:
         client.close()
         return
     server = socket.create_connection(("127.0.0.1", target), timeout=5)

@@ -1,4 +1,4 @@
-"""What is measured once besides: a database farther away, the start, and what becomes of a crowd."""
+"""What only a full run measures: a distant database, the start-up time, and many connections at once."""
 
 import statistics
 import time
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import psycopg
 
 from bench import load, process, serving, stock
-from bench.cells import ask
+from bench.cells import request_for
 from bench.delay import Proxy
 from bench.measure import Bench, Result
 from tests.tools import keys
 
 JOBS = ("get", "keyed")
-MANY = 100  # connections to one worker: 40 threads and the 15 connections of a pool are too few then
+MANY = 100  # connections to one worker: more than FastAPI's 40 threads and SQLAlchemy's 15 connections
 
 
 class Far(NamedTuple):
@@ -33,46 +33,49 @@ FarResults = dict[tuple[str, str, float], list[Result]]  # by label, job, delay 
 
 
 def far(bench: Bench, systems: list[str], milliseconds: float, rounds: int) -> tuple[FarResults, str]:
-    """Run GET and consume with a key through the proxy, without and with the delay each way."""
+    """Run GET and consume with a key through a proxy, without and with the delay each way.
+
+    Returns the results, and a sentence on the proxy's own overhead.
+    """
     results: FarResults = {}
-    chosen = [it for it in FAR if it.system in systems]
+    chosen = [one for one in FAR if one.system in systems]
     with ExitStack() as stack:
         proxy = stack.enter_context(Proxy(bench.server.port))
         sites = {}
-        for it in chosen:
-            url = through(stock.url(bench.server, it.system), bench, proxy)
-            sites[it.label] = stack.enter_context(serving.served(it.system, url, **it.environment))
-        cost = trips(bench, proxy, milliseconds)
+        for one in chosen:
+            url = through(stock.url(bench.server, one.system), bench, proxy)
+            sites[one.label] = stack.enter_context(serving.served(one.system, url, **one.environment))
+        overhead = round_trips(bench, proxy, milliseconds)
         for number in range(rounds + 1):
             for delay in (0, milliseconds):
                 proxy.delay = delay / 1000
                 for job in JOBS:
-                    for it in chosen:
-                        result = bench.ask(job, it.system, sites[it.label])
+                    for one in chosen:
+                        result = bench.run_on(sites[one.label], job, one.system)
                         if number:  # the first round warms up
-                            results.setdefault((it.label, job, delay), []).append(result)
-    return results, cost
+                            results.setdefault((one.label, job, delay), []).append(result)
+    return results, overhead
 
 
 def through(url: str, bench: Bench, proxy: Proxy) -> str:
     return url.replace(f":{bench.server.port}/", f":{proxy.port}/")
 
 
-def trips(bench: Bench, proxy: Proxy, milliseconds: float) -> str:
-    """What the proxy itself adds to a round trip."""
-    direct = trip(bench.server.url)
+def round_trips(bench: Bench, proxy: Proxy, milliseconds: float) -> str:
+    """Describe what the proxy itself adds to a round trip."""
+    direct = round_trip(bench.server.url)
     proxy.delay = 0
-    none = trip(through(bench.server.url, bench, proxy))
+    without_delay = round_trip(through(bench.server.url, bench, proxy))
     proxy.delay = milliseconds / 1000
-    held = trip(through(bench.server.url, bench, proxy))
+    delayed = round_trip(through(bench.server.url, bench, proxy))
     return (
-        f"A round trip to PostgreSQL: {direct:.2f} ms directly, {none:.2f} ms through the proxy, "
-        f"{held:.2f} ms with {milliseconds:g} ms added each way."
+        f"A round trip to PostgreSQL: {direct:.2f} ms directly, {without_delay:.2f} ms through the proxy, "
+        f"{delayed:.2f} ms with {milliseconds:g} ms added each way."
     )
 
 
-def trip(url: str, count: int = 200) -> float:
-    """The median time of a round trip, in milliseconds."""
+def round_trip(url: str, count: int = 200) -> float:
+    """Return the median time of a round trip, in milliseconds."""
     times = []
     with psycopg.connect(url, autocommit=True) as connection:
         for _ in range(count):
@@ -83,7 +86,7 @@ def trip(url: str, count: int = 200) -> float:
 
 
 class Start(NamedTuple):
-    """Seconds from the start of the processes to the first 200, and those of CPU that they took for it."""
+    """Seconds from the start of the processes to their first 200, and the CPU seconds spent until then."""
 
     healthz: float
     quota: float
@@ -91,7 +94,7 @@ class Start(NamedTuple):
 
 
 def starts(bench: Bench, count: int = 3) -> list[Start]:
-    """Start ours so many times; the files that Python reads are in the memory of the machine by then."""
+    """Start ours `count` times; the operating system has cached the files that Python reads."""
     token = keys.mint(sub=stock.HOT, exp=int(time.time()) + 600)
     found = []
     for _ in range(count):
@@ -105,16 +108,16 @@ def starts(bench: Bench, count: int = 3) -> list[Start]:
 
 
 class Crowd(NamedTuple):
-    """What became of MANY connections to one worker."""
+    """How one worker served MANY connections."""
 
     answers: int
-    after: int  # of three later requests, alone and one by one, those that were answered
+    after: int  # of three requests that follow one by one, those that were answered
 
 
 def crowd(bench: Bench, server: str, seconds: int = 5) -> Crowd:
     token = keys.mint(sub=stock.HOT, exp=int(time.time()) + 600)
     with serving.served(server, stock.url(bench.server, server), WEB_CONCURRENCY="1") as site:
-        asked = ask("consume", server)
-        heard = load.run(asked, site.port, bench.pools["spread"], seconds=seconds, connections=MANY)
+        request, pool = request_for("consume", server), bench.pools["spread"]
+        summary = load.run(request, site.port, pool, seconds=seconds, connections=MANY)
         after = [serving.status_of(site.port, "/api/quota", seconds=3, token=token) for _ in range(3)]
-    return Crowd(sum(heard.statuses.values()), after.count(200))
+    return Crowd(sum(summary.statuses.values()), after.count(200))

@@ -1,11 +1,10 @@
-"""Whether a request costs more among more users, or after a longer history: `python -m bench.growth`.
+"""Whether a request costs more with more users, or with a longer history: `python -m bench.growth`.
 
-Starts a throw-away PostgreSQL with a database of each size, and sends each hot statement, prepared, to
-all of them in turns, so that the ratios hold on a noisy machine. "First" is a user who was not asked
-about since the server started, as if every user were equally likely; "again" is right after that, as for
-the users who are active. "Planned" is for how many calls out of 100 PostgreSQL made a plan. Most of the
-time goes into making 5,000,000 users with 20,000,000 entries, 11 GB; `--most` makes that less, and
-`--quick` takes two minutes.
+Starts a throw-away PostgreSQL with a database of each size, and sends each hot statement, prepared, to all of
+them in rotation, so that the ratios hold on a busy machine. "First" is a user that no statement has read
+since the server started, as if every user were equally likely; "again" is right after that, as for active
+users. "Planned" counts the calls out of 100 for which PostgreSQL made a plan. Most of the time is spent on
+creating 5,000,000 users with 20,000,000 entries, 11 GB; `--users` lowers that, `--quick` takes a minute.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import django
 import psycopg
@@ -26,36 +24,39 @@ from django.db import connection, transaction
 from psycopg.types.json import JsonbDumper
 from psycopg.types.numeric import Int8Dumper
 
-from bench.crowd import Hurry, copy, multiply, run, sizes, use
+from bench.crowd import BulkLoad, copy, multiply, run, sizes, use
+from bench.internals import Actor
 from tests.tools.overheard import ENTRIES, QUOTAS, USER, Sent, blocks, explained, numbered, overheard
 from tests.tools.postgres import Server, engine
 
 SIZES, QUICK_SIZES = (1_000, 100_000, 5_000_000), (1_000, 10_000, 100_000)
-LONG, QUICK_LONG = 100_000, 10_000  # entries of one user, in the largest
+LONG, QUICK_LONG = 100_000, 10_000  # entries of one user in the largest database
 CALLS = 120  # of each statement in each database
-WARM = 15  # of these, explained for the blocks, and not timed
+WARM_UP = 15  # calls that are explained for their blocks, and not timed
 COMMITTED = "swap with its commit"
+STAFF = Actor("staff", "a bench")
 
-
-Pair = tuple[Sent, Sent]  # what is sent for a user at first, and again
+Pair = tuple[Sent, Sent]  # the statement for a user the first time, and again
 Samples = dict[str, tuple[str, dict[str, list[Pair]]]]  # by size: a database, and its pairs by statement
 
 
 class Costs(NamedTuple):
-    """What a statement costs: microseconds, blocks that PostgreSQL touches, and plans that it makes."""
+    """The costs of a statement: microseconds, blocks that PostgreSQL uses, and plans that it makes."""
 
     first: float
     again: float
     blocks: float
-    planned: int  # of 100 calls: those for which it was planned anew
+    planned: int  # calls out of 100 that got a plan of their own
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.growth", allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="the largest has 100,000 users")
-    parser.add_argument("--most", type=int, default=SIZES[-1], help="users of the largest (%(default)s)")
+    parser = argparse.ArgumentParser(prog="python -m bench.growth", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="100,000 users in the largest database")
+    parser.add_argument(
+        "--users", type=int, default=SIZES[-1], help="in the largest database, %(default)s by default"
+    )
     options = parser.parse_args()
-    users, long = (QUICK_SIZES, QUICK_LONG) if options.quick else ((*SIZES[:-1], options.most), LONG)
+    users, long = (QUICK_SIZES, QUICK_LONG) if options.quick else ((*SIZES[:-1], options.users), LONG)
     with Server() as server:
         os.environ.update(
             DATABASE_URL=server.url, DJANGO_SETTINGS_MODULE="quotasite.settings", SECRET_KEY="of a bench"
@@ -63,23 +64,23 @@ def main() -> int:
         django.setup()
         print(engine(server.url), flush=True)
         fill(server, users, long)
-        chance = random.Random(20)
-        wanted = CALLS * len(statements())
-        samples = {
-            f"{count:,}": sampled(count, chance.sample(range(2, count), wanted)) for count in users
-        } | {"one long": sampled(users[-1], [1] * wanted)}
+        rng = random.Random(20)
+        needed = CALLS * len(statements())
+        samples = {f"{count:,}": sample(count, rng.sample(range(2, count), needed)) for count in users} | {
+            "one long": sample(users[-1], [1] * needed)
+        }
         connection.close()
-        server.restart()  # now nothing is in its own memory, and much in the system's
-        tell(measured(server, samples))
+        server.restart()  # empties the server's own cache; the system's keeps much
+        report(measure(server, samples))
     return 0
 
 
 def fill(server: Server, users: tuple[int, ...], long: int) -> None:
-    """Make a database for each number of users, with four entries for each, and many for one."""
+    """Create a database for each number of users, with four entries for each user and many for one."""
     from django.core.management import call_command
 
     call_command("migrate", verbosity=0)
-    with Hurry(server):
+    with BulkLoad(server):
         play()
         for count in users:
             use("postgres")
@@ -92,24 +93,22 @@ def fill(server: Server, users: tuple[int, ...], long: int) -> None:
 
 
 def play() -> None:
-    """The life that all users have led: two spends, and the refund of one."""
+    """Write the history that every user gets: two spends, and the refund of one."""
     from quotas.models import ChallengeQuota, Plan
-    from quotas.rules.values import Actor
 
     plan = Plan.objects.get(is_default=True)
     plan.allowance = 1_000_000
     plan.save()
     spend = ChallengeQuota.objects.consume("user_played", 2, key="first").entry
-    staff = Actor("staff", "a bench")
-    ChallengeQuota.objects.refund("user_played", spend.id, 1, reason="for a bench", actor=staff)
+    ChallengeQuota.objects.refund("user_played", spend.id, 1, reason="for a bench", actor=STAFF)
     ChallengeQuota.objects.consume("user_played", 2, key="second")
 
 
 def lengthen(entries: int) -> None:
-    """Let the first user have so many entries."""
+    """Give the first user so many entries."""
     (user_id,) = user_ids([1])
-    his = f"(SELECT * FROM {ENTRIES} WHERE user_id = '{user_id}' AND seq IN (2, 3)) AS his"
-    copy(ENTRIES, his, entries // 2, user_id="user_id", seq="seq + 1 + 2 * copy")
+    originals = f"(SELECT * FROM {ENTRIES} WHERE user_id = '{user_id}' AND seq IN (2, 3)) AS originals"
+    copy(ENTRIES, originals, entries // 2, user_id="user_id", seq="seq + 1 + 2 * copy")
     run(f"UPDATE {QUOTAS} SET seq = {entries} + 4 WHERE user_id = %s", [user_id])
     run(f"VACUUM (ANALYZE) {QUOTAS}, {ENTRIES}")
 
@@ -119,34 +118,25 @@ def database(users: int) -> str:
 
 
 def user_ids(numbers: Sequence[int]) -> list[str]:
-    found = run(f"SELECT {USER.format(number='it')} FROM unnest(%s::int[]) AS it", [list(numbers)])
-    return [user_id for (user_id,) in found]
+    rows = run(f"SELECT {USER.format(number='number')} FROM unnest(%s::int[]) AS number", [list(numbers)])
+    return [user_id for (user_id,) in rows]
 
 
 def statements() -> dict[str, Callable[[str], Pair]]:
-    """The statements of a request, as they are sent for a user; to be called in a transaction."""
+    """Return functions that capture each statement of a request for a user; call them in a transaction."""
     from quotas.models import ChallengeQuota, LedgerEntry
-    from quotas.rules.values import Actor
-    from quotas.store import commit
 
     quotas = ChallengeQuota.objects
-    spends: dict[str, UUID] = {}
-
-    def read(act: Callable[[str], object]) -> Callable[[str], Pair]:
-        def pair(user_id: str) -> Pair:
-            spends[user_id] = LedgerEntry.objects.filter(user_id=user_id, cost=2).latest("seq").pk
-            with transaction.atomic(), overheard() as sent:
-                act(user_id)
-                transaction.set_rollback(True)
-            return sent[0], sent[0]
-
-        return pair
 
     def spend(user_id: str) -> None:
         quotas.consume(user_id, key=secrets.token_hex())
 
     def refund(user_id: str) -> None:
-        quotas.refund(user_id, spends[user_id], reason="for a bench", actor=Actor("staff", "a bench"))
+        consumption = LedgerEntry.objects.filter(user_id=user_id, cost=2).latest("seq")
+        quotas.refund(user_id, consumption.pk, reason="for a bench", actor=STAFF)
+
+    def follow_clerk(user_id: str) -> None:
+        quotas.change_plan(user_id, None, actor=STAFF)  # takes the row lock first
 
     def swap(user_id: str) -> Pair:
         with overheard() as sent:
@@ -161,63 +151,75 @@ def statements() -> dict[str, Callable[[str], Pair]]:
         return sent[1], sent[3]
 
     return {
-        "snapshot (GET)": read(quotas.current),
-        "snapshot with a key": read(spend),
-        "snapshot for a refund": read(refund),
-        "lock": read(commit.lock),
+        "snapshot (GET)": capturing(quotas.current),
+        "snapshot with a key": capturing(spend),
+        "snapshot for a refund": capturing(refund, 1),
+        "lock": capturing(follow_clerk),
         "swap with one entry": swap,
         COMMITTED: swap,
         "open": open_two,
     }
 
 
-def sampled(users: int, numbers: Sequence[int]) -> tuple[str, dict[str, list[Pair]]]:
-    """A database, and each statement for CALLS of these users, other ones for each."""
+def capturing(verb: Callable[[str], object], place: int = 0) -> Callable[[str], Pair]:
+    """Return a function that runs the verb for a user, undoes it, and returns one of its statements twice."""
+
+    def capture(user_id: str) -> Pair:
+        with transaction.atomic(), overheard() as sent:
+            verb(user_id)
+            transaction.set_rollback(True)
+        return sent[place], sent[place]
+
+    return capture
+
+
+def sample(users: int, numbers: Sequence[int]) -> tuple[str, dict[str, list[Pair]]]:
+    """Return a database, and each statement for CALLS of these users; no two statements share a user."""
     use(database(users))
     ids = iter(user_ids(numbers))
-    found = {}
-    for name, statement in statements().items():
+    pairs = {}
+    for name, capture in statements().items():
         with transaction.atomic():
-            found[name] = [statement(user_id) for user_id in islice(ids, CALLS)]
+            pairs[name] = [capture(user_id) for user_id in islice(ids, CALLS)]
             transaction.set_rollback(True)
-    return database(users), found
+    return database(users), pairs
 
 
-def connected(server: Server, database: str) -> psycopg.Connection[Any]:
+def connect(server: Server, database: str) -> psycopg.Connection[Any]:
     address = server.url.rpartition("/")[0]
-    made = psycopg.connect(f"{address}/{database}", autocommit=True)
-    made.adapters.register_dumper(int, Int8Dumper)  # one type for all sizes, and so one prepared statement
-    made.adapters.register_dumper(dict, JsonbDumper)
-    return made
+    session = psycopg.connect(f"{address}/{database}", autocommit=True)
+    session.adapters.register_dumper(int, Int8Dumper)  # one type for every integer: one prepared statement
+    session.adapters.register_dumper(dict, JsonbDumper)
+    return session
 
 
-def measured(server: Server, samples: Samples) -> dict[str, dict[str, Costs]]:
-    """What each statement costs in each database; the databases are asked in turns.
+def measure(server: Server, samples: Samples) -> dict[str, dict[str, Costs]]:
+    """Return the costs of each statement in each database, taking the databases in rotation.
 
-    There is no ROLLBACK among what is timed, for after one psycopg prepares all statements anew.
+    Roll nothing back between timed calls: after a ROLLBACK psycopg prepares every statement again.
     """
-    connections = {size: connected(server, name) for size, (name, _) in samples.items()}
+    connections = {size: connect(server, name) for size, (name, _) in samples.items()}
     costs: dict[str, dict[str, Costs]] = {}
     for name in samples["one long"][1]:
         pairs = {
             size: of[name] for size, (_, of) in samples.items() if (size, name) != ("one long", COMMITTED)
         }
         times: dict[str, list[tuple[float, float]]] = {size: [] for size in pairs}
-        touched = {  # the spends of the one are a chain: only the first can be tried
-            size: statistics.median(blocks_of(connections[size], sent) for sent, _ in some[:tried])
-            for size, some in pairs.items()
-            for tried in [1 if size == "one long" else WARM]
+        blocks_used = {  # the spends of "one long" form a chain: only the first can be explained
+            size: statistics.median(blocks_of(connections[size], sent) for sent, _ in of_size[:count])
+            for size, of_size in pairs.items()
+            for count in [1 if size == "one long" else WARM_UP]
         }
-        for to in connections.values():
-            to.execute(f"SET synchronous_commit = {'on' if name == COMMITTED else 'off'}")
+        for session in connections.values():
+            session.execute(f"SET synchronous_commit = {'on' if name == COMMITTED else 'off'}")
         for call in range(CALLS):
-            for size, some in pairs.items():
-                first, again = (timed(connections[size], sent) for sent in some[call])
+            for size, of_size in pairs.items():
+                first, again = (microseconds(connections[size], sent) for sent in of_size[call])
                 times[size].append((first, again))
         costs[name] = {
             size: Costs(
-                *(statistics.median(column[WARM:]) for column in zip(*of_size, strict=True)),
-                touched[size],
+                *(statistics.median(column[WARM_UP:]) for column in zip(*of_size, strict=True)),
+                blocks_used[size],
                 planned(connections[size], pairs[size][0][0]),
             )
             for size, of_size in times.items()
@@ -225,39 +227,38 @@ def measured(server: Server, samples: Samples) -> dict[str, dict[str, Costs]]:
     return costs
 
 
-def timed(to: psycopg.Connection[Any], sent: Sent) -> float:
-    """The microseconds of a statement."""
-    with to.cursor(binary=True) as cursor:
+def microseconds(session: psycopg.Connection[Any], sent: Sent) -> float:
+    with session.cursor(binary=True) as cursor:
         began = time.perf_counter()
         cursor.execute(sent.text, sent.values, prepare=True)
         seconds = time.perf_counter() - began
-        assert cursor.rowcount == 1, "it found nothing, or wrote nothing"
+        assert cursor.rowcount == 1, "the statement found or wrote nothing"
     return 1e6 * seconds
 
 
-def blocks_of(to: psycopg.Connection[Any], sent: Sent) -> int:
-    with to.transaction(force_rollback=True):
-        return blocks(explained(to, sent, generic=True))
+def blocks_of(session: psycopg.Connection[Any], sent: Sent) -> int:
+    with session.transaction(force_rollback=True):
+        return blocks(explained(session, sent, generic=True))
 
 
-def planned(to: psycopg.Connection[Any], sent: Sent) -> int:
-    """How often PostgreSQL planned the statement for its values, instead of once for all."""
-    of_one = "SELECT SUM(custom_plans), SUM(generic_plans) FROM pg_prepared_statements WHERE statement = %s"
-    with psycopg.ClientCursor(to) as cursor:
-        custom, generic = cursor.execute(of_one, [numbered(sent.text)]).fetchone() or (0, 0)
+def planned(session: psycopg.Connection[Any], sent: Sent) -> int:
+    """Return how many calls out of 100 PostgreSQL planned for their values instead of by the generic plan."""
+    query = "SELECT SUM(custom_plans), SUM(generic_plans) FROM pg_prepared_statements WHERE statement = %s"
+    with psycopg.ClientCursor(session) as cursor:
+        custom, generic = cursor.execute(query, [numbered(sent.text)]).fetchone() or (0, 0)
     return round(100 * custom / (custom + generic))
 
 
-def tell(costs: dict[str, dict[str, Costs]]) -> None:
+def report(costs: dict[str, dict[str, Costs]]) -> None:
     """Print a line for each statement and size, with the ratio to the smallest size."""
     titles = f"{'first µs':>11}{'ratio':>7}{'again µs':>11}{'ratio':>7}{'blocks':>8}{'planned %':>11}"
     print(f"\n{'statement':<24}{'users':>11}{titles}")
     for name, of_name in costs.items():
-        least = next(iter(of_name.values()))
-        for size, it in of_name.items():
-            first = f"{it.first:>11.0f}{it.first / least.first:>7.2f}"
-            again = f"{it.again:>11.0f}{it.again / least.again:>7.2f}"
-            print(f"{name:<24}{size:>11}{first}{again}{it.blocks:>8.0f}{it.planned:>11}", flush=True)
+        smallest = next(iter(of_name.values()))
+        for size, cost in of_name.items():
+            first = f"{cost.first:>11.0f}{cost.first / smallest.first:>7.2f}"
+            again = f"{cost.again:>11.0f}{cost.again / smallest.again:>7.2f}"
+            print(f"{name:<24}{size:>11}{first}{again}{cost.blocks:>8.0f}{cost.planned:>11}", flush=True)
 
 
 if __name__ == "__main__":

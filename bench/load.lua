@@ -1,5 +1,5 @@
--- What wrk asks: a token of the pool after the other, and a new key each time if so told.
--- Arguments: file of tokens, first token, method, path, body or -, key: - | fresh | the key itself, run.
+-- The requests that wrk sends: the tokens of the pool in rotation, with a new Idempotency-Key on each if wanted.
+-- Arguments: file of tokens, first token, method, path, body or -, key (-, fresh or the key itself), id of the run.
 local threads = {}
 local STATUSES = {200, 201, 400, 401, 404, 409, 422, 429, 500, 503}
 local names = {}
@@ -79,7 +79,7 @@ function done(summary, latency)
   end
   local errors = summary.errors
   io.write(string.format(
-    '\n{"microseconds": %d, "requests": %d, "p50": %d, "p99": %d, "most": %d, ' ..
+    '\n{"microseconds": %d, "requests": %d, "p50": %d, "p99": %d, "max": %d, ' ..
       '"broken": %d, "statuses": {%s}}\n',
     summary.duration, summary.requests, latency:percentile(50), latency:percentile(99), latency.max,
     errors.connect + errors.read + errors.write, table.concat(counts, ", ")))

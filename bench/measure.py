@@ -1,4 +1,4 @@
-"""One run of one system at one job: its speed, what it cost, and whether the units add up."""
+"""One run of one system at one job: its speed, its CPU, and whether the units add up."""
 
 import contextlib
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 
 from bench import load, pgbench, process, stock
-from bench.cells import JOBS, SYSTEMS, ask
+from bench.cells import JOBS, SYSTEMS, request_for
 from bench.serving import Site
 from tests.tools.postgres import Server
 
@@ -17,7 +17,7 @@ WITH_LEDGER = ("ours", "asyncpg", "floor")
 
 @dataclass
 class Result:
-    """Times in milliseconds, CPU in microseconds a request, units that were lost or spent too much."""
+    """Times in milliseconds, CPU in microseconds a request, and units lost or overspent."""
 
     rate: float
     p50: float | None
@@ -25,10 +25,10 @@ class Result:
     web_cpu: float | None
     database_cpu: float
     answers: int
-    wrong: dict[str, int] = field(default_factory=dict)  # answers of another status than the job's
+    wrong: dict[str, int] = field(default_factory=dict)  # faults by name: answers of another status, …
     lost: int = 0
     overspent: int = 0
-    others: float = 0.0  # the part of the machine that neither it, nor its database, nor wrk took
+    others: float = 0.0  # share of the machine that other work took: not the system, its database or wrk
 
     @property
     def is_right(self) -> bool:
@@ -46,22 +46,23 @@ class Bench:
     def run(self, job: str, system: str) -> Result:
         if system == "pgbench":
             return self._pgbench(job)
-        return self.ask(job, system, self.sites[SYSTEMS[system].server])
+        return self.run_on(self.sites[SYSTEMS[system].server], job, system)
 
-    def ask(self, job: str, system: str, site: Site) -> Result:
+    def run_on(self, site: Site, job: str, system: str) -> Result:
         name = SYSTEMS[system].server
         url = stock.url(self.server, name)
         before = stock.balance(url)
-        clock = Clock(self.server, name, site.pid)
-        heard = load.run(ask(job, system), site.port, self.pools[JOBS[job].pool], seconds=self.seconds)
-        spent = clock.stop()
-        settle(url)
+        clock = CpuClock(self.server, name, site.pid)
+        pool = self.pools[JOBS[job].pool]
+        summary = load.run(request_for(job, system), site.port, pool, seconds=self.seconds)
+        cpu = clock.stop()
+        wait_until_idle(url)
         after = stock.balance(url)
-        result = judged(job, heard, before.remaining - after.remaining)
+        result = evaluate(job, summary, before.remaining - after.remaining)
         count = max(result.answers, 1)
-        result.web_cpu, result.database_cpu = spent.web / count * 1e6, spent.database / count * 1e6
-        result.others = spent.others
-        if system in WITH_LEDGER and JOBS[job].spends:  # each unit has its entry, whoever heard of it
+        result.web_cpu, result.database_cpu = cpu.web / count * 1e6, cpu.database / count * 1e6
+        result.others = cpu.others
+        if system in WITH_LEDGER and JOBS[job].spends:  # each unit has its entry, even if its answer was lost
             missing = (before.remaining - after.remaining) - (after.entries - before.entries)
             result.wrong |= {"units without entry": abs(missing)} if missing else {}
         return result
@@ -73,10 +74,10 @@ class Bench:
         root = postmaster(self.server)
         before, cpu = stock.balance(url), process.ended(root)
         count, seconds = pgbench.run(script, url, seconds=self.seconds)
-        time.sleep(0.05)  # its sessions end
+        time.sleep(0.05)  # until its sessions have ended
         cpu = process.ended(root) - cpu
         result = Result(count / seconds, None, None, None, cpu / max(count, 1) * 1e6, count)
-        if JOBS[job].spends:  # a lost race is none of its faults: it does not try again
+        if JOBS[job].spends:  # pgbench does not retry a lost race, so its unit does not count as lost
             gone = before.remaining - stock.balance(url).remaining
             result.wrong = {"lost races": count - gone} if count > gone else {}
             result.overspent = max(0, gone - count)
@@ -89,14 +90,14 @@ def postmaster(server: Server) -> int:
 
 
 @dataclass
-class Spent:
-    web: float
+class CpuTime:
+    web: float  # seconds
     database: float
-    others: float
+    others: float  # share of the machine
 
 
-class Clock:
-    """What a server's processes and its database's sessions take from now on."""
+class CpuClock:
+    """Measures the CPU that a server's processes and its database's sessions use from now on."""
 
     def __init__(self, server: Server, database: str, pid: int) -> None:
         self.server, self.database, self.pid = server, database, pid
@@ -104,15 +105,15 @@ class Clock:
         self.postgres, self.wrk = self._postgres(), process.ended_here()
         self.busy, self.began = process.busy(), time.monotonic()
 
-    def stop(self) -> Spent:
+    def stop(self) -> CpuTime:
         web, sessions = self._read()
         web, sessions = web - self.web, sessions - self.sessions
         known = web + self._postgres() - self.postgres + process.ended_here() - self.wrk
         whole = (time.monotonic() - self.began) * process.PROCESSORS
-        return Spent(web, sessions, max(0.0, (process.busy() - self.busy - known) / whole))
+        return CpuTime(web, sessions, max(0.0, (process.busy() - self.busy - known) / whole))
 
     def _read(self) -> tuple[float, float]:
-        """Of the web's processes, and of the sessions, those included that end meanwhile."""
+        """Return the seconds of the web processes and of the sessions, including those that have ended."""
         root = postmaster(self.server)
         sessions = process.cpu(process.sessions(root, self.database)) + process.ended(root)
         return process.cpu(process.tree(self.pid)), sessions
@@ -121,40 +122,40 @@ class Clock:
         return process.cpu(process.tree(postmaster(self.server)))
 
 
-def judged(job: str, heard: load.Heard, gone: int) -> Result:
-    """Compare what clients were told with what is gone from the rows.
+def evaluate(job: str, summary: load.Summary, gone: int) -> Result:
+    """Compare the spends that wrk saw answered with the units `gone` from the rows.
 
-    Requests that were still on their way when wrk hung up may have been carried out unheard.
+    When wrk stops, each connection may have a request under way that spends without an answer.
     """
     status = JOBS[job].status
-    granted = heard.statuses.get(status, 0)
-    wrong = {name: count for name, count in heard.statuses.items() if name != status}
-    wrong |= {"broken": heard.broken} if heard.broken else {}
-    told = granted if JOBS[job].spends else 0
-    unheard = load.CONNECTIONS if JOBS[job].spends else 0
+    granted = summary.statuses.get(status, 0)
+    wrong = {name: count for name, count in summary.statuses.items() if name != status}
+    wrong |= {"broken": summary.broken} if summary.broken else {}
+    acknowledged = granted if JOBS[job].spends else 0
+    unanswered = load.CONNECTIONS if JOBS[job].spends else 0
     return Result(
-        rate=granted / heard.seconds,
-        p50=heard.p50,
-        p99=heard.p99,
+        rate=granted / summary.seconds,
+        p50=summary.p50,
+        p99=summary.p99,
         web_cpu=0.0,
         database_cpu=0.0,
-        answers=sum(heard.statuses.values()),
+        answers=sum(summary.statuses.values()),
         wrong=wrong,
-        lost=max(0, told - gone),
-        overspent=max(0, gone - told - unheard),
+        lost=max(0, acknowledged - gone),
+        overspent=max(0, gone - acknowledged - unanswered),
     )
 
 
-def settle(url: str, seconds: float = 5.0) -> None:
-    """Return when no session is at work any more, or the time is over."""
+def wait_until_idle(url: str, seconds: float = 5.0) -> None:
+    """Return when no session of the database is active, or after `seconds`."""
     deadline = time.monotonic() + seconds
     busy = (
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
     )
     with contextlib.suppress(psycopg.Error), psycopg.connect(url, autocommit=True) as connection:
-        quiet = 0
-        while quiet < 3 and time.monotonic() < deadline:
+        idle_checks = 0
+        while idle_checks < 3 and time.monotonic() < deadline:
             row = connection.execute(busy).fetchone()
-            quiet = quiet + 1 if row and not row[0] else 0
+            idle_checks = idle_checks + 1 if row and not row[0] else 0
             time.sleep(0.02)

@@ -1,7 +1,7 @@
-"""A PostgreSQL that survives a machine: etcd, three Patroni nodes and HAProxy on loopback, thrown away.
+"""A PostgreSQL cluster that survives the loss of a machine: etcd, three Patroni nodes, HAProxy, on loopback.
 
-As docs/operations.md describes it, but for the addresses: in earnest each node is a machine of its own,
-and etcd has three members.
+It is the set-up of docs/operations.md, except that in production each node is a machine of its own and etcd
+has three members. All of it is thrown away.
 """
 
 import json
@@ -23,8 +23,8 @@ from tests.tools.postgres import environment, free_port, is_alive, of_debian, se
 
 NODES = 3
 PROGRAMS = ("etcd", "patroni", "haproxy")
-# Seconds. Patroni asks for loop_wait + 2 * retry_timeout <= ttl. A dead machine is given up after `ttl`;
-# newer versions of Patroni than Debian 12's take none below 20.
+# Seconds. Patroni requires loop_wait + 2 * retry_timeout <= ttl. A dead machine is detected after `ttl`;
+# versions of Patroni newer than Debian 12's accept none below 20.
 TTL, LOOP_WAIT, RETRY_TIMEOUT = 5, 1, 2
 
 HAPROXY = """
@@ -47,7 +47,7 @@ listen quotas
 
 
 def missing_programs() -> str:
-    """Name what is not installed here, or nothing."""
+    """Return the names of the programs that are not installed, separated by commas."""
     missing = [name for name in PROGRAMS if find(name) is None]
     return ", ".join(missing if of_debian(Path()) else [*missing, "postgresql"])
 
@@ -77,8 +77,8 @@ class Node:
                     "ttl": TTL,
                     "loop_wait": LOOP_WAIT,
                     "retry_timeout": RETRY_TIMEOUT,
-                    "primary_start_timeout": 0,  # a crashed primary is not waited for
-                    "synchronous_mode": True,  # what is acknowledged is on two machines
+                    "primary_start_timeout": 0,  # fail over at once instead of restarting a crashed primary
+                    "synchronous_mode": True,  # an acknowledged commit is on two machines
                     "postgresql": {
                         "use_pg_rewind": True,
                         "parameters": {"wal_log_hints": "on", "dynamic_shared_memory_type": "mmap"},
@@ -98,7 +98,7 @@ class Node:
         }
 
     def postmaster(self) -> int | None:
-        """The pid of its PostgreSQL, if there is one."""
+        """Return the pid of its PostgreSQL, or None if none runs."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split()[0])
         except (OSError, IndexError):
@@ -106,12 +106,12 @@ class Node:
         return pid if is_alive(pid) else None
 
     def kill_postgres(self) -> None:
-        """The database's process dies; Patroni is there to see it."""
+        """Kill the database's process, while Patroni survives and notices."""
         if pid := self.postmaster():
             os.kill(pid, signal.SIGKILL)
 
     def kill_machine(self) -> None:
-        """Nobody is there any more to say that the primary is gone."""
+        """Kill Patroni with its database, so that no process reports the loss."""
         assert self.patroni
         self.patroni.kill()
         self.kill_postgres()
@@ -119,7 +119,7 @@ class Node:
 
 
 class Cluster:
-    """Three nodes behind one address, that of whoever is the primary."""
+    """Three nodes; HAProxy's address leads to the one that is the primary."""
 
     def __init__(self) -> None:
         self._user = server_user()
@@ -146,26 +146,26 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """End all that was started, by its pid, and remove its files."""
+        """Stop every process that was started, by its pid, and remove the files."""
         patronis = [node.patroni for node in self.nodes if node.patroni]
         for process in patronis:
-            process.terminate()  # ends its PostgreSQL too
+            process.terminate()  # stops its PostgreSQL too
         for process in patronis:
-            end(process)
+            wait_or_kill(process)
         for node in self.nodes:
             node.kill_postgres()
         for process in self._others:
             process.terminate()
-            end(process)
+            wait_or_kill(process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def primary(self) -> Node:
         return next(node for node in self.nodes if self._is_primary(node))
 
-    def wait_until_whole(self, *, standbys: int = NODES - 1, seconds: float = 60) -> None:
+    def wait_until_complete(self, *, standbys: int = NODES - 1, seconds: float = 60) -> None:
         """Return when so many standbys follow the primary, one of them synchronously."""
 
-        def is_whole() -> bool:
+        def is_complete() -> bool:
             roles = self._roles()
             return (
                 roles.count("leader") == 1
@@ -173,7 +173,7 @@ class Cluster:
                 and (not standbys or "sync_standby" in roles)
             )
 
-        wait_for(is_whole, seconds, lambda: f"The cluster did not become whole: {self._roles()}")
+        wait_for(is_complete, seconds, lambda: f"The cluster is still incomplete: {self._roles()}")
 
     def _start(self) -> None:
         peer = f"http://127.0.0.1:{free_port()}"
@@ -188,7 +188,9 @@ class Cluster:
         )
         wait_for(lambda: answers(f"{client}/health"), 20, lambda: "etcd did not start.")
         for node in self.nodes:
-            path = self._file(f"{node.name}.yml", json.dumps(node.configuration(self._etcd_port)))  # YAML too
+            path = self._file(
+                f"{node.name}.yml", json.dumps(node.configuration(self._etcd_port))
+            )  # JSON is YAML
             node.patroni = self._run("patroni", str(path))
             if node is self.nodes[0]:
                 wait_for(lambda: self._is_primary(self.nodes[0]), 60, lambda: "The first node did not start.")
@@ -197,7 +199,7 @@ class Cluster:
         )
         path = self._file("haproxy.cfg", HAPROXY.format(port=self.port, servers=servers))
         self._others.append(self._run("haproxy", "-db", "-f", str(path)))
-        self.wait_until_whole()
+        self.wait_until_complete()
 
     def _run(self, name: str, *arguments: str) -> "subprocess.Popen[bytes]":
         program, user = find(name), self._user or pwd.getpwuid(os.getuid())
@@ -225,10 +227,13 @@ class Cluster:
         return answers(f"http://127.0.0.1:{node.rest_port}/primary")
 
     def _roles(self) -> list[str]:
-        """The roles of the nodes that run, as one of them tells them."""
+        """Return the roles of the running nodes, as one of them reports them."""
         for node in self.nodes:
-            with suppress(OSError), urlopen(f"http://127.0.0.1:{node.rest_port}/cluster", timeout=2) as told:
-                members = json.load(told)["members"]
+            with (
+                suppress(OSError),
+                urlopen(f"http://127.0.0.1:{node.rest_port}/cluster", timeout=2) as answer,
+            ):
+                members = json.load(answer)["members"]
                 return [member["role"] for member in members if member["state"] in ("running", "streaming")]
         return []
 
@@ -241,15 +246,16 @@ def answers(url: str) -> bool:
         return False
 
 
-def wait_for(is_so: Callable[[], bool], seconds: float, complaint: Callable[[], str]) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float, message: Callable[[], str]) -> None:
+    """Return when the condition holds. Raises RuntimeError with the message after so many seconds."""
     deadline = time.monotonic() + seconds
-    while not is_so():
+    while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError(complaint())
+            raise RuntimeError(message())
         time.sleep(0.1)
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
+def wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(20)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
-"""PostgreSQL alone: pgbench sends the very statements of quotas/sql.py, prepared, and nothing else.
+"""PostgreSQL alone: pgbench sends exactly the statements of quotas/store/sql.py, prepared, and no others.
 
-Only its own random choices and the values that Python would have made are put into their holes.
+Their parameters are its own random choices, and expressions for the values that Python would have computed.
 """
 
 import re
@@ -10,27 +10,33 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
 
+from bench.internals import (
+    ENTRY_COLUMNS,
+    MUTABLE_COLUMNS,
+    PLAN_COLUMNS,
+    STATE_COLUMNS,
+    compare_and_swap,
+    snapshot_query,
+)
 from bench.stock import SPENDERS
-from quotas.store import sql
 from tests.tools.postgres import of_debian
 
 CLIENTS, THREADS = 16, 2
 USER = "'user_' || lpad((:number)::text, 5, '0')"
 PICK = f"\\set number random(0, {len(SPENDERS) - 1})\n"
-# The columns of the snapshot that the next state is made of, under names of their own: state and
-# entry have the same ones.
+# Names for the columns of the snapshot, each with a prefix: state and entry share some.
 FOUND = (
     "clock",
-    *(f"plan_{name}" for name in sql.PLAN_COLUMNS[:2]),
-    *(f"state_{name}" for name in sql.STATE_COLUMNS),
-    *(f"entry_{name}" for name in sql.ENTRY_COLUMNS),
+    *(f"plan_{name}" for name in PLAN_COLUMNS[:2]),
+    *(f"state_{name}" for name in STATE_COLUMNS),
+    *(f"entry_{name}" for name in ENTRY_COLUMNS),
 )
-# An id in the order of time, as the application makes it.
+# A time-ordered id, as the application makes it.
 ENTRY_ID = (
     "(lpad(to_hex((extract(epoch FROM :clock::timestamptz) * 1000000)::bigint), 16, '0')"
     " || lpad(to_hex(:client_id::bigint * 100000000 + :count::bigint), 16, '0'))::uuid"
 )
-STATE = {name: f":state_{name}" for name in sql.STATE_COLUMNS} | {
+STATE = {name: f":state_{name}" for name in STATE_COLUMNS} | {
     "quota_remaining": ":state_quota_remaining::bigint - 1",
     "refused_at": "NULL",
     "seq": ":state_seq::bigint + 1",
@@ -67,23 +73,23 @@ ENTRY = {
 
 
 def program() -> str | None:
-    """The pgbench of this machine, if it has one."""
-    beside = of_debian(Path())
-    found = beside / "pgbench" if beside else None
+    """Return the path of this machine's pgbench, or None."""
+    folder = of_debian(Path())
+    found = folder / "pgbench" if folder else None
     return str(found) if found and found.exists() else shutil.which("pgbench")
 
 
 def read() -> str:
-    """The script of a GET: the snapshot."""
-    return PICK + filled(sql.snapshot_query("postgresql", keyed=False, lean=True), [USER]) + ";\n"
+    """Return the script of a GET: the snapshot."""
+    return PICK + filled(snapshot_query("postgresql", keyed=False, without_plans=True), [USER]) + ";\n"
 
 
 def spend() -> str:
-    """The script of a consume with a key: the snapshot, and the store that it leads to."""
-    guarded = [*(STATE[name] for name in sql.MUTABLE_COLUMNS), "NULL", ":state_user_id", ":state_seq"]
-    swap = filled(sql.compare_and_swap(1), [*guarded, *(f"({ENTRY[name]})" for name in sql.ENTRY_COLUMNS)])
+    """Return the script of a consume with a key: the snapshot, then the compare-and-swap."""
+    guarded = [*(STATE[name] for name in MUTABLE_COLUMNS), "NULL", ":state_user_id", ":state_seq"]
+    swap = filled(compare_and_swap(1), [*guarded, *(f"({ENTRY[name]})" for name in ENTRY_COLUMNS)])
     key = ENTRY["idempotency_key"]
-    snapshot = filled(sql.snapshot_query("postgresql", lean=True), [USER, key])
+    snapshot = filled(snapshot_query("postgresql", without_plans=True), [USER, key])
     return (
         f"{PICK}\\set count :count + 1\n"
         f"SELECT * FROM ({snapshot}) AS found ({', '.join(FOUND)}) \\gset\n{swap};\n"
@@ -91,29 +97,22 @@ def spend() -> str:
 
 
 def filled(statement: str, values: list[str]) -> str:
-    """The statement with these in its holes, in order."""
+    """Return the statement with these values for its placeholders, in order."""
     parts = re.split("%s", statement)
-    assert len(parts) == len(values) + 1, "a statement of quotas/sql.py has got other parameters"
+    assert len(parts) == len(values) + 1, "the parameters of a statement in quotas/store/sql.py have changed"
     text = parts[0] + "".join(f"{value}{part}" for value, part in zip(values, parts[1:], strict=True))
     return re.sub(r"\s+", " ", text).strip()
 
 
 def run(script: Path, database_url: str, *, seconds: int) -> tuple[int, float]:
-    """Return how many transactions were done, and in how many seconds."""
-    found = program()
-    assert found
-    told = conninfo_to_dict(database_url)
-    command = [found, "-M", "prepared", "-n", "-c", str(CLIENTS), "-j", str(THREADS), "-T", str(seconds)]
+    """Return how many transactions were executed, and in how many seconds."""
+    executable = program()
+    assert executable
+    server = conninfo_to_dict(database_url)
+    command = [executable, "-M", "prepared", "-n", "-c", str(CLIENTS), "-j", str(THREADS), "-T", str(seconds)]
     command += ["-D", "count=0", "-f", str(script), "--random-seed=time"]
-    command += [
-        "-h",
-        str(told["host"]),
-        "-p",
-        str(told["port"]),
-        "-U",
-        str(told["user"]),
-        str(told["dbname"]),
-    ]
+    command += ["-h", str(server["host"]), "-p", str(server["port"])]
+    command += ["-U", str(server["user"]), str(server["dbname"])]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
     number = re.search(r"transactions actually processed: (\d+)", done.stdout)
     rate = re.search(r"tps = ([0-9.]+)", done.stdout)

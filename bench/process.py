@@ -1,4 +1,4 @@
-"""What processes cost, as /proc tells it: CPU and memory of a tree, and of a database's sessions."""
+"""CPU and memory of processes, read from /proc: of a process tree, and of a database's sessions."""
 
 import os
 from collections import defaultdict
@@ -10,7 +10,7 @@ PROCESSORS = os.cpu_count() or 1
 
 
 def tree(root: int) -> list[int]:
-    """The process and all below it."""
+    """Return the process and all its descendants."""
     children = defaultdict(list)
     for path in PROC.glob("[0-9]*/stat"):
         if fields := _stat(path):
@@ -22,18 +22,18 @@ def tree(root: int) -> list[int]:
 
 
 def cpu(pids: list[int]) -> float:
-    """Seconds of user and system time that these have had so far."""
+    """Return the user and system time of these processes so far, in seconds."""
     stats = (_stat(PROC / str(pid) / "stat") for pid in pids)
     return sum((int(fields[11]) + int(fields[12])) / TICKS for fields in stats if fields)
 
 
 def sessions(postmaster: int, database: str) -> list[int]:
-    """The server's processes that serve a session in this database."""
+    """Return the server's processes that serve a session of this database."""
     return [pid for pid in tree(postmaster) if f" {database} " in _title(pid)]
 
 
 def ended(pid: int) -> float:
-    """Seconds that those of its children have had which have ended."""
+    """Return the CPU seconds of those children of a process that have exited."""
     fields = _stat(PROC / str(pid) / "stat")
     return (int(fields[13]) + int(fields[14])) / TICKS if fields else 0.0
 
@@ -43,19 +43,22 @@ def ended_here() -> float:
 
 
 def memory(root: int, workers: int) -> float:
-    """MiB of a worker: the mean of those with the most; what they share is divided among them (PSS)."""
+    """Return the mean MiB of the `workers` largest descendants; shared memory is divided among them (PSS)."""
     sizes = sorted((_pss(pid) for pid in tree(root)[1:]), reverse=True)[:workers]
     return sum(sizes) / len(sizes) / 1024 if sizes else 0.0
 
 
 def busy() -> float:
-    """Seconds that all processors together have been at work since the machine's start."""
+    """Return the seconds for which all processors together have been busy since the machine started."""
     fields = [int(field) for field in (PROC / "stat").read_text().split("\n")[0].split()[1:]]
-    return (sum(fields[:3]) + sum(fields[5:8])) / TICKS  # user, nice, system; interrupts, stolen
+    return (sum(fields[:3]) + sum(fields[5:8])) / TICKS  # user, nice, system; irq, softirq, steal
 
 
 def _stat(path: Path) -> list[str]:
-    """The fields of a stat file from the third on, the name being free to hold blanks; none if it ended."""
+    """Return the fields of a stat file from the third on, or [] if the process has exited.
+
+    The second field, the name, may contain blanks.
+    """
     try:
         return path.read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

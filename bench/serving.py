@@ -1,4 +1,4 @@
-"""The product and its peers, each served by processes of its own on loopback."""
+"""The product and its peers, each served by its own processes on loopback."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from tests.tools.postgres import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2
-ALLOWANCE = 2_000_000_000  # of every user: no spend of a run ends it
+ALLOWANCE = 2_000_000_000  # of every user; no run uses it up
 START_SECONDS = 30
 
 UVICORN = (
@@ -27,7 +27,7 @@ UVICORN = (
 COMMANDS = {
     "seed": UVICORN.format(app="bench.peers.seed:app"),
     "asyncpg": UVICORN.format(app="bench.peers.tuned:app") + " --loop uvloop --http httptools",
-    # With one thread a worker a GET is as quick, but spends wait for the disk one by one.
+    # One thread a worker is as fast for a GET, but its spends wait for the disk one after the other.
     "floor": "granian --interface wsgi bench.peers.floor:application --host 127.0.0.1 --port $PORT "
     "--workers $WEB_CONCURRENCY --blocking-threads ${WEB_THREADS:-8} --blocking-threads-idle-timeout 600 "
     "--log-level warning",
@@ -37,11 +37,11 @@ COMMANDS = {
 class Site(NamedTuple):
     pid: int
     port: int
-    seconds: float  # from the start of the process to the first answer
+    seconds: float  # from the start of the process to its first answer
 
 
 def command(server: str) -> str:
-    """How a server is started; the product as its Procfile says."""
+    """Return the shell command that starts a server; for the product, the `web:` line of its Procfile."""
     if server in COMMANDS:
         return COMMANDS[server]
     lines = (ROOT / "Procfile").read_text().splitlines()
@@ -50,7 +50,7 @@ def command(server: str) -> str:
 
 @contextmanager
 def served(server: str, database_url: str, **environment: str) -> Iterator[Site]:
-    """Serve until the block ends."""
+    """Serve until the block ends, with more environment variables if given."""
     port = free_port()
     began = time.monotonic()
     process = subprocess.Popen(
@@ -62,7 +62,7 @@ def served(server: str, database_url: str, **environment: str) -> Iterator[Site]
             "PORT": str(port),
             "WEB_CONCURRENCY": str(WORKERS),
             "SECRET_KEY": "of a bench",
-            "METRICS_TOKEN": "of a bench",  # so that each request is counted, as in production
+            "METRICS_TOKEN": "of a bench",  # counts each request, as in production
             "ALLOWED_HOSTS": "127.0.0.1",
             "CLERK_JWT_KEY": keys.public_pem,
             "CLERK_ISSUER": keys.ISSUER,
@@ -80,14 +80,14 @@ def served(server: str, database_url: str, **environment: str) -> Iterator[Site]
         process.terminate()
         try:
             process.wait(10)
-        except subprocess.TimeoutExpired:  # the seed app, hung: its workers would outlive it
+        except subprocess.TimeoutExpired:  # the seed app hangs, and its workers would outlive it
             for pid in tree(process.pid):
                 os.kill(pid, signal.SIGKILL)
             process.wait()
 
 
 def status_of(port: int, path: str, *, seconds: float, token: str = "", method: str = "GET") -> int | None:
-    """Ask once, by a connection of its own; None if nothing came within that time."""
+    """Send one request over a new connection; return None if no answer comes within `seconds`."""
     client = HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         client.request(method, path, headers={"Authorization": f"Bearer {token}"})
@@ -102,5 +102,5 @@ def _wait_until_alive(port: int, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_SECONDS
     while status_of(port, "/healthz", seconds=5) != 200:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"A server did not come up: {process.args!r}")
+            raise RuntimeError(f"A server did not start: {process.args!r}")
         time.sleep(0.01)

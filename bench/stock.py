@@ -1,4 +1,4 @@
-"""The databases: one for each system, with the same users, and nothing else at the start."""
+"""The databases: one for each system, with the same users and the same spends at the start."""
 
 from contextlib import suppress
 from typing import NamedTuple
@@ -6,19 +6,19 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
+from bench.internals import Exhausted
 from bench.peers import statements
 from bench.serving import ALLOWANCE
 from tests.tools.postgres import Server
 
 SPENDERS = [f"user_{number:05}" for number in range(2_000)]
 HOT = "user_hot"
-KEY = "bench-of-the-replay"  # under which each of them has spent one unit before the run
-BATCH = 500  # users in one statement
+KEY = "bench-of-the-replay"  # with which each user has spent one unit before the run
 
 
 class Balance(NamedTuple):
-    remaining: int  # units, of all users together
-    entries: int  # of the ledger; 0 where there is none
+    remaining: int  # units of all users together
+    entries: int  # of the ledger; 0 without one
 
 
 def url(server: Server, database: str) -> str:
@@ -26,12 +26,12 @@ def url(server: Server, database: str) -> str:
 
 
 def sibling(database_url: str, database: str) -> str:
-    """The address of another database of the same server."""
+    """Return the URL of another database on the same server."""
     return f"{database_url.rpartition('/')[0]}/{database}"
 
 
 def create(database_url: str, database: str, template: str = "template1") -> None:
-    """Make a database on the server of this one."""
+    """Create a database on the server of `database_url`."""
     statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
         sql.Identifier(database), sql.Identifier(template)
     )
@@ -46,7 +46,7 @@ def drop(database_url: str, database: str) -> None:
 
 
 def open_ours(database_url: str) -> None:
-    """Migrate, open the users, spend a unit of each and refuse each once, by the product's own verbs.
+    """Migrate, then spend a unit of each user and refuse each once, by the manager's verbs.
 
     Django must be set up for this database.
     """
@@ -54,26 +54,20 @@ def open_ours(database_url: str) -> None:
     from django.db import connection
 
     from quotas.models import ChallengeQuota
-    from quotas.rules.outcomes import Exhausted
-    from quotas.rules.values import Actor
 
     call_command("migrate", verbosity=0)
-    quotas, users = ChallengeQuota.objects, [*SPENDERS, HOT]
     with connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = off")
-    for first in range(0, len(users), BATCH):
-        batch = [(user_id, "", None) for user_id in users[first : first + BATCH]]
-        quotas.open_many(batch, actor=Actor("command", "bench"))
-    for user_id in users:
-        quotas.consume(user_id, 1, key=KEY, actor=Actor("user", user_id))
-        with suppress(Exhausted):  # the first refusal of a period is stored, the others are not
-            quotas.consume(user_id, ALLOWANCE, actor=Actor("user", user_id))
+    for user_id in (*SPENDERS, HOT):
+        ChallengeQuota.objects.consume(user_id, 1, key=KEY)
+        with suppress(Exhausted):  # the first refusal of a period is stored, later ones are not
+            ChallengeQuota.objects.consume(user_id, ALLOWANCE)
     connection.close()
     _vacuum(database_url)
 
 
 def open_peer(server: str, database_url: str) -> None:
-    """Make the peer's tables and the same users, with what they have spent."""
+    """Create the peer's tables, with the same users and their spends."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         if server == "seed":
             connection.execute("""
@@ -111,8 +105,8 @@ def _spend_once(connection: "psycopg.Connection[tuple[object, ...]]") -> None:
 
     from bench.peers import answers
 
-    holes = ("user", "cost", "key", "id", "fingerprint")
-    statement = statements.CONSUME.format(**{name: f"%({name})s" for name in holes})
+    names = ("user", "cost", "key", "id", "fingerprint")
+    statement = statements.CONSUME.format(**{name: f"%({name})s" for name in names})
     same = {"cost": 1, "key": answers.stored_key(KEY), "fingerprint": answers.fingerprint(1)}
     connection.execute("SET synchronous_commit = off")
     with connection.cursor() as cursor:

@@ -1,10 +1,10 @@
-"""The results as Markdown that reads well on a terminal too."""
+"""The results as Markdown tables that are aligned for a terminal too."""
 
 import os
 import platform
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from bench.extras import JOBS as FAR_JOBS
 from bench.measure import Result
 
 Results = dict[tuple[str, str], list[Result]]  # by job and system, one for each round
+MEDIANS = {"rate": "{:,.0f}", "p50": "{:.1f}", "p99": "{:.1f}", "web_cpu": "{:.0f}", "database_cpu": "{:.0f}"}
 PACKAGES = (
     "django", "djangorestframework", "psycopg", "granian", "fastapi", "uvicorn", "uvloop",
     "httptools", "asyncpg", "sqlalchemy", "pyjwt", "cryptography",
@@ -22,7 +23,7 @@ PACKAGES = (
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The first column to the left, all others to the right."""
+    """Align the first column to the left, all others to the right."""
     lines = [list(heads), *(list(row) for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(heads))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -39,11 +40,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def machine(postgres: str) -> str:
-    """What it ran on; no host name."""
+    """Describe the machine and the versions, without a host name."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     memory = f"{int(total[1]) / 2**20:.0f} GiB" if total else "unknown memory"
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES if has(name))
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES if is_installed(name))
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC · {cpu[1] if cpu else platform.machine()}, "
         f"{os.cpu_count()} cores, {memory}, Linux {platform.release()}\n"
@@ -51,7 +52,7 @@ def machine(postgres: str) -> str:
     )
 
 
-def has(package: str) -> bool:
+def is_installed(package: str) -> bool:
     try:
         return bool(version(package))
     except ModuleNotFoundError:
@@ -59,7 +60,7 @@ def has(package: str) -> bool:
 
 
 def jobs(results: Results) -> str:
-    """A table for each job: the medians of its rounds."""
+    """Make a table for each job, with the medians of its rounds."""
     parts = []
     for job in dict.fromkeys(name for name, _ in results):
         rows = []
@@ -74,22 +75,17 @@ def jobs(results: Results) -> str:
 def figures(rounds: list[Result]) -> list[str]:
     wrong: dict[str, int] = {}
     for result in rounds:
-        for what, count in result.wrong.items():
-            wrong[what] = wrong.get(what, 0) + count
+        for fault, count in result.wrong.items():
+            wrong[fault] = wrong.get(fault, 0) + count
     return [
-        f"{middle(rounds, lambda it: it.rate):,.0f}",
-        *(shown(middle(rounds, pick), "{:.1f}") for pick in (lambda it: it.p50, lambda it: it.p99)),
-        *(
-            shown(middle(rounds, pick), "{:.0f}")
-            for pick in (lambda it: it.web_cpu, lambda it: it.database_cpu)
-        ),
-        *(f"{sum(map(pick, rounds)):,}" for pick in (lambda it: it.lost, lambda it: it.overspent)),
-        ", ".join(f"{what}: {count:,}" for what, count in wrong.items()) or "–",
+        *(formatted(median_of(rounds, name), form) for name, form in MEDIANS.items()),
+        *(f"{sum(getattr(result, name) for result in rounds):,}" for name in ("lost", "overspent")),
+        ", ".join(f"{fault}: {count:,}" for fault, count in wrong.items()) or "–",
     ]
 
 
 def ratios(results: Results) -> str:
-    """Ours by each peer, of the same round; the median, the extremes, and the target where there is one."""
+    """Compare ours with each peer in the same round: median, extremes, and the target if there is one."""
     rows = []
     for (job, system), rounds in results.items():
         ours = results.get((job, "ours"), [])
@@ -101,7 +97,7 @@ def ratios(results: Results) -> str:
         target = cells.TARGETS.get((job, system))
         rows.append(
             [
-                f"{cells.JOBS[job].label}: by {cells.SYSTEMS[system].label}",
+                f"{cells.JOBS[job].label}: {cells.SYSTEMS[system].label}",
                 f"{statistics.median(each):.2f}",
                 f"{min(each):.2f}–{max(each):.2f}",
                 by_cpu(ours, rounds),
@@ -109,13 +105,14 @@ def ratios(results: Results) -> str:
                 verdict(statistics.median(each) >= target) if target else "",
             ]
         )
-    return table(("Ours by the peer's, requests a second", "median", "min–max", "by CPU", "target", ""), rows)
+    heads = ("Our requests a second, divided by those of", "median", "min–max", "by CPU", "target", "")
+    return table(heads, rows)
 
 
 def by_cpu(ours: list[Result], peers: list[Result]) -> str:
-    """The peer's CPU a request by ours, web and database together: what the ratio is where CPU is the limit.
+    """Divide the peer's CPU a request by ours, web and database together: the ratio where CPU is the limit.
 
-    Other work on the machine changes it little.
+    Other work on the machine hardly affects it.
     """
     each = [
         (theirs.web_cpu + theirs.database_cpu) / (mine.web_cpu + mine.database_cpu)
@@ -126,23 +123,24 @@ def by_cpu(ours: list[Result], peers: list[Result]) -> str:
 
 
 def noise(results: Results) -> str:
-    others = statistics.median(it.others for rounds in results.values() for it in rounds if it.web_cpu)
-    told = f"Other work took {others:.0%} of the machine (median of the runs)."
-    if others <= cells.MOST_NOISE:
-        return told
+    shares = [result.others for rounds in results.values() for result in rounds if result.web_cpu]
+    others = statistics.median(shares)
+    sentence = f"Other work took {others:.0%} of the machine (median of the runs)."
+    if others <= cells.MAX_NOISE:
+        return sentence
     return (
-        f"**{told} The figures are not to be quoted:** who has more threads gets more of a busy machine,\n"
-        "so that even the ratios are wrong. The column by CPU suffers least."
+        f"**{sentence} Do not quote these figures:** a system with more threads gets more of a busy\n"
+        "machine, so even the ratios are wrong. The column by CPU suffers least."
     )
 
 
 def alone(results: Results, memory: float, starts: list[Start]) -> str:
-    """What ours must come to by itself."""
+    """Compare ours with the targets that need no peer."""
     rows = [
         [
             "Memory, MiB a worker after the load, no webhook delivered yet",
             f"{memory:.0f}",
-            *limit(memory, cells.MOST_MIB),
+            *limit(memory, cells.MAX_MIB),
         ]
     ]
     if starts:
@@ -152,58 +150,58 @@ def alone(results: Results, memory: float, starts: list[Start]) -> str:
             [
                 "Seconds from start to the first answer (/healthz)",
                 f"{first:.1f}",
-                *limit(first, cells.MOST_SECONDS),
+                *limit(first, cells.MAX_START_SECONDS),
             ]
         )
         rows.append(["Seconds from start to the first GET /api/quota", f"{quota:.1f}", "", ""])
         cpu = statistics.median(start.cpu for start in starts)
-        rows.append(["of these, of CPU, all workers together", f"{cpu:.1f}", "", ""])
+        rows.append(["CPU seconds until then, all workers together", f"{cpu:.1f}", "", ""])
     for job in dict.fromkeys(name for name, _ in results):
         if rounds := results.get((job, "ours")):
-            spread = statistics.median(it.p99 / it.p50 for it in rounds if it.p99 and it.p50)
+            spread = statistics.median(one.p99 / one.p50 for one in rounds if one.p99 and one.p50)
             rows.append(
-                [f"p99 by p50, {cells.JOBS[job].label}", f"{spread:.1f}", *limit(spread, cells.MOST_SPREAD)]
+                [f"p99 / p50, {cells.JOBS[job].label}", f"{spread:.1f}", *limit(spread, cells.MAX_SPREAD)]
             )
     return table(("Quotasite alone", "median", "target", ""), rows)
 
 
 def far(results: FarResults, milliseconds: float) -> str:
-    """Requests a second with the database farther away."""
+    """Show the requests a second with a distant database."""
     columns = [(job, delay) for job in FAR_JOBS for delay in (0, milliseconds)]
     heads = [f"{cells.JOBS[job].label.partition(',')[0]}, {delay:g} ms" for job, delay in columns]
     rows = [
         [
-            it.label,
-            *(shown(middle(results[it.label, *column], lambda it: it.rate), "{:,.0f}") for column in columns),
+            site.label,
+            *(formatted(median_of(results[site.label, *column], "rate"), "{:,.0f}") for column in columns),
         ]
-        for it in FAR
-        if (it.label, *columns[0]) in results
+        for site in FAR
+        if (site.label, *columns[0]) in results
     ]
-    return table(("Database farther away each way by, req/s", *heads), rows)
+    return table(("Delay added each way, req/s", *heads), rows)
 
 
 def crowds(found: dict[str, Crowd]) -> str:
-    """What became of many connections at once."""
-    labels = {it.server: it.label for it in reversed(cells.SYSTEMS.values())}
-    rows = [[labels[server], f"{it.answers:,}", f"{it.after} of 3"] for server, it in found.items()]
+    """Show what many connections at once do to one worker."""
+    labels = {system.server: system.label for system in reversed(cells.SYSTEMS.values())}
+    rows = [[labels[server], f"{crowd.answers:,}", f"{crowd.after} of 3"] for server, crowd in found.items()]
     heads = (f"{MANY} connections to one worker spend for 5 s", "answers", "later requests answered")
     return table(heads, rows)
 
 
-def limit(value: float, most: float) -> tuple[str, str]:
-    return f"≤ {most:g}", verdict(value <= most)
+def limit(value: float, maximum: float) -> tuple[str, str]:
+    return f"≤ {maximum:g}", verdict(value <= maximum)
 
 
 def verdict(is_met: bool) -> str:
     return "met" if is_met else "**missed**"
 
 
-def middle(rounds: list[Result], pick: Callable[[Result], float | None]) -> float | None:
-    known = [value for result in rounds if (value := pick(result)) is not None]
+def median_of(rounds: list[Result], name: str) -> float | None:
+    known = [value for result in rounds if (value := getattr(result, name)) is not None]
     return statistics.median(known) if known else None
 
 
-def shown(value: float | None, form: str) -> str:
+def formatted(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
@@ -212,9 +210,9 @@ def preface(rounds: int, seconds: int, tokens: int) -> str:
         (
             f"{load.CONNECTIONS} keep-alive connections, wrk on the same machine, {serving.WORKERS} workers "
             f"for each system. {rounds} rounds of {seconds} s a run,",
-            "all systems in turn in each round; medians. 2,000 users at random, "
-            f"{tokens:,} RS256 tokens in turn, so that a memory",
-            "of verified tokens does not help. FastAPI + SQLAlchemy has neither ledger nor keys: it spends",
-            f"without. Ours is served as the Procfile says: `{serving.command('ours')}`",
+            "every system in each round; medians. 2,000 users at random, "
+            f"{tokens:,} RS256 tokens in rotation, so a cache of",
+            "verified tokens does not help. FastAPI + SQLAlchemy has no ledger and no idempotency keys: it",
+            f"spends without. Ours is served by its Procfile: `{serving.command('ours')}`",
         )
     )

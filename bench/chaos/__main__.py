@@ -1,7 +1,7 @@
-"""Show under faults what docs/reliability.md says: `python -m bench.chaos`, or `make chaos`. Loopback only.
+"""Test the guarantees of docs/reliability.md by injecting faults: `python -m bench.chaos`, or `make chaos`.
 
-Each scenario serves the Procfile's `web:` line on a database of its own in a throw-away PostgreSQL,
-prints one line, and ends with the audit of the ledger. Exit code 1 if anything does not hold.
+Each scenario serves the Procfile's `web:` line on its own database in a throw-away PostgreSQL, prints one
+line, and ends with the audit of the ledger. Loopback only. Exits 1 if any guarantee does not hold.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from bench.chaos.ground import Database, Finding, Ground
 
 
 class Scenario(NamedTuple):
-    figure: str  # of the table in docs/reliability.md; several scenarios may belong to one
+    figure: str  # its number in docs/reliability.md; several scenarios may share one
     name: str
     must: str
     run: Callable[[Database], Finding]
     allowance: int = 1_000_000
 
 
-SERVED = "tests/api/test_attacks_served.py"  # the tables of attacks, against the deployed site
+SERVED = "tests/api/test_attacks_served.py"  # the tables of attacks, sent to the deployed site
 DELIVERIES = ("tests/webhooks/test_webhook.py", "tests/webhooks/test_clerk_plans.py", SERVED)
 ADMIN = (
     "tests/console/test_admin_attacks.py",
@@ -36,7 +36,7 @@ SCENARIOS = (
     Scenario("1", "overspend", "exactly 50 of 640 granted, each time", spending.overspend, 50),
     Scenario("2", "same keys", "20 units, the rest replays", spending.same_keys, 20),
     Scenario("3", "PostgreSQL killed", "lost 0, double 0, back in < 5 s", crashes.postgres_killed),
-    Scenario("3", "web workers killed", "lost 0, double 0, silent < 5 s", crashes.workers_killed),
+    Scenario("3", "web workers killed", "lost 0, double 0, silence < 5 s", crashes.workers_killed),
     Scenario("4", "5 % of answers cut", "lost 0, double 0", crashes.answers_cut),
     Scenario("5", "PostgreSQL stopped", "503 at once, then success without a restart", outages.stopped),
     Scenario("5", "no session left", "503, then success", outages.no_session_left),
@@ -44,7 +44,7 @@ SCENARIOS = (
     Scenario("5", "full disk", "503, nothing stored, then once", outages.disk_full, 20),
     Scenario("5", "became a standby", "503, nothing stored, then once", outages.became_a_standby, 20),
     Scenario("6", "SIGHUP", "0 dropped", drain.reloaded),
-    Scenario("6", "SIGTERM", "0 dropped of a server taken out first", drain.ended),
+    Scenario("6", "SIGTERM", "0 dropped by a server taken out first", drain.ended),
     Scenario(
         "7", "model", "0 divergences in 10,000 steps", suites.suite("--full", "tests/rules/test_model.py")
     ),
@@ -59,14 +59,14 @@ SCENARIOS = (
     Scenario(
         "10",
         "forged tokens",
-        "401, nothing asked",
+        "401, nothing stored",
         suites.suite("tests/access/test_session_tokens.py", SERVED),
     ),
     Scenario("11", "fuzzed schema", "0 failures", suites.suite("--full", "tests/api/test_schemathesis.py")),
     Scenario("13", "attacks on the admin", "0 findings", suites.suite(*ADMIN)),
     Scenario("14", "check --deploy", "clean, and each bad one refused", suites.suite(*CHECKS)),
-    Scenario("15", "stalled clients", "honest ones answered beside 50", stalled.straight),
-    Scenario("15", "stalled, behind nginx", "honest ones answered beside 400", stalled.behind_nginx),
+    Scenario("15", "stalled clients", "honest clients answered despite 50", stalled.straight),
+    Scenario("15", "stalled, behind nginx", "honest clients answered despite 400", stalled.behind_nginx),
 )
 
 
@@ -79,17 +79,17 @@ class Row(NamedTuple):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.chaos", allow_abbrev=False, description=__doc__)
-    parser.add_argument("--only", action="append", metavar="N", help="a figure's number, or words of a name")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--only", action="append", metavar="N", help="a figure's number, or text of a name")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table to this file too")
     options = parser.parse_args()
-    chosen = [one for one in SCENARIOS if is_asked_for(one, options.only)]
+    chosen = [scenario for scenario in SCENARIOS if is_selected(scenario, options.only)]
     if not chosen:
         parser.error(f"no such scenario; there are {', '.join(f'{s.figure} ({s.name})' for s in SCENARIOS)}")
     rows = []
     with Ground() as ground:
         for number, scenario in enumerate(chosen):
             rows.append(play(scenario, ground.database(f"chaos_{number}", allowance=scenario.allowance)))
-            ground.server.start()  # where a scenario failed and left it down
+            ground.server.start()  # in case a failed scenario left it down
             print(line(rows[-1]), flush=True)
     print(f"\n{table(rows)}")
     if options.markdown:
@@ -97,19 +97,19 @@ def main() -> int:
     return 0 if all(row.finding.holds for row in rows) else 1
 
 
-def is_asked_for(scenario: Scenario, only: list[str] | None) -> bool:
+def is_selected(scenario: Scenario, only: list[str] | None) -> bool:
     return not only or any(
-        word == scenario.figure if word.isdigit() else word in scenario.name for word in only
+        text == scenario.figure if text.isdigit() else text in scenario.name for text in only
     )
 
 
 def play(scenario: Scenario, database: Database) -> Row:
-    """Run one scenario and audit what it left; a fault of the scenario's own is a failure too."""
+    """Run one scenario and audit its database; an exception of the scenario is a failure too."""
     began = time.monotonic()
     try:
         finding = scenario.run(database)
-    except Exception as error:  # noqa: BLE001 - the others are still to be run
-        finding = Finding(f"it broke off: {type(error).__name__} {error}", False)
+    except Exception as error:  # noqa: BLE001 - the other scenarios must still run
+        finding = Finding(f"it raised {type(error).__name__}: {error}", False)
     database.server.start()
     is_sound, audit = database.audit()
     held = Finding(finding.measured, finding.holds and is_sound)

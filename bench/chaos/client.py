@@ -1,4 +1,4 @@
-"""Clients of the API: one that says what became of each request, and one that retries with its key."""
+"""Clients of the API: one that sends single requests, and a load of clients that retry with their keys."""
 
 import json
 import time
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from tests.tools import keys
 
 QUOTA, CONSUME = "/api/v1/quota", "/api/v1/quota/consume"
-LOST = (OSError, HTTPException)  # no answer came
-RENEWED = 20  # spends by one connection of a load: a new worker gets its share
+LOST = (OSError, HTTPException)  # raised if no answer comes
+SPENDS_PER_CONNECTION = 20  # of a load: new connections also reach workers that have just started
 
 
 class Answer(NamedTuple):
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether it is the answer that tells to come again: a 503 problem with Retry-After."""
+        """Whether the answer asks for a retry: a 503 problem with Retry-After."""
         is_problem = self.headers.get("Content-Type") == "application/problem+json"
         return self.status == 503 and is_problem and int(self.headers.get("Retry-After") or 0) >= 1
 
@@ -35,20 +35,20 @@ def token(user: str) -> str:
 
 
 class Client:
-    """One connection, kept between requests, and made anew after one that was lost."""
+    """One connection, reused for all requests if `keep_alive`, and replaced when it is lost."""
 
-    def __init__(self, port: int, *, timeout: float = 15, keep: bool = True) -> None:
+    def __init__(self, port: int, *, timeout: float = 15, keep_alive: bool = True) -> None:
         self.http = HTTPConnection("127.0.0.1", port, timeout=timeout)
-        self.keep = keep
+        self.keep_alive = keep_alive
 
-    def ask(self, method: str, path: str, user: str, body: Any = None, key: str = "") -> Answer:
-        """Send once. Raises one of LOST if no whole answer comes."""
+    def send(self, method: str, path: str, user: str, body: Any = None, key: str = "") -> Answer:
+        """Send once. Raises one of LOST if no complete answer comes."""
         headers = {"Authorization": f"Bearer {token(user)}", "Content-Type": "application/json"}
         headers |= {"Idempotency-Key": key} if key else {}
-        headers |= {} if self.keep else {"Connection": "close"}
-        sent = None if body is None else json.dumps(body).encode()
+        headers |= {} if self.keep_alive else {"Connection": "close"}
+        data = None if body is None else json.dumps(body).encode()
         try:
-            self.http.request(method, path, sent, headers)
+            self.http.request(method, path, data, headers)
             response = self.http.getresponse()
             return Answer(response.status, response.headers, response.read())
         except BaseException:
@@ -56,27 +56,27 @@ class Client:
             raise
 
     def get(self, user: str) -> Answer:
-        return self.ask("GET", QUOTA, user)
+        return self.send("GET", QUOTA, user)
 
-    def consume(self, user: str, key: str = "", **order: Any) -> Answer:
-        return self.ask("POST", CONSUME, user, order, key)
+    def consume(self, user: str, key: str = "", **body: Any) -> Answer:
+        return self.send("POST", CONSUME, user, body, key)
 
 
 @dataclass
 class Load:
-    """Clients that spend one unit after the other, each with a key of its own, until `stop`.
+    """Clients that spend one unit after the other, each with its own key, until `stop`.
 
-    A client that gets no answer, or one that says to come again, sends the same again, as the docs
-    ask of it, and gives up only after `patience` seconds, which is a failure.
+    A client that gets no answer, or one that asks for a retry, sends the same request again, as the docs
+    require. After `timeout` seconds it gives up, which counts as a failure.
     """
 
     port: int
     users: list[str]
     clients: int = 8
-    patience: float = 30
-    pause: float = 0.05  # before the same is sent again; Retry-After asks for more, which would hide much
-    acknowledged: dict[str, tuple[str, bool]] = field(default_factory=dict)  # by key: user, whether replayed
-    successes: list[float] = field(default_factory=list)  # when
+    timeout: float = 30
+    pause: float = 0.05  # before a retry; the longer one that Retry-After asks for would hide much
+    acknowledged: dict[str, tuple[str, bool]] = field(default_factory=dict)  # by key: user, is a replay
+    successes: list[float] = field(default_factory=list)  # their instants, by time.monotonic
     longest: float = 0  # seconds from the first try of a spend to its answer
     retries: dict[str, int] = field(default_factory=dict)  # by reason
     failures: list[str] = field(default_factory=list)
@@ -89,10 +89,10 @@ class Load:
             thread.start()
 
     def stop(self) -> None:
-        """Let each client finish what it has begun."""
+        """Stop after each client has finished its spend."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(self.patience + 10)
+            thread.join(self.timeout + 10)
 
     def __enter__(self) -> "Load":
         self.start()
@@ -102,33 +102,33 @@ class Load:
         self.stop()
 
     def silence(self) -> float:
-        """The longest time, in seconds, in which nobody got a success."""
+        """Return the longest time, in seconds, in which no client got a success."""
         times = sorted(self.successes)
         return max((later - sooner for sooner, later in pairwise(times)), default=0)
 
     def wait_for(self, more: int, seconds: float = 30) -> None:
-        """Return when so many more spends were acknowledged."""
-        wanted = len(self.successes) + more
-        wait_until(lambda: len(self.successes) >= wanted, seconds)
+        """Return when so many more spends are acknowledged."""
+        target = len(self.successes) + more
+        wait_until(lambda: len(self.successes) >= target, seconds)
 
     def _run(self, number: int) -> None:
         client = Client(self.port)
-        turn = 0
+        spends = 0
         while not self._stop.is_set():
-            user = self.users[(number + turn) % len(self.users)]
-            self._spend(client, user, f"k-{number}-{turn}")
-            turn += 1
-            if turn % RENEWED == 0:
+            user = self.users[(number + spends) % len(self.users)]
+            self._spend(client, user, f"k-{number}-{spends}")
+            spends += 1
+            if spends % SPENDS_PER_CONNECTION == 0:
                 client.http.close()
 
     def _spend(self, client: Client, user: str, key: str) -> None:
         began = time.monotonic()
-        why = ""
-        while time.monotonic() - began < self.patience:
+        reason = ""
+        while time.monotonic() - began < self.timeout:
             try:
                 answer = client.consume(user, key, cost=1)
             except LOST as error:
-                why = type(error).__name__
+                reason = type(error).__name__
             else:
                 if answer.status == 201:
                     now = time.monotonic()
@@ -136,20 +136,20 @@ class Load:
                     self.acknowledged[key] = user, "Idempotent-Replayed" in answer.headers
                     self.successes.append(now)
                     return
-                why = str(answer.status)
+                reason = str(answer.status)
                 if not answer.is_unavailable:
                     self.failures.append(f"{answer.status} {answer.body[:200]!r}")
                     return
-            self.retries[why] = self.retries.get(why, 0) + 1
+            self.retries[reason] = self.retries.get(reason, 0) + 1
             time.sleep(self.pause)
-        self.failures.append(f"no answer in {self.patience} s, at last {why}")
+        self.failures.append(f"no answer in {self.timeout} s, the last time {reason}")
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> float:
-    """Return after how many seconds it was so. Raises TimeoutError if it never was."""
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> float:
+    """Return after how many seconds the condition held. Raises TimeoutError if it did not in time."""
     began = time.monotonic()
-    while not is_so():
+    while not condition():
         if time.monotonic() - began > seconds:
-            raise TimeoutError(f"it did not happen within {seconds} s")
+            raise TimeoutError(f"the condition did not hold within {seconds} s")
         time.sleep(0.01)
     return time.monotonic() - began

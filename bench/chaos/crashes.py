@@ -1,4 +1,4 @@
-"""Figures 3 and 4: what is killed, and answers that are lost, while clients spend and retry."""
+"""Figures 3 and 4: processes are killed and answers lost while clients spend and retry."""
 
 import os
 import random
@@ -14,14 +14,14 @@ from bench.chaos.ground import Database, Finding, Site, kill_postgres, served
 from bench.chaos.proxy import Proxy
 from tests.tools.wire import Wire
 
-USERS = [f"user_{number}" for number in range(4)]  # for 8 clients: each row has two at a time
-SHARE = 0.05  # of the answers, which are cut
-MOST_SECONDS = 5  # from the database's return to the next success
+USERS = [f"user_{number}" for number in range(4)]  # for 8 clients: two spend from each row at a time
+SHARE = 0.05  # of the answers that are cut
+MAX_SECONDS = 5  # of silence, and from the database's return to the next success
 
 
-def wrongs(database: Database, load: Load) -> str:
-    """Say what was lost, spent twice, or answered by anything but a success or `come again`; or ''."""
-    kept = dict(
+def faults(database: Database, load: Load) -> str:
+    """Return what was lost, spent twice, or answered by neither a success nor a retry; '' if nothing was."""
+    stored = dict(
         database.rows(
             "SELECT split_part(idempotency_key, ':', 3), count(*) FROM ledger_entries "
             "WHERE kind = 'consumed' GROUP BY 1"
@@ -29,17 +29,17 @@ def wrongs(database: Database, load: Load) -> str:
     )
     spent = database.one("SELECT coalesce(sum(cost), 0) FROM ledger_entries WHERE kind = 'consumed'")
     taken = database.one("SELECT sum(quota_limit - quota_remaining) FROM challenge_quotas")
-    lost = load.acknowledged.keys() - kept.keys()
-    double = spent - len(kept)
-    unasked = kept.keys() - load.acknowledged.keys()
+    lost = load.acknowledged.keys() - stored.keys()
+    double = spent - len(stored)
+    unasked = stored.keys() - load.acknowledged.keys()
     found = {"lost": len(lost), "double": double, "unasked": len(unasked), "off the rows": taken - spent}
     found["failed"] = len(load.failures)
-    wrong = ", ".join(f"{name} {number}" for name, number in found.items() if number)
-    return wrong + (f" ({load.failures[0]})" if load.failures else "")
+    counts = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    return counts + (f" ({load.failures[0]})" if load.failures else "")
 
 
 def postgres_killed(database: Database, *, times: int = 3) -> Finding:
-    """Kill PostgreSQL and all its sessions under load, start it again, and time the way back."""
+    """Kill PostgreSQL and all its sessions under load, start it again, and time the recovery."""
     starts, recoveries = [], []
     with served(database.url) as site, Load(site.port, USERS) as load:
         before = site.workers
@@ -54,17 +54,17 @@ def postgres_killed(database: Database, *, times: int = 3) -> Finding:
             recoveries.append(next(at for at in sorted(load.successes) if at > killed) - ready)
         load.wait_for(50)
         is_same = site.workers == before
-    wrong = wrongs(database, load)
+    found = faults(database, load)
     return Finding(
-        f"{times} kills, {len(load.acknowledged)} acknowledged, {wrong or 'lost 0, double 0'}; "
+        f"{times} kills, {len(load.acknowledged)} acknowledged, {found or 'lost 0, double 0'}; "
         f"PostgreSQL's own start {max(starts):.1f} s, then a success after {max(max(recoveries), 0):.2f} s; "
         f"slowest spend {load.longest:.1f} s{'' if is_same else '; the site had to restart'}",
-        not wrong and max(recoveries) < MOST_SECONDS and is_same,
+        not found and max(recoveries) < MAX_SECONDS and is_same,
     )
 
 
 def workers_killed(database: Database, *, times: int = 4) -> Finding:
-    """Kill the oldest web worker under load, and the next when the one in its place serves."""
+    """Kill the oldest web worker under load, and the next once the replacement serves."""
     returns = []
     with served(database.url) as site, Load(site.port, USERS) as load:
         for _ in range(times):
@@ -72,12 +72,12 @@ def workers_killed(database: Database, *, times: int = 4) -> Finding:
             returns.append(_kill_oldest(site))
             time.sleep(2)
         load.wait_for(50)
-    wrong = wrongs(database, load)
+    found = faults(database, load)
     return Finding(
-        f"{times} kills, {len(load.acknowledged)} acknowledged, {wrong or 'lost 0, double 0'}; longest "
+        f"{times} kills, {len(load.acknowledged)} acknowledged, {found or 'lost 0, double 0'}; longest "
         f"silence {load.silence():.2f} s, slowest spend {load.longest:.1f} s, "
         f"another worker serves after at most {max(returns):.1f} s",
-        not wrong and load.silence() < MOST_SECONDS and load.longest < 2 * MOST_SECONDS,
+        not found and load.silence() < MAX_SECONDS and load.longest < 2 * MAX_SECONDS,
     )
 
 
@@ -88,33 +88,33 @@ def _kill_oldest(site: Site) -> float:
 
 
 def answers_cut(database: Database) -> Finding:
-    """Lose 5 % of the answers after the commit: the database's to the site, and the site's to its clients."""
-    chance = random.Random(20)  # the same each time
+    """Cut 5 % of the answers after the commit: the database's to the site, and the site's to its clients."""
+    rng = random.Random(20)  # the same each time
     cut = [0]
 
-    def unlucky(statement: bytes) -> bool:
-        is_cut = b"INSERT INTO ledger_entries" in statement and chance.random() < SHARE
+    def is_unlucky(statement: bytes) -> bool:
+        is_cut = b"INSERT INTO ledger_entries" in statement and rng.random() < SHARE
         cut[0] += is_cut
         return is_cut
 
     with Wire("127.0.0.1", database.server.port) as wire, served(database.url_by(wire.port)) as site:
-        wire.drop_reply_when = unlucky
-        with cutting(site.port, chance) as proxy, Load(proxy.port, USERS) as load:
+        wire.drop_reply_when = is_unlucky
+        with cutting(site.port, rng) as proxy, Load(proxy.port, USERS) as load:
             load.wait_for(600, seconds=90)
         wire.drop_reply_when = None
-    wrong = wrongs(database, load)
+    found = faults(database, load)
     replays = sum(is_replay for _, is_replay in load.acknowledged.values())
     twice = without_keys(database)
     return Finding(
         f"{cut[0]} answers of the database and {proxy.cut} of the site cut, {len(load.acknowledged)} "
-        f"acknowledged ({replays} by replay), {wrong or 'lost 0, double 0'}; the control without keys: "
+        f"acknowledged ({replays} by replay), {found or 'lost 0, double 0'}; the control without keys: "
         f"double {twice}",
-        not wrong and min(cut[0], proxy.cut, replays, twice) > 0,
+        not found and min(cut[0], proxy.cut, replays, twice) > 0,
     )
 
 
 def without_keys(database: Database) -> int:
-    """Retry without a key through the same proxy; return how many were spent more than once."""
+    """Spend 100 times with retries but without keys, through such a proxy; return how many units too many."""
     with served(database.url) as site, cutting(site.port, random.Random(20)) as proxy:
         client = Client(proxy.port)
         for _ in range(100):
@@ -127,15 +127,15 @@ def without_keys(database: Database) -> int:
 
 
 class Cutter(Proxy):
-    """A proxy of HTTP that closes some connections instead of passing the answer on."""
+    """An HTTP proxy that closes some connections instead of forwarding the answer."""
 
-    def __init__(self, port: int, chance: random.Random) -> None:
+    def __init__(self, port: int, rng: random.Random) -> None:
         self.cut = 0
-        self._target, self._chance, self._lock = port, chance, Lock()
+        self._target, self._rng, self._lock = port, rng, Lock()
         super().__init__()
 
     def _pass(self, client: socket.socket) -> None:
-        """Carry one exchange after the other: each side of the API's exchanges fits in few segments."""
+        """Forward the exchanges; a piece that starts with HTTP/ counts as an answer, and may be cut."""
         with client, socket.create_connection(("127.0.0.1", self._target)) as server, suppress(OSError):
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -143,7 +143,7 @@ class Cutter(Proxy):
             requests.start()
             while answer := server.recv(65_536):
                 with self._lock:
-                    is_cut = answer.startswith(b"HTTP/") and self._chance.random() < SHARE
+                    is_cut = answer.startswith(b"HTTP/") and self._rng.random() < SHARE
                     self.cut += is_cut
                 if is_cut:
                     break
@@ -162,8 +162,8 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 @contextmanager
-def cutting(port: int, chance: random.Random) -> Iterator[Cutter]:
-    proxy = Cutter(port, chance)
+def cutting(port: int, rng: random.Random) -> Iterator[Cutter]:
+    proxy = Cutter(port, rng)
     try:
         yield proxy
     finally:

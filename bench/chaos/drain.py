@@ -1,4 +1,4 @@
-"""Figure 6: a server that is told to end, or to start its workers anew, answers what it has been asked."""
+"""Figure 6: a server that reloads its workers or shuts down answers the requests that it has received."""
 
 import signal
 import socket
@@ -15,27 +15,26 @@ from bench.chaos.proxy import Proxy
 
 
 @dataclass
-class Askers:
-    """Clients that spend without a pause and never repeat anything: what gets no answer is counted.
+class Clients:
+    """Clients that spend without a pause and never retry; what gets no answer is counted.
 
-    Half of them make a connection for each request, half keep theirs. `refused` was never sent, since
-    nobody listened: a balancer asks another server then. `closed` is a kept connection that the server
-    closed between two requests, without a word of an answer. All else is `dropped`.
+    Half of them open a connection for each request, half reuse theirs. `refused` requests were never sent,
+    because no server listened: a load balancer tries another one then. `closed` counts reused connections
+    that the server closed instead of answering, as it may between two requests. All else is `dropped`.
     """
 
     port: int
-    clients: int = 8
+    count: int = 8
     answered: int = 0
     refused: int = 0
     closed: int = 0
     dropped: list[str] = field(default_factory=list)
-    odd: list[int] = field(default_factory=list)
-    when: list[float] = field(default_factory=list)  # of each loss, by time.monotonic
+    unexpected: list[int] = field(default_factory=list)  # statuses other than 201
     _stop: Event = field(default_factory=Event)
     _threads: list[Thread] = field(default_factory=list)
 
-    def __enter__(self) -> "Askers":
-        self._threads = [Thread(target=self._run, args=(n,), daemon=True) for n in range(self.clients)]
+    def __enter__(self) -> "Clients":
+        self._threads = [Thread(target=self._run, args=(n,), daemon=True) for n in range(self.count)]
         for thread in self._threads:
             thread.start()
         return self
@@ -46,108 +45,105 @@ class Askers:
             thread.join(40)
 
     def _run(self, number: int) -> None:
-        keeps = number % 2 == 0
-        client = Client(self.port, timeout=30, keep=keeps)
+        client = Client(self.port, timeout=30, keep_alive=number % 2 == 0)
         while not self._stop.is_set():
-            is_kept = client.http.sock is not None
+            is_reused = client.http.sock is not None
             try:
                 status = client.consume(f"user_{number}", cost=1).status
             except LOST as error:
-                self._count(error, is_kept)
+                self._count(error, is_reused)
                 time.sleep(0.02)
                 continue
             self.answered += 1
             if status != 201:
-                self.odd.append(status)
+                self.unexpected.append(status)
 
-    def _count(self, error: Exception, is_kept: bool) -> None:
+    def _count(self, error: Exception, is_reused: bool) -> None:
         if isinstance(error, ConnectionRefusedError):
             self.refused += 1
-            return
-        self.when.append(time.monotonic())
-        if is_kept and isinstance(error, ConnectionError):
+        elif is_reused and isinstance(error, ConnectionError):
             self.closed += 1
         else:
             self.dropped.append(f"{type(error).__name__} {error}")
 
     @property
     def is_served(self) -> bool:
-        return not (self.dropped or self.closed or self.refused or self.odd)
+        return not (self.dropped or self.closed or self.refused or self.unexpected)
 
     def __str__(self) -> str:
         return (
-            f"{self.answered} answered, {len(self.dropped)} dropped, {self.closed} kept connections closed, "
-            f"{self.refused} refused{f', odd {self.odd[:3]}' if self.odd else ''}"
+            f"{self.answered} answered, {len(self.dropped)} dropped, "
+            f"{self.closed} reused connections closed, {self.refused} refused"
+            f"{f', unexpected {self.unexpected[:3]}' if self.unexpected else ''}"
         )
 
 
 def reloaded(database: Database) -> Finding:
-    """SIGHUP under load: the workers are replaced, and nobody notices."""
+    """Send SIGHUP under load: the workers are replaced, and no client notices."""
     with served(database.url) as site:
         before = site.workers
-        with Askers(site.port) as askers:
+        with Clients(site.port) as clients:
             time.sleep(2)
             site.master.send_signal(signal.SIGHUP)
             seconds = wait_until(lambda: not set(before) & set(site.workers), 120)
             time.sleep(2)
     return Finding(
-        f"{askers}; the last old worker left after {seconds:.1f} s",
-        not (askers.dropped or askers.closed or askers.refused or askers.odd)
-        and is_complete(database, askers),
+        f"{clients}; the last old worker left after {seconds:.1f} s",
+        clients.is_served and is_complete(database, clients),
     )
 
 
 def ended(database: Database) -> Finding:
-    """SIGTERM under load: behind a balancer that was told before, and then without a warning.
+    """Send SIGTERM under load: to a server that the balancer has taken out before, then without warning.
 
-    A platform that replaces an instance stops sending to it first. Without that, connections that the
-    kernel has taken for a server that takes no more are reset; their requests were never read.
+    A platform that replaces an instance first stops sending to it. Otherwise connections that the kernel has
+    accepted and no worker reads are reset; the server has read nothing of their requests.
     """
     with served(database.url) as one, served(database.url) as other:
-        with balanced(one.port, other.port) as balancer, Askers(balancer.port) as askers:
+        with balanced(one.port, other.port) as balancer, Clients(balancer.port) as clients:
             time.sleep(2)
             balancer.targets.remove(one.port)
             one.master.send_signal(signal.SIGTERM)
             one.master.wait(60)
             time.sleep(1)
-        complete = is_complete(database, askers)
+        complete = is_complete(database, clients)
         before = database.one("SELECT count(*) FROM ledger_entries WHERE kind = 'consumed'")
-        with Askers(other.port) as unwarned:
+        with Clients(other.port) as unwarned:
             time.sleep(2)
             other.master.send_signal(signal.SIGTERM)
             other.master.wait(60)
     spent = database.one("SELECT count(*) FROM ledger_entries WHERE kind = 'consumed'") - before
     return Finding(
-        f"taken out of the balancer first: {askers}; without a warning: {unwarned}, of the unanswered "
+        f"taken out of the balancer first: {clients}; without a warning: {unwarned}, of the unanswered "
         f"{spent - unwarned.answered} were spent",
-        askers.is_served and complete and spent == unwarned.answered,
+        clients.is_served and complete and spent == unwarned.answered,
     )
 
 
-def is_complete(database: Database, askers: Askers) -> bool:
-    """Whether each answer is an entry, and each entry was answered."""
+def is_complete(database: Database, clients: Clients) -> bool:
+    """Return whether there are as many entries as answers."""
     count = database.one("SELECT count(*) FROM ledger_entries WHERE kind = 'consumed'")
-    return bool(askers.answered == count)
+    return bool(clients.answered == count)
 
 
 class Balancer(Proxy):
-    """A proxy of TCP before several servers, each new connection to the next of `targets`.
+    """An HTTP proxy in front of several servers: each request goes to the next of `targets`.
 
-    A connection to a server that was taken out lives until its request is answered: it is closed
-    between two exchanges, which is when a balancer that speaks HTTP may close it too.
+    Each exchange has its own connection to a server, so a server that is taken out of `targets` still
+    answers the request that it has.
     """
 
     def __init__(self, *ports: int) -> None:
         self.targets = list(ports)
-        self._turn = 0
+        self._requests = 0
         super().__init__()
 
     def _pass(self, client: socket.socket) -> None:
-        """Carry whole exchanges, each over a connection of its own to a server of this moment."""
+        """Forward whole exchanges, each over a new connection to one of the current targets."""
         with client, client.makefile("rb") as requests, suppress(OSError):
             while request := read_message(requests):
-                self._turn += 1
-                target = self.targets[self._turn % len(self.targets)]
+                self._requests += 1
+                target = self.targets[self._requests % len(self.targets)]
                 with socket.create_connection(("127.0.0.1", target)) as server:
                     server.sendall(request)
                     with server.makefile("rb") as answers:

@@ -1,4 +1,4 @@
-"""What every scenario stands on: one PostgreSQL, a migrated database of its own, the site as deployed."""
+"""What every scenario uses: one PostgreSQL, a migrated database of its own, and the site as deployed."""
 
 import base64
 import os
@@ -13,15 +13,16 @@ from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 
+from tests import ROOT
 from tests.tools.postgres import Server
-from tests.tools.site import ROOT, running
+from tests.tools.site import running
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"a secret of the chaos, made up...").decode()
-TEMPLATE = "quotasite"  # the database that Server makes; it is migrated, and copied
+TEMPLATE = "quotasite"  # the database that Server creates: migrated once, then copied
 
 
 class Finding(NamedTuple):
-    """What a scenario measured, and whether that is as it must be."""
+    """What a scenario measured, and whether the guarantee holds."""
 
     measured: str
     holds: bool
@@ -29,7 +30,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Database:
-    """One scenario's database, seen past the product."""
+    """One scenario's database, which it reads without the product."""
 
     server: Server
     name: str
@@ -39,7 +40,7 @@ class Database:
         return self.url_by(self.server.port)
 
     def url_by(self, port: int) -> str:
-        """Return its address by a proxy's port."""
+        """Return the URL that leads through a proxy's port."""
         return f"postgres://quotasite@127.0.0.1:{port}/{self.name}"
 
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
@@ -54,13 +55,13 @@ class Database:
         return self.rows(query, *parameters)[0][0]
 
     def audit(self) -> tuple[bool, str]:
-        """Run `manage.py audit_ledger`; tell whether it found nothing, and its last line."""
+        """Run `manage.py audit_ledger`; return whether it found no fault, and its last line."""
         done = manage(self.url, "audit_ledger", check=False)
         return done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()[-1]
 
 
 class Ground:
-    """A throw-away PostgreSQL that syncs to disk as in production; it ends with the `with` block."""
+    """A throw-away PostgreSQL that syncs to disk as in production, for the length of a `with` block."""
 
     def __init__(self) -> None:
         self.server = Server(fsync=True)
@@ -74,7 +75,7 @@ class Ground:
         self.server.close()
 
     def database(self, name: str, *, allowance: int = 20) -> Database:
-        """Make a migrated database whose default plan has this allowance; nobody has a quota yet."""
+        """Create a migrated database without any quota, whose default plan has this allowance."""
         with psycopg.connect(f"postgres://quotasite@127.0.0.1:{self.server.port}/postgres") as session:
             session.autocommit = True
             session.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")  # type: ignore[arg-type]
@@ -108,7 +109,7 @@ class Site:
 
     @property
     def serving(self) -> list[int]:
-        """The workers that hold a client's connection: one that only starts has none yet."""
+        """The workers that hold a client's connection, which one that is still starting does not."""
         held = connections(self.port)
         return [pid for pid in self.workers if held & sockets(pid)]
 
@@ -121,7 +122,7 @@ def served(url: str, *, workers: int = 2, port: int | None = None, **environment
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` started, oldest first; none if it has ended."""
+    """Return the children of a process, oldest first."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -134,7 +135,7 @@ def children(pid: int) -> list[int]:
 
 
 def connections(port: int) -> set[str]:
-    """The sockets' names, as in /proc/PID/fd, of the connections that clients have to a local port."""
+    """Return the sockets of the connections to a local port, by their names in /proc/PID/fd."""
     rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
     return {f"socket:[{row[9]}]" for row in rows if row[3] == "01" and int(row[1][-4:], 16) == port}
 
@@ -148,10 +149,10 @@ def sockets(pid: int) -> set[str]:
 
 
 def kill_postgres(server: Server) -> None:
-    """End the postmaster and all its processes with SIGKILL, as a crash of the machine would."""
+    """Kill the postmaster and all its processes with SIGKILL, as in a crash of the machine."""
     assert server.process
     postmaster = server.process.pid
-    os.kill(postmaster, signal.SIGSTOP)  # so that it starts nobody new meanwhile
+    os.kill(postmaster, signal.SIGSTOP)  # or it would start new processes meanwhile
     for child in children(postmaster):
         os.kill(child, signal.SIGKILL)
     server.kill()

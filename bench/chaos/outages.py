@@ -1,9 +1,9 @@
-"""Figure 5 and its neighbours: a database that is away, silent, full, or has no session left."""
+"""Figure 5: a database that is stopped, silent, full, slow or read-only, or has no session left."""
 
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from statistics import median
 
 import psycopg
@@ -20,33 +20,33 @@ FULL_DISK = """
 
 
 def timed(send: Callable[[], Answer]) -> tuple[float, bool]:
-    """Return how many milliseconds an answer took, and whether it is a 503 with Retry-After."""
+    """Return how many milliseconds the answer took, and whether it is a 503 with Retry-After."""
     began = time.monotonic()
     answer = send()
     return 1_000 * (time.monotonic() - began), answer.is_unavailable
 
 
-def many(site: Site, count: int = 10) -> tuple[list[float], bool]:
-    """Read and spend by turns; tell the milliseconds, and whether each was answered by a 503."""
-    client = Client(site.port, keep=False)
+def read_and_spend(site: Site, count: int = 10) -> tuple[list[float], bool]:
+    """Alternate reads and spends; return the milliseconds of each, and whether all were answered by a 503."""
+    client = Client(site.port, keep_alive=False)
     sends = [lambda: client.get(USER), lambda: client.consume(USER, "k-during", cost=3)]
-    seen = [timed(sends[turn % 2]) for turn in range(count)]
-    return [ms for ms, _ in seen], all(is_unavailable for _, is_unavailable in seen)
+    answers = [timed(sends[number % 2]) for number in range(count)]
+    return [ms for ms, _ in answers], all(is_unavailable for _, is_unavailable in answers)
 
 
 def stopped(database: Database) -> Finding:
-    """Stop PostgreSQL: a 503 at once where its port is closed, in seconds where nobody answers."""
+    """Stop PostgreSQL: a 503 at once if its port is closed, within seconds if the host does not answer."""
     with served(database.url) as site:
-        client, before = Client(site.port, keep=False), site.workers
+        client, before = Client(site.port, keep_alive=False), site.workers
         for _ in range(10):
             client.consume(USER, cost=1)
         database.server.stop()
-        refused, is_clear = many(site, 20)
+        refused, is_clear = read_and_spend(site, 20)
         database.server.start()
         back = client.consume(USER, cost=1).status
         is_same = site.workers == before
     with silent() as port, served(database.url_by(port)) as site:
-        quiet, is_clear_too = many(site, 2)
+        quiet, is_clear_too = read_and_spend(site, 2)
     return Finding(
         f"refused port: 503 in {median(refused):.0f} ms, at most {max(refused):.0f}; silent host: 503 in "
         f"{max(quiet) / 1_000:.1f} s; first spend after the return {back}"
@@ -57,28 +57,30 @@ def stopped(database: Database) -> Finding:
 
 @contextmanager
 def silent() -> Iterator[int]:
-    """A host that takes connections and says nothing, as behind a firewall that swallows packets."""
+    """Accept connections and never answer, like a host whose firewall drops packets."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as host:
         yield host.getsockname()[1]
 
 
-def refusing(database: Database, trouble: Callable[[Database], "contextmanager[None]"], note: str) -> Finding:
-    """Spend under a `trouble`: a 503, nothing stored by halves, and the same key spends afterwards."""
+def spend_during(
+    fault: Callable[[Database], AbstractContextManager[None]], database: Database, note: str
+) -> Finding:
+    """Spend during a fault: it gets a 503, nothing is stored, and afterwards the same key spends once."""
     with served(database.url, workers=1) as site:
-        client = Client(site.port, keep=False)
+        client = Client(site.port, keep_alive=False)
         client.get(USER)
         before = stored(database)
-        with trouble(database):  # type: ignore[attr-defined]
+        with fault(database):
             ms, is_unavailable = timed(lambda: client.consume(USER, "k-1", cost=3))
-        is_nothing = stored(database) == before
+        is_unchanged = stored(database) == before
         answer = client.consume(USER, "k-1", cost=3)
         first = answer.status == 201 and "Idempotent-Replayed" not in answer.headers
         again = client.consume(USER, "k-1", cost=3).headers.get("Idempotent-Replayed") == "true"
         left = database.one("SELECT quota_remaining FROM challenge_quotas WHERE user_id = %s", USER)
     return Finding(
         f"{note}: {'503 with Retry-After' if is_unavailable else 'NO 503'} in {ms:.0f} ms, "
-        f"{'nothing' if is_nothing else 'SOMETHING'} stored; the same key afterwards: {answer.status}",
-        is_unavailable and is_nothing and first and again and left == 17,
+        f"{'nothing' if is_unchanged else 'SOMETHING'} stored; the same key afterwards: {answer.status}",
+        is_unavailable and is_unchanged and first and again and left == 17,
     )
 
 
@@ -89,7 +91,7 @@ def stored(database: Database) -> list[tuple[object, ...]]:
 
 
 def disk_full(database: Database) -> Finding:
-    return refusing(database, full_disk, "SQLSTATE 53100 at the entry's INSERT")
+    return spend_during(full_disk, database, "SQLSTATE 53100 at the entry's INSERT")
 
 
 @contextmanager
@@ -100,12 +102,12 @@ def full_disk(database: Database) -> Iterator[None]:
 
 
 def became_a_standby(database: Database) -> Finding:
-    return refusing(database, read_only, "SQLSTATE 25006, kept sessions that may only read")
+    return spend_during(read_only, database, "SQLSTATE 25006, open sessions that may only read")
 
 
 @contextmanager
 def read_only(database: Database) -> Iterator[None]:
-    """What the sessions kept open are left with after a fail-over: they may only read, for good."""
+    """Make every session read-only, as those that stay open after a fail-over are permanently."""
     name = psycopg.sql.Identifier(database.name)
     change = psycopg.sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name)
     back = psycopg.sql.SQL("ALTER DATABASE {} RESET default_transaction_read_only").format(name)
@@ -124,18 +126,18 @@ def waits_too_long(database: Database) -> Finding:
     with psycopg.connect(database.url, autocommit=True) as session:
         role = psycopg.sql.SQL("ALTER ROLE quotasite IN DATABASE {} SET statement_timeout = '500ms'")
         session.execute(role.format(psycopg.sql.Identifier(database.name)))
-    return refusing(database, held_row, "statement_timeout 500 ms, the row held by another")
+    return spend_during(locked_row, database, "statement_timeout 500 ms, the row held by another")
 
 
 @contextmanager
-def held_row(database: Database) -> Iterator[None]:
+def locked_row(database: Database) -> Iterator[None]:
     with psycopg.connect(database.url) as holder:
         holder.execute("SELECT 1 FROM challenge_quotas FOR UPDATE")
         yield
 
 
 def no_session_left(database: Database) -> Finding:
-    """Use up max_connections: a 503 at once; with sessions free again the next request succeeds."""
+    """Use up max_connections: a 503 at once, and a success as soon as sessions are free again."""
     with served(database.url) as site:
         with ExitStack() as held:
             taken = 0
@@ -143,8 +145,8 @@ def no_session_left(database: Database) -> Finding:
                 while True:
                     held.enter_context(psycopg.connect(database.url))
                     taken += 1
-            ms, is_clear = many(site)
-        back = Client(site.port, keep=False).consume(USER, "k-1", cost=3).status
+            ms, is_clear = read_and_spend(site)
+        back = Client(site.port, keep_alive=False).consume(USER, "k-1", cost=3).status
     return Finding(
         f"{taken} sessions held: 503 with Retry-After in {median(ms):.0f} ms, at most {max(ms):.0f}; "
         f"first spend afterwards {back}",

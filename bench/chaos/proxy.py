@@ -1,4 +1,4 @@
-"""What the proxies of the scenarios have in common."""
+"""The base of the scenarios' proxies."""
 
 import socket
 from abc import ABC, abstractmethod
@@ -7,7 +7,7 @@ from threading import Thread
 
 
 class Proxy(ABC):
-    """Listens on a free `port` of 127.0.0.1, and gives each connection to `_pass` in a thread of its own."""
+    """Listens on a free `port` of 127.0.0.1, and runs `_pass` for each connection in its own thread."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -27,4 +27,4 @@ class Proxy(ABC):
 
     @abstractmethod
     def _pass(self, client: socket.socket) -> None:
-        """Carry what the client sends, and close the connection in the end."""
+        """Forward what the client sends, and close the connection at the end."""

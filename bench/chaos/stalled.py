@@ -1,4 +1,4 @@
-"""Figure 15: clients that begin a request and never end it."""
+"""Figure 15: clients that begin a request and never finish it."""
 
 import os
 import shutil
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from bench.chaos.client import CONSUME, LOST, Client, token, wait_until
 from bench.chaos.ground import Database, Finding, served
+from tests import ROOT
 from tests.tools.postgres import free_port
-from tests.tools.site import ROOT
 
 HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 KINDS = {
@@ -28,87 +28,88 @@ KINDS = {
 
 @contextmanager
 def stalled(port: int, count: int, kind: str) -> Iterator[list[socket.socket]]:
-    """Hold so many connections that have sent the beginning of a request, and send no more."""
+    """Hold so many connections that have sent the beginning of a request and send nothing more."""
     beginning = KINDS[kind].format(token=token("user_stalled"), now=int(time.time())).encode()
     held = []
     try:
         for _ in range(count):
-            one = socket.create_connection(("127.0.0.1", port), timeout=10)
-            one.sendall(beginning)
-            held.append(one)
+            client = socket.create_connection(("127.0.0.1", port), timeout=10)
+            client.sendall(beginning)
+            held.append(client)
         yield held
     finally:
-        for one in held:
-            one.close()
+        for client in held:
+            client.close()
 
 
-class Seen(NamedTuple):
-    """What an honest client saw: milliseconds, and how many requests got no answer."""
+class Latency(NamedTuple):
+    """What an honest client measured: milliseconds, and how many requests got no answer."""
 
     p50: float
-    most: float
+    max: float
     answered: int
     lost: int
 
     def __str__(self) -> str:
         lost = f", {self.lost} unanswered" if self.lost else ""
-        return f"p50 {self.p50:.0f} ms, at most {self.most:.0f} ms of {self.answered}{lost}"
+        return f"p50 {self.p50:.0f} ms, at most {self.max:.0f} ms of {self.answered}{lost}"
 
 
-def honest(port: int, *, seconds: float, timeout: float = 5, user: str = "user_honest") -> Seen:
-    """Read and spend by turns, each on a new connection."""
-    times, lost, turn = [], 0, 0
+def honest(port: int, *, seconds: float, timeout: float = 5, user: str = "user_honest") -> Latency:
+    """Alternate reads and spends, each on a new connection."""
+    times, lost, requests = [], 0, 0
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        client = Client(port, timeout=timeout, keep=False)
+        client = Client(port, timeout=timeout, keep_alive=False)
         began = time.monotonic()
         try:
-            answer = client.consume(user) if turn % 2 else client.get(user)
+            answer = client.consume(user) if requests % 2 else client.get(user)
             assert answer.status in (200, 201), answer
             times.append(1_000 * (time.monotonic() - began))
         except LOST:
             lost += 1
         finally:
             client.http.close()
-        turn += 1
+        requests += 1
         time.sleep(0.01)
-    return Seen(median(times) if times else 0, max(times, default=0), len(times), lost)
+    return Latency(median(times) if times else 0, max(times, default=0), len(times), lost)
 
 
 def straight(database: Database) -> Finding:
-    """The site alone: 50 stalled clients must not hurt; what 400 do is shown."""
+    """Hold stalled clients at the site alone: 50 must not harm others; the effect of 400 is only reported."""
     with served(database.url) as site:
-        few = {kind: beside(site.port, 50, kind) for kind in KINDS}
-        crowd = {kind: beside(site.port, 400, kind) for kind in KINDS}
-    return Finding(f"50: {told(few)}; 400: {told(crowd)}", all(is_well(seen) for seen in few.values()))
+        few = {kind: honest_despite(kind, 50, site.port) for kind in KINDS}
+        many = {kind: honest_despite(kind, 400, site.port) for kind in KINDS}
+    return Finding(f"50: {listed(few)}; 400: {listed(many)}", all(map(is_unharmed, few.values())))
 
 
 def behind_nginx(database: Database) -> Finding:
-    """The same behind deploy/nginx.conf: 400 stalled clients must not hurt."""
+    """Hold stalled clients at nginx (deploy/nginx.conf) in front of the site: 400 must not harm others."""
     if not shutil.which("nginx"):
-        return Finding("not run: there is no nginx here (apt-get install nginx-light)", False)
+        return Finding("not run: nginx is not installed (apt-get install nginx-light)", False)
     with served(database.url) as site, nginx(site.port) as port:
-        crowd = {kind: beside(port, 400, kind) for kind in KINDS}
-    return Finding(f"400: {told(crowd)}", all(is_well(seen) for seen in crowd.values()))
+        many = {kind: honest_despite(kind, 400, port) for kind in KINDS}
+    return Finding(f"400: {listed(many)}", all(map(is_unharmed, many.values())))
 
 
-def beside(port: int, count: int, kind: str) -> Seen:
+def honest_despite(kind: str, count: int, port: int) -> Latency:
+    """Measure an honest client while so many stalled clients hold their connections."""
     with stalled(port, count, kind):
         time.sleep(0.5)
         return honest(port, seconds=3)
 
 
-def is_well(seen: Seen) -> bool:
-    return seen.answered > 0 and not seen.lost
+def is_unharmed(latency: Latency) -> bool:
+    return latency.answered > 0 and not latency.lost
 
 
-def told(cells: dict[str, Seen]) -> str:
-    return ", ".join(f"{kind} {seen}" for kind, seen in cells.items())
+def listed(latencies: dict[str, Latency]) -> str:
+    return ", ".join(f"{kind} {latency}" for kind, latency in latencies.items())
 
 
 @contextmanager
 def nginx(site: int) -> Iterator[int]:
-    """Run nginx by deploy/nginx.conf, but for its ports; give the port it listens on."""
+    """Run nginx with deploy/nginx.conf except for its ports; yield the port that it listens on."""
     port = free_port()
     conf = (ROOT / "deploy/nginx.conf").read_text()
     conf = conf.replace("127.0.0.1:8000", f"127.0.0.1:{site}").replace(
@@ -120,12 +121,12 @@ def nginx(site: int) -> Iterator[int]:
             for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         user = "user root;" if os.geteuid() == 0 else ""
-        whole = (
+        configuration = (
             f"daemon off; worker_processes 1; pid {scratch}/pid; error_log {scratch}/errors; {user}\n"
             f"events {{ worker_connections 2048; }}\nhttp {{ access_log off;\n{paths}{conf}}}\n"
         )
         file = Path(scratch, "nginx.conf")
-        file.write_text(whole)
+        file.write_text(configuration)
         process = subprocess.Popen(["nginx", "-p", scratch, "-c", str(file)], stderr=subprocess.DEVNULL)
         try:
             wait_until(lambda: is_open(port))

@@ -1,4 +1,4 @@
-"""The figures that tests show: each scenario is some of the suite, on a throw-away PostgreSQL of its own."""
+"""The figures that tests show: each scenario runs some of the suite, on its own throw-away PostgreSQL."""
 
 import os
 import re
@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 
 from bench.chaos.ground import Database, Finding
-from tests.tools.site import ROOT
+from tests import ROOT
 
 
 def suite(*arguments: str) -> Callable[[Database], Finding]:
-    """Return a scenario that runs these tests and tells how many passed."""
+    """Return a scenario that runs these tests and reports how many passed."""
 
     def run(_: Database) -> Finding:
         command = [sys.executable, "-m", "pytest", "-q", *arguments]

@@ -1,4 +1,4 @@
-"""What the product is compared with: the same two questions, answered by other means.
+"""The peers that the product is compared with: they answer the same two requests by other means.
 
-Each peer is as quick as its kind can honestly be made, but for `seed`, which is as its users write it.
+Each peer is as fast as its kind can honestly be made, except `seed`, which is written as its users write it.
 """

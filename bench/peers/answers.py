@@ -1,4 +1,4 @@
-"""The answers of the tuned peers, written as text by hand: the product's own members and fields."""
+"""The answers of the tuned peers, formatted by hand, with the product's JSON members and header fields."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ PROBLEM = {
 
 
 class Invalid(Exception):
-    """The request cannot be meant: a 400."""
+    """The request is malformed: a 400."""
 
 
 class Answer(NamedTuple):
@@ -33,11 +33,11 @@ def problem(status: int) -> Answer:
 
 def cost_of(body: bytes) -> int:
     try:
-        asked = json.loads(body)
-        cost = asked.get("cost", 1)
+        request = json.loads(body)
+        cost = request.get("cost", 1)
     except (ValueError, AttributeError):
         raise Invalid from None
-    if type(cost) is not int or not 1 <= cost <= MAX_UNITS or asked.keys() - {"cost"}:
+    if type(cost) is not int or not 1 <= cost <= MAX_UNITS or request.keys() - {"cost"}:
         raise Invalid
     return cost
 
@@ -55,7 +55,7 @@ def fingerprint(cost: int) -> str:
 
 
 def quota(user_id: str, row: Any) -> Answer:
-    """Of a row of GET."""
+    """Answer with a row of GET."""
     if row is None:
         return problem(404)
     remaining, last_reset_date, limit = row
@@ -63,11 +63,11 @@ def quota(user_id: str, row: Any) -> Answer:
         f'{{"user_id":"{user_id}","quota_remaining":{remaining},'
         f'"last_reset_date":"{rfc3339(last_reset_date)}"}}'
     )
-    return Answer(200, body.encode(), fields(limit, remaining, to_reset(last_reset_date)))
+    return Answer(200, body.encode(), fields(limit, remaining, seconds_to_reset(last_reset_date)))
 
 
 def bare(user_id: str, row: Any) -> Answer:
-    """Of a row of BARE."""
+    """Answer with a row of BARE."""
     if row is None:
         return problem(429)
     remaining, last_reset_date = row
@@ -78,18 +78,18 @@ def bare(user_id: str, row: Any) -> Answer:
     return Answer(201, body.encode(), {})
 
 
-def consumption(user_id: str, row: Any, told: str) -> Answer:
-    """Of a row of CONSUME; `told` is the fingerprint of this request."""
+def consumption(user_id: str, row: Any, expected: str) -> Answer:
+    """Answer with a row of CONSUME; `expected` is the fingerprint of this request."""
     if row is None:
         return problem(404)
-    which, entry_id, seq, cost, plan, limit, remaining, last_reset, resets_at, created_at, first = row
+    kind, entry_id, seq, cost, plan, limit, remaining, last_reset, resets_at, created_at, stored = row
     seconds = max(0, int((resets_at - created_at).total_seconds()))
     headers = fields(limit, remaining, seconds)
-    if which == "refused":
+    if kind == "refused":
         return Answer(429, PROBLEM[429], {**headers, "Retry-After": str(max(1, seconds))})
-    if which == "old" and first != told:
+    if kind == "old" and stored != expected:
         return problem(422)
-    if which == "old":
+    if kind == "old":
         headers["Idempotent-Replayed"] = "true"
     body = (
         f'{{"id":"{entry_id}","user_id":"{user_id}","seq":{seq},"created_at":"{rfc3339(created_at)}",'
@@ -109,7 +109,7 @@ def fields(limit: int, remaining: int, seconds: int) -> dict[str, str]:
     }
 
 
-def to_reset(last_reset_date: datetime) -> int:
+def seconds_to_reset(last_reset_date: datetime) -> int:
     return max(0, 86_400 - int((datetime.now(UTC) - last_reset_date).total_seconds()))
 
 

@@ -1,4 +1,4 @@
-"""The floor: a bare WSGI callable and psycopg, no framework; `/bare/consume` has no ledger and no keys."""
+"""The floor: a WSGI callable and psycopg, no framework. `/bare/consume` has neither ledger nor keys."""
 
 import os
 import threading
@@ -10,8 +10,10 @@ from uuid_utils.compat import uuid7
 
 from bench.peers import answers, statements, tokens
 
-HOLES = {name: f"%({name})s" for name in ("user", "cost", "key", "id", "fingerprint")}
-GET, BARE, CONSUME = (text.format(**HOLES) for text in (statements.GET, statements.BARE, statements.CONSUME))
+PLACEHOLDERS = {name: f"%({name})s" for name in ("user", "cost", "key", "id", "fingerprint")}
+GET, BARE, CONSUME = (
+    text.format(**PLACEHOLDERS) for text in (statements.GET, statements.BARE, statements.CONSUME)
+)
 REASONS = {
     200: "200 OK",
     201: "201 Created",
@@ -22,7 +24,7 @@ REASONS = {
     429: "429 Too Many Requests",
 }
 Environ = dict[str, Any]
-_kept = threading.local()
+_thread = threading.local()
 
 
 def application(environ: Environ, start_response: Callable[..., object]) -> Iterable[bytes]:
@@ -61,13 +63,13 @@ def consume_bare(user_id: str, environ: Environ) -> answers.Answer:
 def consume(user_id: str, environ: Environ) -> answers.Answer:
     cost = answers.cost_of(body_of(environ))
     key = answers.stored_key(environ.get("HTTP_IDEMPOTENCY_KEY"))
-    told = answers.fingerprint(cost) if key else ""
-    values = {"user": user_id, "cost": cost, "key": key, "id": uuid7(), "fingerprint": told}
+    fingerprint = answers.fingerprint(cost) if key else ""
+    values = {"user": user_id, "cost": cost, "key": key, "id": uuid7(), "fingerprint": fingerprint}
     try:
         row = run(CONSUME, values)
-    except psycopg.errors.UniqueViolation:  # the same key, at the same time: it is there now
+    except psycopg.errors.UniqueViolation:  # another request has just spent this key: replay it
         row = run(CONSUME, values)
-    return answers.consumption(user_id, row, told)
+    return answers.consumption(user_id, row, fingerprint)
 
 
 VERBS = {"/api/quota": get, "/bare/consume": consume_bare, "/api/v1/quota/consume": consume}
@@ -79,10 +81,10 @@ def body_of(environ: Environ) -> bytes:
 
 
 def run(statement: str, values: dict[str, Any]) -> Any:
-    """The first row, by this thread's own connection, on which each statement is prepared once."""
+    """Return the first row, over this thread's own connection, which prepares each statement once."""
     try:
-        cursor = _kept.cursor
+        cursor = _thread.cursor
     except AttributeError:
         connection = psycopg.connect(os.environ["DATABASE_URL"], autocommit=True)
-        cursor = _kept.cursor = connection.cursor(binary=True)
+        cursor = _thread.cursor = connection.cursor(binary=True)
     return cursor.execute(statement, values, prepare=True).fetchone()

@@ -1,7 +1,7 @@
 """The app as its users write it: FastAPI, SQLAlchemy's ORM, a session per request, PyJWT with the PEM.
 
-In our own words, with its habits kept: it reads the row, changes it in Python and commits, so that
-of two requests at once one forgets the other; and a missing row is made.
+Its habits are kept: it reads the row, changes it in Python and commits, so that one of two concurrent
+requests overwrites the other; and it creates a missing row.
 """
 
 import os
@@ -82,7 +82,7 @@ def current_quota(db: Session, user_id: str) -> ChallengeQuota:
     return quota
 
 
-def shown(quota: ChallengeQuota) -> dict[str, Any]:
+def as_json(quota: ChallengeQuota) -> dict[str, Any]:
     return {
         "user_id": quota.user_id,
         "quota_remaining": quota.quota_remaining,
@@ -97,15 +97,15 @@ def healthz() -> str:
 
 @app.get("/api/quota")
 def get_quota(db: Db, user_id: UserId) -> dict[str, Any]:
-    return shown(current_quota(db, user_id))
+    return as_json(current_quota(db, user_id))
 
 
 @app.post("/api/v1/quota/consume", status_code=201)
-def consume(order: dict[str, int], db: Db, user_id: UserId) -> dict[str, Any]:
-    cost = order.get("cost", 1)
+def consume(body: dict[str, int], db: Db, user_id: UserId) -> dict[str, Any]:
+    cost = body.get("cost", 1)
     quota = current_quota(db, user_id)
     if quota.quota_remaining < cost:
         raise HTTPException(429, "Quota exhausted")
     quota.quota_remaining -= cost
     db.commit()
-    return shown(quota)
+    return as_json(quota)

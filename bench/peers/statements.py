@@ -1,6 +1,6 @@
-"""The tables and statements of the tuned peers: everything in one round trip.
+"""The tables and statements of the tuned peers: each request takes one round trip.
 
-The holes are `{user}`, `{cost}` …, because each driver writes its parameters in its own way.
+The placeholders are `{user}`, `{cost}` …, because each driver writes its parameters in its own way.
 """
 
 TABLES = """
@@ -57,14 +57,14 @@ FILL = """
 
 DUE = "last_reset_date <= clock_timestamp() - interval '1 day'"
 
-# The quota as it stands now; a reset that is due is shown, and stored by the next spend.
+# The quota as it is now. A reset that is due is applied to the answer, and stored by the next spend.
 GET = f"""
     SELECT CASE WHEN {DUE} THEN quota_limit ELSE quota_remaining END,
         CASE WHEN {DUE} THEN clock_timestamp() ELSE last_reset_date END, quota_limit
     FROM challenge_quotas WHERE user_id = {{user}}::text
 """
 
-# A spend and nothing else: the guard is in the statement. No row: refused (or nobody).
+# A spend without an entry: the guard is in the statement. No row: refused, or an unknown user.
 BARE = f"""
     UPDATE challenge_quotas SET
         quota_remaining = CASE WHEN {DUE} THEN quota_limit ELSE quota_remaining END - {{cost}}::bigint,
@@ -74,10 +74,9 @@ BARE = f"""
     RETURNING quota_remaining, last_reset_date
 """
 
-# What the product does for a spend: the row guarded, an entry of the ledger with it, once per key. The
-# first column tells which row came: 'new', 'old' (the entry that the key already made) or 'refused'.
-# Two spends at once with one new key: the second waits for the row, then breaks ledger_key_once, is
-# undone whole, and is asked again.
+# The effect of the product's spend: a guarded update with a ledger entry, once per key. The first column of
+# the result is 'new', 'old' (the entry that the key made before) or 'refused'. Of two concurrent spends with
+# one new key the second waits for the row, then violates ledger_key_once and is rolled back: run it again.
 CONSUME = f"""
     WITH found AS MATERIALIZED (
         SELECT * FROM ledger_entries

@@ -1,4 +1,4 @@
-"""The quickest check of a session token that still checks everything; for the tuned peers."""
+"""The fastest complete verification of a session token, for the tuned peers."""
 
 import json
 import os
@@ -18,15 +18,15 @@ ISSUER = os.environ["CLERK_ISSUER"]
 PARTIES = frozenset(os.environ["CLERK_AUTHORIZED_PARTIES"].split(","))
 KEY = load_pem_public_key(os.environ["CLERK_JWT_KEY"].encode())
 assert isinstance(KEY, RSAPublicKey)
-_good_headers: set[str] = set()  # the few that a Clerk instance writes
+_good_headers: set[str] = set()  # a Clerk instance writes few
 
 
 class Refused(Exception):
-    """The token proves nobody."""
+    """The token does not identify a user."""
 
 
 def user_of(authorization: str) -> str:
-    """Return the user whom an Authorization header proves, or raise Refused."""
+    """Return the user id that an Authorization header proves, or raise Refused."""
     if not authorization.startswith("Bearer "):
         raise Refused("no token")
     try:
@@ -38,20 +38,20 @@ def user_of(authorization: str) -> str:
         claims = json.loads(_decoded(payload))
         now = time.time()
         if not claims["nbf"] - LEEWAY <= now < claims["exp"] + LEEWAY:
-            raise Refused("not of this time")
+            raise Refused("expired or not yet valid")
         if claims["iss"] != ISSUER or claims["azp"] not in PARTIES or claims.get("sts") == "pending":
-            raise Refused("not for us")
+            raise Refused("from another issuer or party, or pending")
         user_id: str = claims["sub"]
     except (ValueError, KeyError, TypeError, InvalidSignature):
         raise Refused("not a session token") from None
     if not claims.get("sid") or not user_id.startswith("user_"):
-        raise Refused("not a user's")
+        raise Refused("not of a user")
     return user_id
 
 
 def _check_header(header: str) -> None:
-    told = json.loads(_decoded(header))
-    if told.get("alg") != "RS256" or told.get("typ") != "JWT" or "crit" in told:
+    members = json.loads(_decoded(header))
+    if members.get("alg") != "RS256" or members.get("typ") != "JWT" or "crit" in members:
         raise Refused("another kind of token")
     if len(_good_headers) < 16:
         _good_headers.add(header)

@@ -1,4 +1,4 @@
-"""FastAPI and asyncpg, tuned by hand; `/bare/consume` spends without a ledger and without keys."""
+"""FastAPI and asyncpg, tuned by hand. `/bare/consume` has neither ledger nor keys."""
 
 import asyncio
 import os
@@ -12,30 +12,30 @@ from uuid_utils.compat import uuid7
 
 from bench.peers import answers, statements, tokens
 
-CONNECTIONS = int(os.environ.get("CONNECTIONS", "8"))  # of a worker: as many as clients it will have
-ORDER = ("user", "cost", "key", "id", "fingerprint")
-Ask = Callable[..., Awaitable[Any]]
+CONNECTIONS = int(os.environ.get("CONNECTIONS", "8"))  # of a worker: as many as it has clients
+PARAMETERS = ("user", "cost", "key", "id", "fingerprint")
+Fetch = Callable[..., Awaitable[Any]]
 
 
 class Connection:
-    """A connection with its three statements prepared.
+    """A connection with three prepared statements.
 
-    It goes back to a stack without a word to the server: asyncpg's own pool would reset it, which is
-    a round trip, and the newest is the one whose memory is still warm.
+    It returns to a stack without a reset, for which asyncpg's own pool would spend a round trip. A stack,
+    because the connection that was used last has the warmest caches.
     """
 
     async def open(self) -> "Connection":
         raw = await asyncpg.connect(os.environ["DATABASE_URL"])
-        self.get: Ask = (await raw.prepare(statements.GET.format(user="$1"))).fetchrow
-        self.bare: Ask = (await raw.prepare(statements.BARE.format(user="$1", cost="$2"))).fetchrow
-        holes = {name: f"${number}" for number, name in enumerate(ORDER, start=1)}
-        self.consume: Ask = (await raw.prepare(statements.CONSUME.format(**holes))).fetchrow
+        self.get: Fetch = (await raw.prepare(statements.GET.format(user="$1"))).fetchrow
+        self.bare: Fetch = (await raw.prepare(statements.BARE.format(user="$1", cost="$2"))).fetchrow
+        placeholders = {name: f"${number}" for number, name in enumerate(PARAMETERS, start=1)}
+        self.consume: Fetch = (await raw.prepare(statements.CONSUME.format(**placeholders))).fetchrow
         self.raw = raw
         return self
 
 
 free: list[Connection] = []
-turns = asyncio.Semaphore(CONNECTIONS)
+has_free = asyncio.Semaphore(CONNECTIONS)
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def get(request: Request) -> Response:
         user_id = tokens.user_of(request.headers.get("authorization", ""))
     except tokens.Refused:
         return respond(answers.problem(401))
-    async with turns:
+    async with has_free:
         connection = free.pop()
         try:
             row = await connection.get(user_id)
@@ -78,7 +78,7 @@ async def consume_bare(request: Request) -> Response:
         return respond(answers.problem(401))
     except answers.Invalid:
         return respond(answers.problem(400))
-    async with turns:
+    async with has_free:
         connection = free.pop()
         try:
             row = await connection.bare(user_id, cost)
@@ -98,18 +98,18 @@ async def consume(request: Request) -> Response:
         return respond(answers.problem(401))
     except answers.Invalid:
         return respond(answers.problem(400))
-    told = answers.fingerprint(cost) if key else ""
-    values = (user_id, cost, key, uuid7(), told)
-    async with turns:
+    fingerprint = answers.fingerprint(cost) if key else ""
+    values = (user_id, cost, key, uuid7(), fingerprint)
+    async with has_free:
         connection = free.pop()
         try:
             try:
                 row = await connection.consume(*values)
-            except asyncpg.UniqueViolationError:  # the same key, at the same time: it is there now
+            except asyncpg.UniqueViolationError:  # another request has just spent this key: replay it
                 row = await connection.consume(*values)
         finally:
             free.append(connection)
-    return respond(answers.consumption(user_id, row, told))
+    return respond(answers.consumption(user_id, row, fingerprint))
 
 
 def respond(answer: answers.Answer) -> Response:

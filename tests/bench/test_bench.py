@@ -1,4 +1,4 @@
-"""The bench compares like with like: its peers do the work that is claimed, and PostgreSQL our statements."""
+"""The bench compares like with like: the peers do the work that it claims, pgbench sends our statements."""
 
 import json
 import os
@@ -15,10 +15,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.db.models import DateTimeField, Model
 
 from bench import load, pgbench, stock
-from bench.measure import judged
+from bench.measure import evaluate
 from bench.serving import ALLOWANCE, served
+from bench.time_travel import INSTANTS
+from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.store import sql
 from tests import ROOT
 from tests.tools import keys
@@ -38,7 +41,7 @@ class Peer:
     def __init__(self, name: str, port: int, database_url: str) -> None:
         self.name, self.port, self.database_url = name, port, database_url
 
-    def ask(
+    def send(
         self,
         method: str,
         path: str,
@@ -60,7 +63,7 @@ class Peer:
     def spend(
         self, key: str | None = None, cost: int = 1, path: str = CONSUME
     ) -> tuple[int, dict[str, str], Any]:
-        return self.ask("POST", path, {"cost": cost}, key)
+        return self.send("POST", path, {"cost": cost}, key)
 
     @property
     def balance(self) -> stock.Balance:
@@ -69,7 +72,7 @@ class Peer:
 
 @pytest.fixture(scope="module")
 def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
-    """A peer, served as in the bench, on a database of its own."""
+    """A peer, served as in the bench, on its own database."""
     name = request.param
     database = f"bench_{name}_{os.getpid()}"
     stock.create(os.environ["DATABASE_URL"], database)
@@ -91,7 +94,7 @@ def wait_for_waiting(database_url: str, count: int) -> None:
     deadline = time.monotonic() + 30
     with psycopg.connect(database_url, autocommit=True) as connection:
         while connection.execute(waiting).fetchone() != (count,):
-            assert time.monotonic() < deadline, "they did not come to wait"
+            assert time.monotonic() < deadline, f"{count} sessions do not wait for a lock"
             time.sleep(0.02)
 
 
@@ -104,14 +107,14 @@ all_peers = pytest.mark.parametrize("peer", ["seed", "asyncpg", "floor"], indire
 @all_peers
 class TestEveryPeer:
     def test_tells_what_is_left(self, peer: Peer) -> None:
-        status, _, told = peer.ask("GET", "/api/quota")
-        assert (status, told["user_id"]) == (200, USER)
-        assert {"user_id", "quota_remaining", "last_reset_date"} == told.keys()
+        status, _, body = peer.send("GET", "/api/quota")
+        assert (status, body["user_id"]) == (200, USER)
+        assert {"user_id", "quota_remaining", "last_reset_date"} == body.keys()
 
     def test_spends_one_unit_of_that_user(self, peer: Peer) -> None:
-        left, all_left = peer.ask("GET", "/api/quota")[2]["quota_remaining"], peer.balance.remaining
+        left, all_left = peer.send("GET", "/api/quota")[2]["quota_remaining"], peer.balance.remaining
         assert peer.spend()[0] == 201
-        assert peer.ask("GET", "/api/quota")[2]["quota_remaining"] == left - 1
+        assert peer.send("GET", "/api/quota")[2]["quota_remaining"] == left - 1
         assert peer.balance.remaining == all_left - 1
 
     def test_refuses_what_is_more_than_there_is(self, peer: Peer) -> None:
@@ -131,7 +134,7 @@ class TestEveryPeer:
         ids=lambda wrong: next(iter(wrong)),
     )
     def test_checks_the_whole_token(self, peer: Peer, wrong: dict[str, Any]) -> None:
-        assert peer.ask("GET", "/api/quota", **wrong)[0] == 401
+        assert peer.send("GET", "/api/quota", **wrong)[0] == 401
 
 
 @needs_the_peers
@@ -141,15 +144,15 @@ class TestEveryPeer:
 class TestAPeerThatDoesTheSameWork:
     def test_writes_an_entry_for_each_spend(self, peer: Peer) -> None:
         before = peer.balance
-        told = peer.spend("entry-1")[2]
+        body = peer.spend("entry-1")[2]
         assert peer.balance == (before.remaining - 1, before.entries + 1)
         with psycopg.connect(peer.database_url) as connection:
             row = connection.execute(
-                f"SELECT {', '.join(sql.ENTRY_COLUMNS)} FROM ledger_entries WHERE id = %s", [told["id"]]
+                f"SELECT {', '.join(sql.ENTRY_COLUMNS)} FROM ledger_entries WHERE id = %s", [body["id"]]
             ).fetchone()
         entry = dict(zip(sql.ENTRY_COLUMNS, row or (), strict=True))
-        assert (entry["user_id"], entry["seq"], entry["kind"]) == (USER, told["seq"], "consumed")
-        assert entry["balance_after"] == told["quota"]["quota_remaining"]
+        assert (entry["user_id"], entry["seq"], entry["kind"]) == (USER, body["seq"], "consumed")
+        assert entry["balance_after"] == body["quota"]["quota_remaining"]
 
     def test_replays_a_key(self, peer: Peer) -> None:
         first = peer.spend("replay-1")
@@ -166,16 +169,16 @@ class TestAPeerThatDoesTheSameWork:
         assert peer.balance == before
 
     def test_spends_once_when_a_new_key_comes_several_times_at_once(self, peer: Peer) -> None:
-        """All of them have looked for the key and found none before the first one may go on."""
+        """Each has looked for the key in vain before the first one may continue."""
         before = peer.balance
         with psycopg.connect(peer.database_url) as holder, ThreadPoolExecutor(3) as threads:
             holder.execute("SELECT FROM challenge_quotas WHERE user_id = %s FOR UPDATE", [USER])
-            asked = [threads.submit(peer.spend, "race-1") for _ in range(3)]
+            spends = [threads.submit(peer.spend, "race-1") for _ in range(3)]
             wait_for_waiting(peer.database_url, 3)
             holder.rollback()
-            answers = [one.result() for one in asked]
+            answers = [spend.result() for spend in spends]
         assert {status for status, _, _ in answers} == {201}
-        assert len({told["id"] for _, _, told in answers}) == 1
+        assert len({body["id"] for _, _, body in answers}) == 1
         assert peer.balance == (before.remaining - 1, before.entries + 1)
 
     def test_spends_without_a_ledger_where_that_is_asked_for(self, peer: Peer) -> None:
@@ -191,8 +194,8 @@ def test_pgbench_sends_our_statements_with_nothing_but_their_holes_filled() -> N
     def is_in_order(statement: str, script: str) -> bool:
         return re.search(".*?".join(map(re.escape, parts(statement))), script, re.DOTALL) is not None
 
-    assert is_in_order(sql.snapshot_query("postgresql", keyed=False, lean=True), pgbench.read())
-    assert is_in_order(sql.snapshot_query("postgresql", lean=True), pgbench.spend())
+    assert is_in_order(sql.snapshot_query("postgresql", keyed=False, without_plans=True), pgbench.read())
+    assert is_in_order(sql.snapshot_query("postgresql", without_plans=True), pgbench.spend())
     assert is_in_order(sql.compare_and_swap(1), pgbench.spend())
 
 
@@ -202,13 +205,19 @@ def test_pgbench_sends_our_statements_with_nothing_but_their_holes_filled() -> N
     ids=["as told", "unheard at the end", "lost", "overspent"],
 )
 def test_the_units_are_counted(gone: int, lost: int, overspent: int) -> None:
-    heard = load.Heard(1.0, {"201": 100}, 1, 1, 0)
-    result = judged("keyed", heard, gone)
+    summary = load.Summary(1.0, {"201": 100}, 1, 1, 0)
+    result = evaluate("keyed", summary, gone)
     assert (result.lost, result.overspent) == (lost, overspent)
 
 
+@pytest.mark.parametrize("model", [ChallengeQuota, LedgerEntry])
+def test_time_travel_moves_every_instant_except_that_of_clerk(model: type[Model]) -> None:
+    instants = {field.column for field in model._meta.fields if isinstance(field, DateTimeField)}
+    assert set(INSTANTS[model._meta.db_table]) == instants - {"clerk_updated_at"}
+
+
 def test_an_answer_of_another_status_is_told() -> None:
-    result = judged("get", load.Heard(1.0, {"200": 100, "503": 2}, 1, 1, 0), 0)
+    result = evaluate("get", load.Summary(1.0, {"200": 100, "503": 2}, 1, 1, 0), 0)
     assert (result.wrong, result.is_right, result.rate) == ({"503": 2}, False, 100)
 
 

@@ -1,4 +1,4 @@
-"""`make chaos` must be able to fail: on what a scenario finds, on its own faults, and on the audit."""
+"""`make chaos` must be able to fail: by a scenario's finding, by its exception, and by the audit."""
 
 import subprocess
 import sys
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos.__main__ import SCENARIOS, Scenario, is_asked_for, play
+from bench.chaos.__main__ import SCENARIOS, Scenario, is_selected, play
 from bench.chaos.client import Client
 from bench.chaos.ground import Database, Finding, Ground, served
-from bench.chaos.stalled import beside, is_well, nginx
-from tests.tools.site import ROOT
+from bench.chaos.stalled import honest_despite, is_unharmed, nginx
+from tests import ROOT
 
 pytestmark = [pytest.mark.postgres, pytest.mark.once]
 
 
 @pytest.mark.parametrize(("word", "names"), [("2", ["same keys"]), ("SIG", ["SIGHUP", "SIGTERM"]), ("0", [])])
 def test_a_scenario_is_asked_for_by_its_figure_or_by_a_word_of_its_name(word: str, names: list[str]) -> None:
-    assert [one.name for one in SCENARIOS if is_asked_for(one, [word])] == names
+    assert [scenario.name for scenario in SCENARIOS if is_selected(scenario, [word])] == names
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def ground() -> Iterator[Ground]:
 
 def opened(database: Database) -> Finding:
     with served(database.url, workers=1) as site:
-        return Finding("opened", Client(site.port, keep=False).get("user_1").status == 200)
+        return Finding("opened", Client(site.port, keep_alive=False).get("user_1").status == 200)
 
 
 def tampered(database: Database) -> Finding:
     opened(database)
     database.rows("UPDATE challenge_quotas SET quota_remaining = quota_remaining + 1")
-    return Finding("all well, it thinks", True)
+    return Finding("no fault, by its own account", True)
 
 
 def broken(database: Database) -> Finding:
@@ -54,7 +54,7 @@ def test_a_scenario_holds_only_if_it_says_so_and_the_audit_does(
 @pytest.mark.full
 def test_400_stalled_clients_hurt_nobody_behind_nginx(ground: Ground) -> None:
     with served(ground.database("a_test", allowance=1_000_000).url) as site, nginx(site.port) as port:
-        assert is_well(beside(port, 400, "webhook"))
+        assert is_unharmed(honest_despite("webhook", 400, port))
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""A primary that dies: another takes its place, and nobody's spend is lost or made twice."""
+"""A primary that dies: a standby replaces it, and no spend is lost or made twice."""
 
 import pytest
 from django.core.management import call_command
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.once]
 
 
 class Standby(Server):
-    """A server that may be told to follow a primary, though it has none."""
+    """A server that can be made a standby, although it has no primary."""
 
     def demote(self):
         self.stop()
@@ -44,7 +44,7 @@ def standby(django_db_blocker):
 
 
 def test_a_standby_is_not_taken_for_the_primary(standby, api):
-    """A quota that is read there is old, and a spend would be refused only after it was decided."""
+    """A quota read on a standby is stale, and a spend would fail only after the decision."""
     assert_unavailable(api.quota())
     assert_unavailable(api.consume(key="k-1"))
     standby.promote()
@@ -57,4 +57,4 @@ def test_a_killed_primary_and_a_dead_machine_cost_nobody_a_spend():
         pytest.skip(f"not installed here: {missing}")
     result = failover.run()
     assert result.acknowledged > 500
-    assert (result.lost, result.double, result.odd, result.is_sound) == (0, 0, set(), True)
+    assert (result.lost, result.double, result.unexpected, result.is_sound) == (0, 0, set(), True)

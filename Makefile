@@ -53,8 +53,10 @@ screenshots: .venv/.test
 .venv:
 	$(PYTHON) -m venv .venv
 
-# Needs uv. The files are locked together, so that they agree.
+# Needs uv. A pinned version is kept while pyproject.toml allows it; `make lock UPGRADE=-U` takes the newest.
+LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --no-header
 lock:
-	for name in requirements requirements-test requirements-dev requirements-bench; do \
-	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --no-emit-find-links --no-header $$name.in -o $$name.txt || exit 1; done
+	$(LOCK) $(UPGRADE) -o requirements.txt
+	for group in test dev bench; do \
+	  $(LOCK) $(UPGRADE) --group $$group -o requirements-$$group.txt || exit 1; done

@@ -3,11 +3,17 @@
 import ast
 import re
 import sys
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 @pytest.mark.parametrize(
@@ -22,13 +28,59 @@ def test_the_rules_and_the_statements_import_the_standard_library_only(module: P
     assert all(name.startswith("quotas.rules") for name in others)
 
 
-def test_the_requirements_are_locked_together() -> None:
-    """The three files pin the packages that they share to the same versions."""
-    locked = [
-        set(re.findall(r"^(\S+==\S+)", (ROOT / f"requirements{name}.txt").read_text(), re.MULTILINE))
-        for name in ("", "-test", "-dev")
+@dataclass(frozen=True)
+class Locked:
+    """A file of requirements: its pins as (name, version), and the names that are direct dependencies."""
+
+    text: str
+    pins: set[tuple[str, str]]
+    direct: set[str]
+
+    @classmethod
+    def read(cls, group: str | None) -> "Locked":
+        text = (ROOT / f"requirements{f'-{group}' if group else ''}.txt").read_text()
+        entries = re.findall(r"^([\w.-]+)==([^\s;]+)(.*(?:\n[ #].*)*)", text, re.MULTILINE)
+        direct = {name for name, _, comment in entries if "quotasite (pyproject.toml" in comment}
+        return cls(text, {(name, version) for name, version, _ in entries}, direct)
+
+    def pins_of(self, names: set[str]) -> set[tuple[str, str]]:
+        return {pin for pin in self.pins if pin[0] in names}
+
+
+def declared(group: str | None) -> list[Requirement]:
+    """Return the dependencies that pyproject.toml declares for the file of a group (None: the service)."""
+    if group is None:
+        return [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+    lines = PROJECT["dependency-groups"][group]
+    included = [line["include-group"] for line in lines if isinstance(line, dict)] or [None]
+    return [it for name in included for it in declared(name)] + [
+        Requirement(line) for line in lines if isinstance(line, str)
     ]
-    assert locked[0] < locked[1] < locked[2]
+
+
+@pytest.mark.parametrize("group", [None, *PROJECT["dependency-groups"]])
+def test_the_direct_dependencies_are_the_declared_ones_at_allowed_versions(group: str | None) -> None:
+    locked, requirements = Locked.read(group), declared(group)
+    assert locked.direct == {canonicalize_name(it.name) for it in requirements}
+    for it in requirements:
+        pins = locked.pins_of({canonicalize_name(it.name)})
+        assert all(it.specifier.contains(version) for _, version in pins), it
+
+
+@pytest.mark.parametrize("group", [None, *PROJECT["dependency-groups"]])
+def test_no_locked_file_names_a_registry(group: str | None) -> None:
+    text = Locked.read(group).text
+    assert "://" not in text
+    assert not re.search(r"^-", text, re.MULTILINE)
+
+
+def test_the_requirements_are_locked_together() -> None:
+    """The files pin the packages that they share to the same versions."""
+    run, test, dev, bench = (Locked.read(group) for group in (None, "test", "dev", "bench"))
+    assert run.pins < test.pins < dev.pins
+    assert test.pins < bench.pins
+    shared = {name for name, _ in dev.pins} & {name for name, _ in bench.pins}
+    assert dev.pins_of(shared) == bench.pins_of(shared)
 
 
 def test_the_links_between_the_pages_hold() -> None:

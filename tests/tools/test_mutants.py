@@ -33,7 +33,7 @@ def run(project: Path, killers: set[str], *, postgres: bool) -> tuple[int, str]:
     else:
         database = f"sqlite:///{project}/mutant.sqlite3"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line"]
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=line"]
         + ["-p", "tests.tools.mutants", "--hypothesis-profile=unshrunk"]
         + [f"tests/{killer}" for killer in sorted(killers)],
         cwd=project,

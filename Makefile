@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test full bench chaos lint lock schema clients screenshots
+.PHONY: run test full bench chaos lint hooks lock schema clients screenshots
 
 run: .venv/.run
 	$(BIN)/python manage.py demo
@@ -29,6 +29,10 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check
 	$(BIN)/python manage.py spectacular --validate --fail-on-warn | diff docs/openapi.yaml -
+
+# The quick part of it before each commit: .githooks/pre-commit.
+hooks: .venv/.dev
+	git config core.hooksPath .githooks
 
 schema: .venv/.dev
 	$(BIN)/python manage.py spectacular --file docs/openapi.yaml

@@ -8,7 +8,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 
+from quotas.access.jwks import key_set
 from tests.tools import keys
+from tests.tools.key_server import KeyServer
 from tests.tools.keys import PARTY, REMOVE
 
 pytestmark = pytest.mark.django_db
@@ -239,6 +241,14 @@ def test_a_probe_is_never_kept_and_never_redirected(probe, path):
 def test_without_keys_the_service_is_still_ready(probe, settings):
     settings.CLERK_JWT_KEY = settings.CLERK_JWKS_URL = ""
     assert probe.get("/readyz").json()["keys"] == "none"
+
+
+def test_the_readiness_probe_starts_the_fetch_of_the_keys(probe, settings):
+    with KeyServer() as server:
+        settings.CLERK_JWT_KEY, settings.CLERK_JWKS_URL = "", server.url
+        assert probe.get("/readyz").json()["keys"] == "JWKS"
+        key_set(server.url).find(keys.KID)
+        assert server.fetches == 1
 
 
 @pytest.mark.parametrize("path", ["/api", "/api/", "/webhooks", "/webhooks/"])

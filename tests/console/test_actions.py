@@ -79,6 +79,17 @@ def test_a_change_of_plan_needs_a_plan_a_way_and_a_reason(
     assert ChallengeQuota.objects.get().plan_source == "default"
 
 
+def test_a_change_of_plan_of_several_users_says_how_many_have_it_now(
+    staff: Client, make_quota: Make, pro: Plan
+) -> None:
+    users = ("user_1", "user_2")
+    for user_id in users:
+        make_quota(user_id)
+    told = confirm(staff, "change_plan", *users, plan="pro", on_change="keep")
+    assert "2 users have the plan pro." in told
+    assert [plan_of(user_id) for user_id in users] == [("pro", 50)] * 2
+
+
 def test_a_change_of_plan_that_is_sent_twice_is_made_once(staff: Client, make_quota: Make, pro: Plan) -> None:
     make_quota()
     form = {"plan": "pro", "on_change": "reset", "token": uuid4()}

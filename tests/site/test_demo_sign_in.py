@@ -75,6 +75,10 @@ def test_without_debug_there_is_no_demo(settings: Settings, visitor: Client, pat
     assert getattr(visitor, method)(path).status_code == 404
 
 
+def test_the_front_page_redirects_to_the_demo(settings: Settings, visitor: Client) -> None:
+    assert visitor.get("/").headers["Location"] == "/demo"
+
+
 def test_where_clerk_signs_in_nobody_else_does(settings: Settings, visitor: Client) -> None:
     with_clerk(settings)
     assert ask_for_token(visitor).status_code == 404

@@ -45,6 +45,7 @@ def test_only_the_settings_read_the_environment() -> None:
         ("DATABASE_URL", "hunter2", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
         ("DATABASE_URL", "mysql://u:hunter2@db/x", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
         ("DATABASE_URL", "postgres://u:hunter2@db", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
+        ("DATABASE_POOLED", "hunter2", "must be one of: auto, on, off"),
         ("DEBUG", "hunter2", "must be 1 or 0"),
         ("QUOTA_DEFAULT_ALLOWANCE", "hunter2", "a whole number from 0 to 2147483647"),
         ("QUOTA_DEFAULT_ALLOWANCE", "2147483648", "a whole number from 0 to 2147483647"),

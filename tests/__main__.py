@@ -1,8 +1,9 @@
-"""Run everything: `python -m tests [--full] [pytest arguments]`.
+"""Run everything: `python -m tests [--full] [--coverage] [pytest arguments]`.
 
 The first half is every test that uses our database, on PostgreSQL (DATABASE_URL, or a throw-away server). The
 second runs concurrently and is printed afterwards: the portable tests again, on SQLite, and those that have a
-database of their own or none (`once`). Together they are the whole suite. The exit code is 0 if both passed.
+database of their own or none (`once`). Together they are the whole suite. The exit code is 0 if both passed,
+and with `--coverage` if they also cover enough.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import IO
 
 from tests import ROOT
+from tests.tools import coverage_gaps
 
 NOTHING_COLLECTED = 5  # pytest's exit code
 PATIENCE = 15  # seconds that pytest gets to clean up
@@ -33,20 +35,26 @@ def main(arguments: list[str]) -> int:
         epilog="All other arguments go to pytest, in both halves.",
     )
     parser.add_argument("--full", action="store_true", help="run the long tests too")
+    parser.add_argument("--coverage", action="store_true", help="measure what the tests cover")
     options, chosen = parser.parse_known_args(arguments)
+    if options.coverage and is_choice(chosen):
+        parser.error("--coverage measures the whole suite: do not choose tests")
     arguments = [*(["--full"] if options.full else []), *chosen]
     with tempfile.TemporaryDirectory(prefix="quotasite-sqlite-") as folder, open_beside(folder) as said:
-        sqlite = {**os.environ, "DATABASE_URL": f"sqlite:///{folder}/quotasite.sqlite3"}
+        environment = {**os.environ, **(coverage_gaps.variables(folder) if options.coverage else {})}
+        sqlite = {**environment, "DATABASE_URL": f"sqlite:///{folder}/quotasite.sqlite3"}
         second = start(["--half=second", *arguments], sqlite, said)
         try:
-            first_code = run_first_half(["--half=first", *arguments])
+            first_code = run_first_half(["--half=first", *arguments], environment)
             second_code = second.wait()
         finally:
             interrupt(second)
         said.seek(0)
         print(said.read())
         tell("Second half, the portable tests on SQLite and those that do not use our database", second_code)
-    return 0 if is_passed({first_code, second_code}, chosen) else 1
+        if not is_passed({first_code, second_code}, chosen):
+            return 1
+        return 0 if not options.coverage or coverage_gaps.is_enough(folder) else 1
 
 
 def is_passed(codes: set[int], chosen: list[str]) -> bool:
@@ -59,12 +67,12 @@ def open_beside(folder: str) -> IO[str]:
     return (Path(folder) / "said").open("w+")
 
 
-def run_first_half(arguments: list[str]) -> int:
-    own = os.environ.get("DATABASE_URL", "").strip()
+def run_first_half(arguments: list[str], environment: Mapping[str, str]) -> int:
+    own = environment.get("DATABASE_URL", "").strip()
     where = "the database of DATABASE_URL" if own else "a throw-away PostgreSQL"
     title = f"First half, every test that uses our database, on {where}"
     print(f"\n{title}:", flush=True)
-    child = start(arguments, os.environ)
+    child = start(arguments, environment)
     try:
         code = child.wait()
     finally:
@@ -87,7 +95,7 @@ def start(
     arguments: list[str], environment: Mapping[str, str], said: IO[str] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start pytest in a child process, which `interrupt` must end."""
-    command = [sys.executable, "-m", "pytest", *arguments]
+    command = [sys.executable, *coverage_gaps.runner(environment), "-m", "pytest", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.site.test_settings import ROOT
-from tests.tools.forked import manage
+from tests.tools.forked import coverage_variables, manage
 
 pytestmark = pytest.mark.once
 
@@ -24,7 +24,7 @@ def tour(folder: Path, port: int) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "manage.py", "demo", "--once", str(port)],
         cwd=folder,
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": os.environ["PATH"], **coverage_variables()},
         capture_output=True,
         text=True,
     )
@@ -91,7 +91,7 @@ def test_after_the_tour_the_site_is_served_until_ctrl_c() -> None:
     demo = subprocess.Popen(
         [sys.executable, "-u", "manage.py", "demo", "8790"],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": os.environ["PATH"], **coverage_variables()},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -53,13 +53,18 @@ def run_forked(request: list[object]) -> int:
     return int(forker.stdout.readline())
 
 
+def coverage_variables() -> dict[str, str]:
+    """Return the variables with which a child process is measured too (`python -m tests --coverage`)."""
+    return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+
+
 @cache
 def started() -> "subprocess.Popen[str]":
     """Start the process that forks; it ends with ours."""
     forker = subprocess.Popen(
         [sys.executable, "-m", "tests.tools.forked"],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": os.environ["PATH"], **coverage_variables()},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -15,6 +15,7 @@ from django.db import connection
 
 from tests import ROOT
 from tests.tools import keys
+from tests.tools.forked import coverage_variables
 from tests.tools.postgres import free_port
 
 # A session token, a service key, a webhook's secret, a database password.
@@ -60,6 +61,7 @@ def running(
                 "CLERK_JWT_KEY": keys.public_pem,
                 "CLERK_ISSUER": keys.ISSUER,
                 "CLERK_AUTHORIZED_PARTIES": keys.PARTY,
+                **coverage_variables(),
                 **environment,
             },
             stdout=output,

@@ -16,6 +16,7 @@ from pytest_django import Settings
 
 from tests import ROOT
 from tests.__main__ import is_passed
+from tests.tools.coverage_gaps import compare
 from tests.tools.forked import manage
 from tests.tools.postgres import WHEEL, Server, is_of
 from tests.tools.waiting import wait_until
@@ -219,6 +220,16 @@ def test_a_half_may_be_empty_only_where_the_tests_were_chosen(
     codes: set[int], chosen: list[str], passed: bool
 ) -> None:
     assert is_passed(codes, chosen) is passed
+
+
+def test_a_gap_in_coverage_must_be_listed_and_a_listed_function_must_exist() -> None:
+    covered, missed = ({"missing_lines": lines, "missing_branches": []} for lines in ([], [7]))
+    functions = {"": covered, "known": missed, "new": missed, "covered_by_now": covered}
+    listed = "".join(f"| `a/one.py` | `{name}` | why |\n" for name in ("known", "covered_by_now", "gone"))
+    errors = [*compare({"files": {"a/one.py": {"functions": functions}}}, listed)]
+    assert len(errors) == 2
+    assert "covers all of new." in errors[0]
+    assert "lists gone" in errors[1]
 
 
 def test_a_forked_start_knows_the_variables_that_it_is_given_and_no_others() -> None:

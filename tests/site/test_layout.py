@@ -1,6 +1,7 @@
 """Rules of this project that no linter checks."""
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -81,6 +82,18 @@ def test_the_requirements_are_locked_together() -> None:
     assert test.pins < bench.pins
     shared = {name for name, _ in dev.pins} & {name for name, _ in bench.pins}
     assert dev.pins_of(shared) == bench.pins_of(shared)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = PROJECT["project"]["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    released = re.findall(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", changelog, re.MULTILINE)
+    client = ROOT / "clients/typescript"
+    package, locked = (json.loads((client / f"package{it}.json").read_text()) for it in ("", "-lock"))
+    archives = re.findall(r"quotasite-client-([\d.]+)\.tgz", (ROOT / "clients/README.md").read_text())
+    shown = [released[0], package["version"], locked["version"], locked["packages"][""]["version"], *archives]
+    assert set(shown) == {version}
+    assert len(archives) == 2
 
 
 def test_the_links_between_the_pages_hold() -> None:

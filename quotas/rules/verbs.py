@@ -112,7 +112,8 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
     Reset begins a new period with the new allowance. Keep subtracts the units already used from the new
     allowance; prorate adds the difference of the allowances for the rest of the period. Both continue the
     running period and leave at least 0. The new plan sets the end of that period; if that end is past, the
-    period is counted from now. If the user already has the target plan, only its source may change.
+    period is counted from now. If the user already has the target plan, only its source may change; with an
+    idempotency key an entry is made even if nothing changes.
     """
     if decided := _already_decided(snapshot, request):
         return decided
@@ -122,7 +123,8 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
     state, now = change.state, snapshot.now
     changes: dict[str, Any] = {"plan_source": snapshot.target_source}
     if target.name == state.plan:
-        if changes["plan_source"] == state.plan_source:
+        is_same_choice = changes["plan_source"] == state.plan_source
+        if is_same_choice and request.idempotency_key is None:  # a key is kept only by an entry
             return change
         return _append(change, request, EntryKind.PLAN_CHANGED, **changes)
     ends_at = change.resets_at

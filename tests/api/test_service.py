@@ -348,6 +348,18 @@ def test_the_plan_that_the_user_has_changes_nothing(service, make_quota, pro):
     assert LedgerEntry.objects.get(kind="plan_changed").plan_source == "staff"  # the only change
 
 
+def test_a_retry_of_a_change_that_changed_nothing_does_not_undo_a_later_one(service, make_quota, pro):
+    make_quota()
+    first = service.put("plan", {"plan": "pro"}, key="first")
+    same = service.put("plan", {"plan": "pro"}, key="same")
+    service.put("plan", {"plan": "free"}, key="later")
+    retried = service.put("plan", {"plan": "pro"}, key="same")
+    assert (retried.json(), retried.headers["Idempotent-Replayed"]) == (same.json(), "true")
+    assert service.get("quota").json()["plan"] == "free"
+    assert kinds() == ["opened", *["plan_changed"] * 3]
+    assert first.status_code == same.status_code == 200
+
+
 def test_an_unknown_plan_is_not_found_and_stores_nothing(service):
     assert code(service.put("plan", {"plan": "gold"})) == (404, "unknown_plan")
     assert ChallengeQuota.objects.count() == 0

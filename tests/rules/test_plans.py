@@ -204,6 +204,17 @@ def test_the_plan_a_user_has_changes_nothing(on_change: OnChange) -> None:
 
 
 @each_way
+def test_a_key_is_kept_even_where_nothing_changes(on_change: OnChange) -> None:
+    again = replace(at(NOON + HALF_A_DAY, state_with(3), target=FREE), target_source="default")
+    change = changed(
+        verbs.change_plan(again, replace(BY_STAFF, idempotency_key="k", fingerprint="f"), on_change)
+    )
+    [entry] = change.entries
+    assert (entry.idempotency_key, entry.kind, entry.delta) == ("k", "plan_changed", 0)
+    assert change.state == replace(again.state, seq=entry.seq, updated_at=again.now)
+
+
+@each_way
 def test_the_plan_a_user_has_by_anothers_choice_changes_only_whose_choice_it_is(on_change: OnChange) -> None:
     again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
     change = changed(verbs.change_plan(again, BY_STAFF, on_change))

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
+from psycopg import IsolationLevel
 
 ENV = os.environ
 
@@ -132,6 +133,8 @@ def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "target_session_attrs": "primary",  # never connect to a standby, not even to read
+            # Of each transaction, whatever the role's default: under the others a row lock may be in vain.
+            "isolation_level": IsolationLevel.READ_COMMITTED,
             **config.get("OPTIONS", {}),  # type: ignore[dict-item] # the URL's query overrides these
         }
         config["OPTIONS"].pop("pgbouncer", None)  # type: ignore[attr-defined] # not an option of libpq

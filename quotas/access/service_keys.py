@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from django.db import transaction
 from django.db.models import Q
 
 from quotas.models import ServiceKey
@@ -75,4 +76,5 @@ def _record_use(key: ServiceKey) -> None:
     now = datetime.now(UTC)
     if key.last_used_at is None or key.last_used_at <= now - LAST_USED_RESOLUTION:
         is_stale = Q(last_used_at=None) | Q(last_used_at__lte=now - LAST_USED_RESOLUTION)
-        ServiceKey.objects.filter(is_stale, pk=key.pk).update(last_used_at=now)
+        with transaction.atomic():  # READ COMMITTED: by another default a concurrent update would fail
+            ServiceKey.objects.filter(is_stale, pk=key.pk).update(last_used_at=now)

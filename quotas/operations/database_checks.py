@@ -68,6 +68,14 @@ def _database_faults() -> Iterator[CheckMessage]:
             hint="Synchronize both machines by NTP.",
             id="quotas.W005",
         )
+    isolation = _query_value(connection, "SHOW default_transaction_isolation")
+    if isolation != "read committed":
+        yield Warning(
+            f"The database's default isolation level is {isolation}: of concurrent spends of one user "
+            "PostgreSQL refuses all but one, and each of them is tried again.",
+            hint="ALTER ROLE … SET default_transaction_isolation = 'read committed'; or ALTER DATABASE.",
+            id="quotas.W006",
+        )
     if not settings.DATABASE_IS_POOLED and _shares_sessions():
         yield Error(
             "DATABASE_URL leads to a pooler in transaction mode, but DATABASE_POOLED is not on: cursors and "

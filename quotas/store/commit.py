@@ -22,7 +22,7 @@ from quotas import metrics
 from quotas.rules.outcomes import Change, Outcome
 from quotas.rules.values import PlanSource, Snapshot
 from quotas.store import plan_cache, sql
-from quotas.store.errors import ConnectionLost, NoDefaultPlan, Result, translating_errors
+from quotas.store.errors import ConnectionLost, LostRace, NoDefaultPlan, Result, translating_errors
 from quotas.store.rows import entry_from, entry_values, plan_from, state_from, state_values
 from quotas.store.thread import database, execute, fetch_row, in_transaction, vendor
 
@@ -162,7 +162,8 @@ def _try_once(
 ) -> Steps[tuple[Outcome | None, bool]]:
     """Read, decide and write once; return the outcome and whether it is final.
 
-    The outcome is None if the read found that a reused connection had died.
+    The outcome is None if a reused connection had died before the read, or if PostgreSQL refused a statement
+    because another transaction was first.
     """
     outcome: Outcome | None = None
     if locked:
@@ -178,6 +179,8 @@ def _try_once(
             return outcome, (yield from _write_again(outcome))
         if not error.was_reused:
             raise
+        return None, False
+    except LostRace:  # of a database whose default is not READ COMMITTED; a locked try uses that
         return None, False
 
 

@@ -14,6 +14,7 @@ from django.db import (
 )
 
 QUERY_CANCELED, READ_ONLY = "57014", "25006"  # PostgreSQL's SQLSTATEs
+LOST_RACES = ("40001", "40P01")  # serialization failure, deadlock: the statement or transaction had no effect
 
 Result = TypeVar("Result")
 
@@ -26,6 +27,10 @@ class ConnectionLost(OperationalError):
     """The connection died during a statement. `was_reused`: it was open before, so a new one may work."""
 
     was_reused = True
+
+
+class LostRace(OperationalError):
+    """Another transaction was first, and PostgreSQL refused ours; it had no effect."""
 
 
 @contextmanager
@@ -56,6 +61,8 @@ def translate_error(
         lost = ConnectionLost(*error.args)
         lost.was_reused = was_reused
         return lost
+    if sqlstate(error) in LOST_RACES:
+        return LostRace(*error.args)
     if sqlstate(error) == READ_ONLY:
         close()  # it leads to a standby: a new one may lead to the server that took over
         return OperationalError("The database takes no writes now.")

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 from django.core.checks import run_checks
+from django.db import connection
 
 from quotas.operations import database_checks
 from quotasite.environment import looks_pooled
@@ -108,6 +109,14 @@ def test_a_clock_that_is_more_than_two_seconds_off_is_told(
 
     monkeypatch.setattr(database_checks, "_query_value", query_another_clock)
     assert ids() == expected
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db
+def test_another_default_isolation_is_reported() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL default_transaction_isolation = 'repeatable read'")
+    assert ids() == ["quotas.W006"]
 
 
 @pytest.mark.postgres

@@ -1,23 +1,27 @@
 """64 clients race for 50 units: exactly 50 are granted, and a control without the guard grants more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.client import HTTPConnection
 from itertools import count
 from threading import Barrier
 
+import psycopg
 import pytest
 from django.db import connection
 
 from quotas import metrics
-from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.access.service_keys import _record_use
+from quotas.models import ChallengeQuota, LedgerEntry, Plan, ServiceKey
 from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import Actor
 from quotas.store import commit
 from quotasite.demo.tour import shift
+from tests.store.test_loop import waiting
 from tests.tools.ledger import assert_sound, spent
 from tests.tools.site import ask, served, url_of_the_test_database
+from tests.tools.waiting import wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
 CLIENTS, UNITS, USER = 64, 50, "user_race"
@@ -84,6 +88,45 @@ def test_64_threads_are_granted_exactly_50(raced: str) -> None:
     assert grants(spend_one, each=2) == UNITS
     assert spent(USER) - spent_before == UNITS
     assert_sound(USER)
+
+
+@pytest.fixture(params=["repeatable read", "serializable"])
+def default_isolation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The default of each session of the test's database that begins from now on."""
+    database = connection.ops.quote_name(connection.settings_dict["NAME"])
+
+    def alter(change: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER DATABASE {database} {change}")
+        connection.close()
+
+    alter(f"SET default_transaction_isolation = '{request.param}'")
+    yield request.param
+    alter("RESET default_transaction_isolation")
+
+
+def test_64_threads_are_granted_exactly_50_under_any_default_isolation(
+    raced: str, default_isolation: str
+) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW default_transaction_isolation")
+        assert cursor.fetchone() == (default_isolation,)
+    spent_before = 30 if raced.startswith("expired") else 0
+    assert grants(spend_one, each=2) == UNITS
+    assert spent(USER) - spent_before == UNITS
+    assert_sound(USER)
+
+
+def test_a_use_of_a_key_that_meets_another_is_no_error_under_any_default_isolation(
+    default_isolation: str,
+) -> None:
+    key, _ = ServiceKey.make("a server", ["read"])
+    with psycopg.connect(url_of_the_test_database()) as other, ThreadPoolExecutor(1) as thread:
+        other.execute("UPDATE service_keys SET last_used_at = now()")
+        use = thread.submit(lambda: (_record_use(key), connection.close()))
+        wait_until(lambda: bool(waiting()))
+        other.commit()
+        use.result()
 
 
 def test_threads_of_one_process_take_turns_and_lose_no_race_to_each_other(

@@ -1,6 +1,7 @@
 """The JSON of requests, checked strictly, and of responses."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 from rest_framework import serializers
@@ -46,7 +47,7 @@ class Text(serializers.Field[str, Any, str, Any]):
 
 
 class Metadata(serializers.Field[dict[str, Any], Any, dict[str, Any], Any]):
-    """A JSON object of at most 2 KiB, stored with the entry unchanged."""
+    """A JSON object of at most 2 KiB, as it was sent and as PostgreSQL writes it out."""
 
     max_bytes = 2048  # without whitespace between the tokens
 
@@ -54,9 +55,18 @@ class Metadata(serializers.Field[dict[str, Any], Any, dict[str, Any], Any]):
         if not isinstance(data, dict):
             raise serializers.ValidationError("must be an object.")
         compact = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-        if len(compact.encode()) > self.max_bytes:
-            raise serializers.ValidationError("must not be longer than 2 KiB.")
+        if len(compact.encode()) + _written_out(data) > self.max_bytes:
+            raise serializers.ValidationError("must not be longer than 2 KiB, with 1e3 written out as 1000.")
         return data
+
+
+def _written_out(value: Any) -> int:
+    """How many characters a value gains because jsonb has no exponents: 1e308 has 309 digits."""
+    if isinstance(value, float):
+        return len(f"{Decimal(repr(value)):f}") - len(repr(value))
+    if isinstance(value, dict):
+        return sum(map(_written_out, value.values()))
+    return sum(map(_written_out, value)) if isinstance(value, list) else 0
 
 
 class StrictSerializer(serializers.Serializer[dict[str, Any]]):

@@ -50,7 +50,7 @@ PLAN_SOURCE = {
     "description": "Where the choice of the plan comes from.",
 }
 LIMIT = nullable(integer(description="Units per period; null if unlimited."))
-METADATA = {"type": "object", "description": "Stored with the entry unchanged."}
+METADATA = {"type": "object", "description": "Stored with the entry. Numbers come back without an exponent."}
 REASON = text(200, description="The reason, which services and staff see in the history.")
 SEQ = integer(1, 2**63 - 1, description="The entry's place in the user's ledger, from 1, without gaps.")
 PERIOD = {

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from django.db import connection
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from rest_framework.exceptions import ValidationError
 
+from quotas.api.messages import Metadata
 from quotas.models import ChallengeQuota, LedgerEntry
 from tests.tools import keys
 
@@ -57,6 +60,16 @@ BODIES = {
     "a string for metadata": ('{"metadata": "{}"}', 400, "invalid_request"),
     "null for metadata": ('{"metadata": null}', 400, "invalid_request"),
     "2 KiB and a byte of metadata": (f'{{"metadata":{{"a":"{"x" * 2041}"}}}}', 400, "invalid_request"),
+    "2 KiB of numbers once they are written out": (
+        f'{{"metadata":{{"a":[{",".join(["1e308"] * 7)}]}}}}',
+        400,
+        "invalid_request",
+    ),
+    "2 KiB of small numbers once they are written out": (
+        f'{{"metadata":{{"a":{{"b":[{",".join(["-1e-300"] * 7)}]}}}}}}',
+        400,
+        "invalid_request",
+    ),
     "2 KiB of two-byte letters": (f'{{"metadata":{{"a":"{"é" * 1021}"}}}}', 400, "invalid_request"),
     "no body": ("", 400, "body_missing"),
     "a blank": (" ", 400, "malformed_json"),
@@ -114,6 +127,22 @@ def test_the_largest_bodies_that_are_allowed_are_taken(api):
     assert api.consume(raw=f'{{"metadata":{{"a":"{"x" * 2040}"}}}}').status_code == 201
     assert api.consume(raw='{"cost": 1}'.ljust(64 * KIB)).status_code == 201
     assert api.consume(raw=nested(8)).status_code == 201
+
+
+@pytest.mark.postgres
+@given(number=st.floats(allow_nan=False, allow_infinity=False), count=st.integers(1, 700))
+@hypothesis_settings(
+    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+def test_metadata_that_are_taken_are_not_much_longer_as_postgresql_writes_them(number, count):
+    data = {"a": [number] * count}
+    try:
+        Metadata().to_internal_value(data)
+    except ValidationError:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT length(%s::jsonb::text)", [json.dumps(data)])
+        assert cursor.fetchone()[0] <= Metadata.max_bytes + count + len('{"a": }')  # blanks after the commas
 
 
 @pytest.mark.parametrize(

@@ -349,7 +349,7 @@ export interface components {
             balance_after: number;
             action: string | null;
             created_at: components["schemas"]["Instant"];
-            /** @description Stored with the entry unchanged. */
+            /** @description Stored with the entry. Numbers come back without an exponent. */
             metadata: Record<string, unknown> | null;
         };
         Entry: {
@@ -364,7 +364,7 @@ export interface components {
             balance_after: number;
             action: string | null;
             created_at: components["schemas"]["Instant"];
-            /** @description Stored with the entry unchanged. */
+            /** @description Stored with the entry. Numbers come back without an exponent. */
             metadata: Record<string, unknown> | null;
             /** @description Units requested. */
             cost: number;

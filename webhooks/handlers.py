@@ -94,6 +94,19 @@ def item_active(event: WebhookEvent) -> None:
         _assign(event, PlanSource.BILLING, event.plan)
 
 
+def item_updated(event: WebhookEvent) -> None:
+    """Follow an item that was changed in place: its plan, its period or its status."""
+    if event.plan is None:
+        _set_outcome(event, Status.SUCCESS, "the item gives no plan yet")
+    else:
+        _assign(event, PlanSource.BILLING, event.plan)
+
+
+def item_past_due(event: WebhookEvent) -> None:
+    """Leave the plan as it is while Clerk tries to collect the payment."""
+    _set_outcome(event, Status.SUCCESS, "the plan stays while the payment is past due")
+
+
 def item_ended(event: WebhookEvent) -> None:
     """Withdraw the item's plan; another item of the payer may still give one."""
     _assign(event, PlanSource.BILLING, "")
@@ -118,11 +131,17 @@ def _assign(event: WebhookEvent, source: PlanSource, plan: str) -> None:
     )
     if not is_latest:
         return _set_outcome(event, Status.IGNORED, "a later version of this assignment is known")
-    if plan and not Plan.objects.filter(pk=plan).exists():
-        slug = plan if len(plan) <= 40 else f"{plan[:40]}…"
-        warning = f"there is no plan {slug}, so the default plan applies: add it, and apply this event again"
-        return _set_outcome(event, Status.WARNING, warning)
+    if plan and not event.is_free_item and not Plan.objects.filter(pk=plan).exists():
+        return _set_outcome(event, Status.WARNING, _unknown_plan(plan))
     return None
+
+
+def _unknown_plan(plan: str) -> str:
+    name = plan if len(plan) <= 40 else f"{plan[:40]}…"
+    name = name if name == name.strip() else repr(name)
+    if meant := Plan.objects.filter(pk=plan.strip().lower()).first():
+        return f"there is no plan {name}, so this gives none: did you mean {meant}?"
+    return f"there is no plan {name}, so this gives none: add it, and apply this event again"
 
 
 def _set_outcome(event: WebhookEvent, status: WebhookEvent.Status, note: str = "") -> None:
@@ -137,7 +156,10 @@ def _read_user(delivery: Delivery, event: WebhookEvent) -> None:
 
 def _read_item(delivery: Delivery, event: WebhookEvent) -> None:
     item = read_item(delivery.data)
-    event.user_id, event.plan, event.external_id = item.user_id, item.plan, item.item_id
+    event.user_id, event.external_id, event.is_free_item = item.user_id, item.item_id, item.is_free
+    event.plan = item.plan
+    if event.type == "subscriptionItem.updated":
+        event.plan = item.current_plan
     event.updated_at = item.updated_at or delivery.occurred_at
 
 
@@ -152,4 +174,6 @@ HANDLERS: dict[str, Callable[[WebhookEvent], None]] = {
     "subscriptionItem.active": item_active,
     "subscriptionItem.canceled": item_canceled,
     "subscriptionItem.ended": item_ended,
+    "subscriptionItem.pastDue": item_past_due,
+    "subscriptionItem.updated": item_updated,
 }

@@ -15,6 +15,8 @@ class WebhookEvent(models.Model):
         WARNING = "warning", "handled, with a warning"
         IGNORED = "ignored"
 
+    is_free_item = False  # of the delivery being handled; not stored
+
     svix_id = models.CharField(max_length=128, primary_key=True)
     type = models.CharField(max_length=128)
     user_id = models.CharField(max_length=128, blank=True)

@@ -86,13 +86,19 @@ INCLUDES = {
     ),
     # Parameter: plan name. The plan's current version.
     "target": (f", {_select_list('t', PLAN_COLUMNS)}", "LEFT JOIN plans AS t ON t.name = %s"),
-    # No parameter. The plan that Clerk's assignments lead to, and its source: the latest assignment of
-    # billing, else that of metadata. Without one, or if its plan does not exist, the default plan.
+    # No parameter. The plan that Clerk's assignments lead to, and its source. The latest assignment of the
+    # highest rank counts: billing with a plan of ours, then metadata, then billing with the default plan or
+    # an unknown one, as Clerk Billing gives to each sign-up. Without any, or of an unknown plan: the default.
     "clerk": (
         f", {_select_list('t', PLAN_COLUMNS)}, CASE WHEN k.name IS NULL THEN 'default' ELSE c.source END",
         """LEFT JOIN plan_assignments AS c ON c.user_id = u.user_id AND c.id = (
-            SELECT a.id FROM plan_assignments AS a WHERE a.user_id = u.user_id AND a.plan <> ''
-            ORDER BY a.source = 'metadata', a.updated_at DESC, a.id DESC LIMIT 1
+            SELECT a.id FROM plan_assignments AS a LEFT JOIN plans AS b ON b.name = a.plan
+            WHERE a.user_id = u.user_id AND a.plan <> ''
+            ORDER BY CASE
+                WHEN a.source = 'billing' AND NOT b.is_default THEN 1
+                WHEN a.source = 'metadata' THEN 2
+                ELSE 3
+            END, a.updated_at DESC, a.id DESC LIMIT 1
         )
         LEFT JOIN plans AS k ON k.name = c.plan
         LEFT JOIN plans AS t

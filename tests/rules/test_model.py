@@ -114,14 +114,18 @@ class Model:
 
     def clerks_assignment(self, user_id: str) -> tuple[str | None, str]:
         """Return the plan that Clerk's assignments lead to, and its source."""
-        for source in ("billing", "metadata"):
-            plans = [
-                (at, plan) for (by, _), (plan, at) in self.assigned[user_id].items() if by == source and plan
-            ]
-            if plans:
-                plan = max(plans)[1]
-                return (plan, source) if plan in self.versions else (self.default, "default")
-        return self.default, "default"
+        ranked = [
+            (-self.rank(source, plan), at, plan, source)
+            for (source, _), (plan, at) in self.assigned[user_id].items()
+            if plan
+        ]
+        _, _, plan, source = max(ranked, default=(0, 0, "", ""))
+        return (plan, source) if plan in self.versions else (self.default, "default")
+
+    def rank(self, source: str, plan: str) -> int:
+        """Billing with a plan of ours, then metadata, then what Clerk Billing gives to each sign-up."""
+        is_free = plan == self.default or plan not in self.versions
+        return 2 if source == "metadata" else 3 if is_free else 1
 
     def note(self, user_id: str, item: tuple[str, str], plan: str, at: int) -> bool:
         """Keep the assignment of an item if it is the latest; of two at the same time the item's end wins."""

@@ -26,13 +26,13 @@ def _plans(db, settings):
         Plan.objects.create(name=name, allowance=allowance)
 
 
-def item(what, name="A", plan="pro", at=NOON, payer=USER, **changes):
+def item(what, name="A", plan="pro", at=NOON, payer=USER, amount=2_000, **changes):
     """Return an event of a subscription item: active, canceled or ended."""
     return f"subscriptionItem.{what}", {
         "object": "subscription_item",
         "id": f"csub_item_{name}",
         "status": what,
-        "plan": plan and {"object": "commerce_plan", "slug": plan, "name": plan.title()},
+        "plan": plan and {"object": "commerce_plan", "slug": plan, "name": plan.title(), "amount": amount},
         "payer": {"object": "commerce_payer", "user_id": payer, "organization_id": "" if payer else "org_1"},
         "period_end": at + 30 * 86_400_000,
         "updated_at": at,
@@ -141,7 +141,7 @@ def test_the_metadata_gives_its_plan_and_takes_it_away(deliver):
     assert plan() == ("free", "default")
 
 
-@pytest.mark.parametrize("value", [None, 7, "", ["pro"], {"slug": "pro"}, "p\x00", "a b", "p" * 129])
+@pytest.mark.parametrize("value", [None, 7, "", ["pro"], {"slug": "pro"}, "p\x00", "p" * 129])
 def test_metadata_that_names_no_slug_is_none(deliver, value):
     assert_handled(deliver(*metadata(value)), "success")
     assert plan() == ("free", "default")
@@ -200,6 +200,79 @@ def test_the_top_source_counts_in_any_order(deliver, order):
         highest = min(order[:count], key=ranks.index)
         assert plan() == (PLANS[highest], highest)
     assert_sound(USER)
+
+
+@pytest.mark.parametrize("slug", ["free", "free_user"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
+def test_the_free_item_of_each_sign_up_takes_no_plan_away(deliver, slug, is_first):
+    free = item("active", "free", slug, at=NOON + MINUTE, amount=0)
+    for event in [free, metadata("beta")] if is_first else [metadata("beta"), free]:
+        assert_handled(deliver(*event), "success")
+    assert plan() == ("beta", "metadata")
+    assert not WebhookEvent.objects.exclude(note="").exists()
+    deliver(*item("active", "paid"))
+    assert plan() == ("pro", "billing")
+    deliver(*item("ended", "paid", at=NOON + 2 * MINUTE))
+    assert plan() == ("beta", "metadata")
+    deliver(*metadata(None, at=NOON + MINUTE))
+    assert plan() == ("free", "billing" if slug == "free" else "default")
+    assert_sound(USER)
+
+
+def test_a_free_item_of_a_plan_of_ours_gives_it(deliver):
+    deliver(*metadata("beta"))
+    deliver(*item("active", plan="team", amount=0))
+    assert plan() == ("team", "billing")
+
+
+@pytest.mark.parametrize(
+    ("status", "slug", "expected"),
+    [
+        ("active", "team", ("team", "billing")),
+        ("canceled", "team", ("team", "billing")),
+        ("past_due", "team", ("team", "billing")),
+        ("ended", "team", ("free", "default")),
+        ("expired", "team", ("free", "default")),
+        ("abandoned", "team", ("free", "default")),
+        ("upcoming", "team", ("pro", "billing")),
+        ("incomplete", "team", ("pro", "billing")),
+        ("active", None, ("pro", "billing")),
+        ("a status of tomorrow", "team", ("pro", "billing")),
+    ],
+)
+def test_an_item_that_was_changed_in_place_is_followed_by_its_status(deliver, status, slug, expected):
+    deliver(*item("active"))
+    assert_handled(deliver(*item("updated", plan=slug, at=NOON + MINUTE, status=status)), "success")
+    assert plan() == expected
+    assert_sound(USER)
+
+
+def test_a_change_in_place_that_comes_late_changes_nothing(deliver):
+    deliver(*item("active", plan="team", at=NOON + MINUTE))
+    assert_handled(deliver(*item("updated", status="active")), "ignored")
+    assert plan() == ("team", "billing")
+
+
+def test_a_payment_that_is_past_due_keeps_the_plan(deliver):
+    deliver(*item("active"))
+    assert_handled(deliver(*item("pastDue", at=NOON + MINUTE)), "success")
+    assert plan() == ("pro", "billing")
+    assert "past due" in WebhookEvent.objects.get(type="subscriptionItem.pastDue").note
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        (" beta", "there is no plan ' beta', so this gives none: did you mean beta?"),
+        ("Beta", "there is no plan Beta, so this gives none: did you mean beta?"),
+        ("beta plan", "there is no plan beta plan, so this gives none: add it"),
+    ],
+)
+def test_a_plan_that_metadata_misspell_is_named(deliver, name, note):
+    assert_handled(deliver(*metadata(name)), "success")
+    event = WebhookEvent.objects.get()
+    assert (event.status, event.note[: len(note)]) == ("warning", note)
+    assert plan() == ("free", "default")
 
 
 def test_when_staff_give_the_choice_back_clerks_assignment_counts_at_once(deliver):
@@ -287,12 +360,11 @@ def test_a_deletion_is_final_in_any_order(deliver, order):
 
 
 def test_an_unknown_plan_is_the_default_one_with_a_warning(deliver, caplog):
-    deliver(*metadata("beta"))
     assert_handled(deliver(*item("active", plan="gold"), svix_id="msg_gold"), "success")
     assert plan() == ("free", "default")
     event = WebhookEvent.objects.get(pk="msg_gold")
     assert event.status == "warning"
-    assert "there is no plan gold, so the default plan applies" in event.note
+    assert "there is no plan gold, so this gives none" in event.note
     assert "msg_gold (subscriptionItem.active): there is no plan gold" in caplog.text
 
 

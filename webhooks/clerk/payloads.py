@@ -15,6 +15,8 @@ from quotas.rules.values import USER_ID
 
 DELIVERY_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 EMAIL_LIMIT = 320  # characters
+# The statuses of an item, as Clerk writes them. A payment that is past due keeps the plan.
+GIVING, ENDED = ("active", "canceled", "past_due"), ("ended", "expired", "abandoned")
 SLUG = re.compile("[!-~]{1,128}")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,6 +48,15 @@ class ClerkItem:
     user_id: str  # "" if an organization pays
     plan: str  # its slug, "" if there is none
     updated_at: datetime | None
+    status: str
+    is_free: bool  # Clerk Billing gives each sign-up such an item
+
+    @property
+    def current_plan(self) -> str | None:
+        """The plan that the item gives in its status; "" if it has ended, None if it gives none yet."""
+        if self.status in ENDED:
+            return ""
+        return (self.plan or None) if self.status in GIVING else None
 
 
 def read_user(data: Mapping[str, object]) -> ClerkUser:
@@ -77,8 +88,15 @@ def read_item(data: Mapping[str, object]) -> ClerkItem:
         raise UnusablePayload("the item has no payer")
     if user_id and not (isinstance(user_id, str) and USER_ID.fullmatch(user_id)):
         raise UnusablePayload("the payer's id is not 1 to 128 of the characters A-Z a-z 0-9 _ : . @ -")
-    slug = _slug_from(plan.get("slug")) if isinstance(plan, dict) else ""
-    return ClerkItem(item_id, str(user_id), slug, instant_from(data.get("updated_at")))
+    plan = plan if isinstance(plan, dict) else {}
+    return ClerkItem(
+        item_id,
+        str(user_id),
+        _slug_from(plan.get("slug")),
+        instant_from(data.get("updated_at")),
+        status=str(data.get("status")),
+        is_free=plan.get("amount") == 0,
+    )
 
 
 def signed_up_at(data: Mapping[str, object]) -> datetime | None:
@@ -101,7 +119,9 @@ def _plan_in_metadata(data: Mapping[str, object]) -> str | None:
     key, metadata = settings.CLERK_PLAN_METADATA_KEY, data.get("public_metadata")
     if not key:
         return None
-    return _slug_from(metadata.get(key)) if isinstance(metadata, dict) else ""
+    name = metadata.get(key) if isinstance(metadata, dict) else ""
+    # A name that no plan can have, such as " pro", is kept too, so that a warning can show it.
+    return name if isinstance(name, str) and len(name) <= 128 and name.isprintable() else ""
 
 
 def _slug_from(value: object) -> str:

@@ -22,8 +22,8 @@ from tests import ROOT
 from tests.tools import coverage_gaps
 
 NOTHING_COLLECTED = 5  # pytest's exit code
-PATIENCE = 15  # seconds that pytest gets to clean up
-MOMENT = 3  # seconds that it gets to notice a Ctrl-C of its own
+CLEANUP_SECONDS = 15  # seconds that pytest gets to clean up
+INTERRUPT_SECONDS = 3  # seconds that it gets to notice a Ctrl-C of its own
 BEGAN = time.monotonic()
 
 
@@ -40,18 +40,20 @@ def main(arguments: list[str]) -> int:
     if options.coverage and is_choice(chosen):
         parser.error("--coverage measures the whole suite: do not choose tests")
     arguments = [*(["--full"] if options.full else []), *chosen]
-    with tempfile.TemporaryDirectory(prefix="quotasite-sqlite-") as folder, open_beside(folder) as said:
+    with tempfile.TemporaryDirectory(prefix="quotasite-sqlite-") as folder, open_output(folder) as output:
         environment = {**os.environ, **(coverage_gaps.variables(folder) if options.coverage else {})}
         sqlite = {**environment, "DATABASE_URL": f"sqlite:///{folder}/quotasite.sqlite3"}
-        second = start(["--half=second", *arguments], sqlite, said)
+        second = start(["--half=second", *arguments], sqlite, output)
         try:
             first_code = run_first_half(["--half=first", *arguments], environment)
             second_code = second.wait()
         finally:
             interrupt(second)
-        said.seek(0)
-        print(said.read())
-        tell("Second half, the portable tests on SQLite and those that do not use our database", second_code)
+        output.seek(0)
+        print(output.read())
+        report(
+            "Second half, the portable tests on SQLite and those that do not use our database", second_code
+        )
         if not is_passed({first_code, second_code}, chosen):
             return 1
         return 0 if not options.coverage or coverage_gaps.is_enough(folder) else 1
@@ -62,9 +64,9 @@ def is_passed(codes: set[int], chosen: list[str]) -> bool:
     return 0 in codes and codes <= ({0, NOTHING_COLLECTED} if is_choice(chosen) else {0})
 
 
-def open_beside(folder: str) -> IO[str]:
+def open_output(folder: str) -> IO[str]:
     """Open a file for the output of the second half, while the first has the terminal."""
-    return (Path(folder) / "said").open("w+")
+    return (Path(folder) / "output").open("w+")
 
 
 def run_first_half(arguments: list[str], environment: Mapping[str, str]) -> int:
@@ -77,7 +79,7 @@ def run_first_half(arguments: list[str], environment: Mapping[str, str]) -> int:
         code = child.wait()
     finally:
         interrupt(child)
-    tell(title, code)
+    report(title, code)
     return code
 
 
@@ -86,23 +88,23 @@ def is_choice(arguments: list[str]) -> bool:
     return any(argument.startswith(("-k", "-m")) or argument[:1] != "-" for argument in arguments)
 
 
-def tell(title: str, code: int) -> None:
+def report(title: str, code: int) -> None:
     outcome = {0: "passed", NOTHING_COLLECTED: "nothing to run"}.get(code, "FAILED")
     print(f"{title}: {outcome} after {time.monotonic() - BEGAN:.1f} s.", flush=True)
 
 
 def start(
-    arguments: list[str], environment: Mapping[str, str], said: IO[str] | None = None
+    arguments: list[str], environment: Mapping[str, str], output: IO[str] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start pytest in a child process, which `interrupt` must end."""
     command = [sys.executable, *coverage_gaps.runner(environment), "-m", "pytest", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
 
 
 def interrupt(child: subprocess.Popen[bytes]) -> None:
     """End the child if it does not end by itself: a terminal sends Ctrl-C to both, but SIGTERM only to us."""
     try:
-        child.wait(MOMENT)
+        child.wait(INTERRUPT_SECONDS)
     except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGINT)
         reap(child)
@@ -110,7 +112,7 @@ def interrupt(child: subprocess.Popen[bytes]) -> None:
 
 def reap(child: subprocess.Popen[bytes]) -> None:
     try:
-        child.wait(PATIENCE)
+        child.wait(CLEANUP_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()

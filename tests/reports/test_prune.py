@@ -1,6 +1,7 @@
 """prune_ledger: old periods go as a whole, and the rest stays sound."""
 
 import io
+import signal
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -147,8 +148,9 @@ def test_a_batch_holds_whole_periods_and_one_at_the_least() -> None:
 
 
 @pytest.mark.usefixtures("old")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_run_leaves_a_sound_ledger_and_the_next_one_does_the_rest(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     whole, delete = seqs(), pruning._delete
     planned = sum(step.entries for step in prune(35, batch=1, dry_run=True))
@@ -156,7 +158,7 @@ def test_an_interrupted_run_leaves_a_sound_ledger_and_the_next_one_does_the_rest
 
     def delete_twice(periods: list[pruning.Period]) -> int:
         if next(calls) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return delete(periods)
 
     with monkeypatch.context() as patch:

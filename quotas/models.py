@@ -284,6 +284,7 @@ class LedgerEntry(models.Model):
     reason = models.CharField(max_length=200, blank=True)
     action = models.CharField(max_length=64, blank=True)
     metadata = models.JSONField(null=True)
+    # "verb:kind of caller:key"; the API accepts keys of up to 128 characters (quotas/api/idempotency.py).
     idempotency_key = models.CharField(max_length=160, null=True)  # noqa: DJ001 - unique where it is set
     fingerprint = models.CharField(max_length=64, blank=True)
     refund_of = models.UUIDField(null=True)

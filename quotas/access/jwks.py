@@ -90,7 +90,7 @@ class JWKS:
             self._is_down = True
         if key := self._keys.get(kid):
             return key
-        # A fetch that another thread began may have read the keys before this one was published.
+        # A fetch that another thread began may have read Clerk's keys before Clerk published this key.
         if fetch and is_ours and fetch.keys is not None:
             raise UnknownKey
         raise KeysUnavailable(

@@ -8,6 +8,7 @@ from rest_framework.request import Request
 
 from quotas.api.problems import Problem
 
+# The ledger has 32 characters more for the verb and the kind of caller (quotas/models.py).
 RAW_KEY = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 
 

@@ -34,7 +34,7 @@ from quotas.rules.outcomes import KeyReused, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, PlanSource, Request
 
 MAX_EXHAUSTED_IN_FILE = 5_000  # exhausted users in a CSV file
-MAX_USERS_PER_ACTION = 500  # users that one action may change at a time
+MAX_USERS_PER_ACTION = 500  # each is a form field, and Django takes 1,000 (DATA_UPLOAD_MAX_NUMBER_FIELDS)
 MAX_REFUSALS_SHOWN = 10  # of one action, shown one by one
 MAX_ENTRIES_SHOWN = 50  # of the ledger, on a quota's page
 

@@ -16,10 +16,11 @@ class Refusal(Exception):
 class Exhausted(Refusal):
     code = "quota_exhausted"
 
-    def __init__(self, quota: Quota, cost: int, next_plan: Plan) -> None:
+    def __init__(self, quota: Quota, cost: int, current_plan: Plan) -> None:
         self.quota, self.cost = quota, cost
         needed = f" and {cost} needed" if quota.quota_remaining else ""
-        more = "no limit" if next_plan.allowance is None else f"{next_plan.allowance} more"
+        allowance = current_plan.allowance  # of the next period
+        more = "no limit" if allowance is None else f"{allowance} more"
         super().__init__(
             f"Quota exhausted: {quota.quota_remaining} of {quota.quota_limit} left{needed}, "
             f"{more} at {_whole_second(quota.resets_at)}."

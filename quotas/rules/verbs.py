@@ -111,8 +111,8 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
 
     Reset begins a new period with the new allowance. Keep subtracts the units already used from the new
     allowance; prorate adds the difference of the allowances for the rest of the period. Both continue the
-    running period and leave at least 0. The new plan sets the end of that period; if that end is past, the
-    period is counted from now. If the user already has the target plan, only its source may change; with an
+    running period and leave at least 0. By the new plan that period may end at another time; if that time is
+    past, the period starts now. If the user already has the target plan, only its source may change; with an
     idempotency key an entry is made even if nothing changes.
     """
     if decided := _already_decided(snapshot, request):
@@ -262,7 +262,8 @@ def _open(snapshot: Snapshot, request: Request) -> Change:
 def _new_period(change: Change, request: Request, kind: EntryKind = EntryKind.RESET) -> Change:
     """Begin a period under the current plan version.
 
-    Before the running period ends this only refills it, unless the policy is rolling: that period begins now.
+    If the running period is not over, a rolling one begins anew at this instant; any other keeps its dates and
+    is only refilled.
     """
     plan, state = change.snapshot.current_plan, change.state
     begins_at = RESET_POLICIES[plan.reset_policy].begins_at(plan, state, change.snapshot.now)

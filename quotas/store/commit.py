@@ -26,8 +26,8 @@ from quotas.store.errors import ConnectionLost, LostRace, NoDefaultPlan, Result,
 from quotas.store.rows import entry_from, entry_values, plan_from, state_from, state_values
 from quotas.store.thread import database, execute, fetch_row, in_transaction, vendor
 
-# Tries before the row is locked, so that a busy row makes progress too. SQLite's first try only reads: a
-# change is decided again inside BEGIN IMMEDIATE, which is its row lock.
+# Tries before the row is locked, so that a busy row makes progress too. On SQLite the first try only reads; a
+# change is then decided again inside BEGIN IMMEDIATE, which locks the database.
 UNLOCKED_TRIES = {"postgresql": 4, "sqlite": 1}
 MAX_TRIES = 10
 # The threads of a process that write to one row wait for each other instead of losing races to each other.
@@ -91,9 +91,9 @@ def _run_step(step: Step | NeedsThread) -> Any:
 def commit(user_id: str, decide: Decide, query: SnapshotQuery) -> Steps[Outcome]:
     """Return the outcome that `decide` makes of the user's snapshot, once it is stored.
 
-    `decide` must be pure: it may be called several times. A change is stored whole or not at all, and
-    exactly once, even if the connection dies before the reply arrives. Raises OperationalError if the
-    database cannot be reached or takes no writes: only then may it be unknown whether the change was stored.
+    `decide` must be pure: it may be called several times. A change that is returned is stored whole and
+    exactly once, even if a connection died before the reply arrived. Raises OperationalError if the database
+    cannot be reached or takes no writes: the change may then be stored or not, but never in part or twice.
     """
     unlocked_tries = UNLOCKED_TRIES[vendor()]
     for attempt in range(MAX_TRIES):

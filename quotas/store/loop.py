@@ -24,6 +24,7 @@ from quotas.store.errors import Result, translate_error
 from quotas.store.thread import Prepared, PreparedSession, new_statement_name, with_dollar_placeholders
 
 RECONNECT_SECONDS = 1  # between a failed attempt to connect and the next one
+CONNECTION_WAIT_SECONDS = 1  # for one of LANE_CONNECTIONS; then a thread runs the steps on its own
 LIVENESS_SECONDS = 1  # between checks of the connections
 WRITER_LOCK_COUNT = 256  # shared by all users
 
@@ -193,7 +194,7 @@ class Pool:
         waiter: asyncio.Future[LoopSession | None] = asyncio.get_running_loop().create_future()
         self.waiting.append(waiter)
         try:
-            await asyncio.wait([waiter], timeout=WRITER_WAIT_SECONDS if self.sessions else None)
+            await asyncio.wait([waiter], timeout=CONNECTION_WAIT_SECONDS if self.sessions else None)
         except asyncio.CancelledError:
             if not waiter.cancel() and not waiter.exception() and (session := waiter.result()):
                 self.release(session)

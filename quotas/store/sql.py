@@ -206,8 +206,8 @@ NOTE_PROFILE = """
 """
 
 # Parameters: id, user id, source, external id, plan, Clerk's time of it. The latest assignment of each item
-# wins in any order of arrival. Of two billing assignments of the same time, the end of the item wins. Two of
-# metadata differ only if the setting that names the metadata key was changed: the new one wins.
+# wins in any order of arrival. Of two billing assignments of the same time, the end of the item wins. Of two
+# metadata assignments of the same time, the one that arrives last wins: the setting for the key was changed.
 NOTE_ASSIGNMENT = """
     INSERT INTO plan_assignments (id, user_id, source, external_id, plan, updated_at)
     VALUES (%s, %s, %s, %s, %s, %s)

@@ -154,7 +154,7 @@ def test_who_waits_for_a_row_holds_up_nobody_else() -> None:
 
 
 def test_a_thread_helps_out_when_no_connection_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "WRITER_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(loop, "CONNECTION_WAIT_SECONDS", 0.05)
     quotas.current(USER)
 
     async def work(pool: Pool) -> None:
@@ -200,7 +200,7 @@ def test_a_spend_whose_connection_dies_is_made_once() -> None:
 def test_whoever_waits_for_a_connection_that_dies_is_answered_by_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loop, "WRITER_WAIT_SECONDS", 600)
+    monkeypatch.setattr(loop, "CONNECTION_WAIT_SECONDS", 600)
     quotas.current(USER)
 
     async def work(pool: Pool) -> list[Quota]:

@@ -1,6 +1,6 @@
 """Clerk's session tokens: what a valid token contains, and why a token is refused.
 
-`verify` is the entry point. Every check of a token is in this file; which keys are still valid, jwks.py decides.
+`verify` is the entry point. Every check of a token is in this file; jwks.py decides which keys are valid.
 """
 
 import binascii

@@ -262,8 +262,8 @@ def _open(snapshot: Snapshot, request: Request) -> Change:
 def _new_period(change: Change, request: Request, kind: EntryKind = EntryKind.RESET) -> Change:
     """Begin a period under the current plan version.
 
-    If the running period is not over, a rolling one begins anew at this instant; any other keeps its dates and
-    is only refilled.
+    If the running period is not over, a rolling one begins anew at this instant; any other keeps its dates
+    and is only refilled.
     """
     plan, state = change.snapshot.current_plan, change.state
     begins_at = RESET_POLICIES[plan.reset_policy].begins_at(plan, state, change.snapshot.now)

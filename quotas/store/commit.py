@@ -1,7 +1,8 @@
 """Read, decide, write: the loop that stores a decision.
 
-If another request changes the row between read and write, the loop starts again. A read costs one round trip,
-a change two. The deciding function is a parameter: there is no rule here.
+If another request changes the row between read and write, the loop starts again; if the reply to a write is
+lost, it finds out whether the write was carried out. A read costs one round trip, a change two. The deciding
+function is a parameter: there is no rule here.
 
 The loop is a generator of steps. A driver runs the statement of each step and sends back its result:
 `run_steps` on the connection of the calling thread, loop.py on a connection of an event loop.

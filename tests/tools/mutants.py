@@ -25,6 +25,7 @@ PERIODS = f"{RULES}/periods.py"
 VALUES = f"{RULES}/values.py"
 VERBS = f"{RULES}/verbs.py"
 COMMIT = f"{STORE}/commit.py"
+ERRORS = f"{STORE}/errors.py"
 LOOP = f"{STORE}/loop.py"
 SQL = f"{STORE}/sql.py"
 
@@ -358,12 +359,43 @@ MUTANTS = [
     Mutant(
         "metadata takes precedence over billing",
         SQL,
-        "ORDER BY a.source = 'metadata', a.updated_at DESC",
-        "ORDER BY a.source = 'billing', a.updated_at DESC",
+        "WHEN a.source = 'billing' AND NOT b.is_default THEN 1",
+        "WHEN a.source = 'billing' AND NOT b.is_default THEN 3",
         (
             "webhooks/test_clerk_plans.py::test_the_top_source_counts_in_any_order[billing metadata staff]",
             "webhooks/test_clerk_plans.py::test_the_top_source_counts_in_any_order[metadata billing staff]",
         ),
+    ),
+    Mutant(
+        "the free item of a sign-up takes precedence over metadata",
+        SQL,
+        "WHEN a.source = 'billing' AND NOT b.is_default THEN 1",
+        "WHEN a.source = 'billing' THEN 1",
+        (
+            "webhooks/test_clerk_plans.py::test_the_free_item_of_each_sign_up_takes_no_plan_away[before-free]",
+            "webhooks/test_clerk_plans.py::test_the_free_item_of_each_sign_up_takes_no_plan_away[after-free_user]",
+        ),
+    ),
+    Mutant(
+        "the key of a change of plan that changes nothing is forgotten",
+        VERBS,
+        "if is_same_choice and request.idempotency_key is None:",
+        "if is_same_choice:",
+        (
+            "rules/test_plans.py::test_a_key_is_kept_even_where_nothing_changes[keep]",
+            "api/test_service.py::test_a_retry_of_a_change_that_changed_nothing_does_not_undo_a_later_one",
+        ),
+    ),
+    Mutant(
+        "a serialization failure is no lost race",
+        ERRORS,
+        'LOST_RACES = ("40001", "40P01")',
+        'LOST_RACES = ("40P01",)',
+        (
+            "store/test_races.py::test_64_threads_are_granted_exactly_50_under_any_default_isolation"
+            "[full-repeatable read]",
+        ),
+        postgres=True,
     ),
     Mutant(
         "the assignment that arrives last wins",

@@ -7,7 +7,7 @@ class WebhookEvent(models.Model):
     """A delivery from Clerk that was verified and handled: a row here means that it is done.
 
     Of its data only what a handler reads is stored: no names, no phone numbers, no other e-mail addresses, no
-    metadata except the plan's slug. That is enough to handle it again.
+    metadata except the plan's name. That is enough to handle it again.
     """
 
     class Status(models.TextChoices):
@@ -21,7 +21,7 @@ class WebhookEvent(models.Model):
     type = models.CharField(max_length=128)
     user_id = models.CharField(max_length=128, blank=True)
     email = models.CharField(max_length=320, blank=True)
-    # The slug in the metadata, or of the subscription item; "" if there is none, NULL if it was not read.
+    # The plan's name in the metadata, or the subscription item's slug; "" if there is none, NULL if not read.
     plan = models.CharField(max_length=128, null=True)  # noqa: DJ001
     # The subscription item's id. The database default lets the previous release insert rows during a deploy.
     external_id = models.CharField(max_length=128, blank=True, default="", db_default="")

@@ -3,16 +3,16 @@
 import hmac
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from django.db import transaction
 from django.db.models import Q
 
 from quotas.models import ServiceKey
 from quotas.rules.values import Actor
-from quotas.store.errors import read_with_reconnect
+from quotas.store.errors import LostRace, read_with_reconnect, translating_errors
 
 SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 KEY_CACHE_SECONDS = 10  # seconds; a revoked key stops working after this time at the latest
@@ -76,5 +76,6 @@ def _record_use(key: ServiceKey) -> None:
     now = datetime.now(UTC)
     if key.last_used_at is None or key.last_used_at <= now - LAST_USED_RESOLUTION:
         is_stale = Q(last_used_at=None) | Q(last_used_at__lte=now - LAST_USED_RESOLUTION)
-        with transaction.atomic():  # READ COMMITTED: by another default a concurrent update would fail
+        # Under a stricter isolation level than READ COMMITTED a concurrent record of the use fails ours.
+        with suppress(LostRace), translating_errors():
             ServiceKey.objects.filter(is_stale, pk=key.pk).update(last_used_at=now)

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 
 from django.core.management.base import CommandError
 from django.db import InterfaceError, OperationalError
@@ -22,10 +23,12 @@ def explain_database_errors(*, then: Callable[[], str] = str, returncode: int = 
 @contextmanager
 def explain_interrupt(explanation: Callable[[], str], *, returncode: int = 130) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into a CommandError; `explanation` returns what is done and what remains."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    takes_signals = current_thread() is main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if takes_signals else None
     try:
         yield
     except KeyboardInterrupt:
         raise CommandError(f"Interrupted{explanation()}", returncode=returncode) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if takes_signals:
+            signal.signal(signal.SIGTERM, before)

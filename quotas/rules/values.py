@@ -26,7 +26,7 @@ class EntryKind(StrEnum):
 
 
 class PlanSource(StrEnum):
-    """Who chose a user's plan. Staff outrank Clerk's billing, which outranks Clerk's metadata."""
+    """Who chose a user's plan. Staff outrank Clerk, whose own order is in `INCLUDES` of store/sql.py."""
 
     STAFF = "staff"
     BILLING = "billing"

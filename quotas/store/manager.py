@@ -27,7 +27,7 @@ class Receipt(NamedTuple):
 
 
 class PlanChange(NamedTuple):
-    """The result of a change of plan, without an entry: none is made if nothing changes."""
+    """The result of a change of plan. It has no entry, because often none is made."""
 
     quota: Quota
     quota_now: Quota

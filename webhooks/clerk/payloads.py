@@ -37,7 +37,7 @@ class ClerkUser:
     user_id: str
     email: str  # the primary one, or ""
     updated_at: datetime | None
-    plan: str | None = None  # the slug in the metadata, "" if none; None if plans there are not read
+    plan: str | None = None  # its name in the metadata, "" if none; None if plans there are not read
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,7 @@ class Command(BaseCommand):
         removed = 0
         try:
             cut = datetime.now(UTC) - timedelta(days=older_than)
-        except OverflowError:
-            raise CommandError(
-                "--older-than is too large: the calendar does not reach back that far."
-            ) from None
-        old = WebhookEvent.objects.filter(handled_at__lt=cut)
-        try:
+            old = WebhookEvent.objects.filter(handled_at__lt=cut)
             with explain_database_errors():
                 if dry_run:
                     removed = old.count()
@@ -45,5 +40,8 @@ class Command(BaseCommand):
                     batch := list(old.order_by("handled_at").values_list("pk", flat=True)[:ROWS_PER_DELETE])
                 ):
                     removed += WebhookEvent.objects.filter(pk__in=batch).delete()[0]
+        except OverflowError:
+            too_large = "--older-than is too large: the calendar does not reach back that far."
+            raise CommandError(too_large) from None
         finally:
             self.stdout.write(f"{'would remove' if dry_run else 'removed'} {removed} deliveries")

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test full bench chaos lint hooks lock schema clients screenshots
+.PHONY: run test full coverage bench chaos lint hooks lock schema clients screenshots
 
 run: .venv/.run
 	$(BIN)/python manage.py demo
@@ -12,6 +12,10 @@ test: .venv/.test
 
 full: .venv/.test
 	$(BIN)/python -m tests --full
+
+# Fails below the minimum, and for a gap that docs/coverage.md does not list.
+coverage: .venv/.test
+	$(BIN)/python -m tests --coverage
 
 # Needs Debian's wrk (apt install wrk), and pgbench for its last rows; twelve minutes of a quiet machine.
 bench: .venv/.bench

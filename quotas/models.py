@@ -344,9 +344,7 @@ class PlanAssignment(models.Model):
     user_id = models.CharField(max_length=128)
     source = models.CharField(max_length=8, choices=Source)
     external_id = models.CharField(max_length=128, blank=True)  # of the billed item; "" for metadata
-    plan = models.CharField(
-        max_length=128, blank=True
-    )  # its name in Clerk, perhaps unknown here; "" is none
+    plan = models.CharField(max_length=128, blank=True)  # its name in Clerk, perhaps unknown here; "" is none
     updated_at = models.DateTimeField()  # by Clerk's clock
 
     class Meta:

@@ -1,7 +1,11 @@
 """What every command does alike: it reports an unreachable database in one line."""
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from quotas.management.failures import explain_interrupt
 from tests.tools.forked import manage
 
 pytestmark = pytest.mark.once
@@ -23,3 +27,14 @@ def test_an_unreachable_database_is_reported_without_a_traceback(command: str) -
     assert "The database (DATABASE_URL) cannot be used: connection" in done.stderr
     assert "Traceback" not in done.stderr
     assert "hunter2" not in done.stderr
+
+
+def test_a_command_that_runs_in_another_thread_leaves_the_signals_alone() -> None:
+    def run() -> int:
+        with explain_interrupt(str):
+            return 1
+
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(run).result() == 1
+    assert signal.getsignal(signal.SIGTERM) is before

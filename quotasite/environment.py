@@ -133,7 +133,8 @@ def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "target_session_attrs": "primary",  # never connect to a standby, not even to read
-            # Of each transaction, whatever the role's default: under the others a row lock may be in vain.
+            # Of each transaction, whatever the role's default: under a stricter one a row lock is of no use.
+            # Autocommit keeps that default (findings/isolation_level_in_autocommit.sh): errors.LostRace.
             "isolation_level": IsolationLevel.READ_COMMITTED,
             **config.get("OPTIONS", {}),  # type: ignore[dict-item] # the URL's query overrides these
         }

@@ -22,7 +22,7 @@ from tests.tools.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 
 USERS, ENTRIES_OF_ONE = 25_000, 5_000
-MOST_ROWS, MOST_BLOCKS = 4, 16  # of one look-up; even the smallest index has hundreds of blocks
+MAX_ROWS, MAX_BLOCKS = 4, 16  # of one look-up; even the smallest index has hundreds of blocks
 BUSY, IDLE = "user_busy", "user_idle"
 STAFF, CLERK = Actor("staff", "a test"), Actor("webhook", "a test")
 NOW = datetime(2026, 9, 1, tzinfo=UTC)
@@ -139,7 +139,7 @@ def faults(sent: Sent, *, generic: bool) -> list[str]:
     return [
         str(scan)
         for scan in scans(plan)
-        if scan.kind == "Seq Scan" or scan.rows > MOST_ROWS or scan.blocks > MOST_BLOCKS
+        if scan.kind == "Seq Scan" or scan.rows > MAX_ROWS or scan.blocks > MAX_BLOCKS
     ]
 
 

@@ -14,7 +14,8 @@ from django.db import (
 )
 
 QUERY_CANCELED, READ_ONLY = "57014", "25006"  # PostgreSQL's SQLSTATEs
-LOST_RACES = ("40001", "40P01")  # serialization failure, deadlock: the statement or transaction had no effect
+# Serialization failure and deadlock: the statement or the transaction had no effect.
+LOST_RACE_STATES = ("40001", "40P01")
 
 Result = TypeVar("Result")
 
@@ -61,7 +62,7 @@ def translate_error(
         lost = ConnectionLost(*error.args)
         lost.was_reused = was_reused
         return lost
-    if sqlstate(error) in LOST_RACES:
+    if sqlstate(error) in LOST_RACE_STATES:
         return LostRace(*error.args)
     if sqlstate(error) == READ_ONLY:
         close()  # it leads to a standby: a new one may lead to the server that took over

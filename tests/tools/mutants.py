@@ -389,8 +389,8 @@ MUTANTS = [
     Mutant(
         "a serialization failure is no lost race",
         ERRORS,
-        'LOST_RACES = ("40001", "40P01")',
-        'LOST_RACES = ("40P01",)',
+        'LOST_RACE_STATES = ("40001", "40P01")',
+        'LOST_RACE_STATES = ("40P01",)',
         (
             "store/test_races.py::test_64_threads_are_granted_exactly_50_under_any_default_isolation"
             "[full-repeatable read]",

@@ -85,8 +85,8 @@ def test_a_change_of_plan_of_several_users_says_how_many_have_it_now(
     users = ("user_1", "user_2")
     for user_id in users:
         make_quota(user_id)
-    told = confirm(staff, "change_plan", *users, plan="pro", on_change="keep")
-    assert "2 users have the plan pro." in told
+    page = confirm(staff, "change_plan", *users, plan="pro", on_change="keep")
+    assert "2 users have the plan pro." in page
     assert [plan_of(user_id) for user_id in users] == [("pro", 50)] * 2
 
 

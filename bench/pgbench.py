@@ -38,8 +38,10 @@ ENTRY_ID = (
 )
 STATE = {name: f":state_{name}" for name in STATE_COLUMNS} | {
     "quota_remaining": ":state_quota_remaining::bigint - 1",
+    "period_consumed": ":state_period_consumed::bigint + 1",
     "refused_at": "NULL",
     "seq": ":state_seq::bigint + 1",
+    "usage_seq": ":state_seq::bigint + 1",
     "updated_at": ":clock",
     "deleted_at": "NULL",
 }
@@ -55,9 +57,11 @@ ENTRY = {
     "plan_version": ":state_plan_version",
     "quota_limit": ":state_quota_limit",
     "balance_after": STATE["quota_remaining"],
+    "period_consumed": STATE["period_consumed"],
+    "period_given": ":state_period_given",
     "last_reset_date": ":state_last_reset_date",
     "anchor_at": ":state_anchor_at",
-    "resets_at": ":state_last_reset_date::timestamptz + interval '1 day'",
+    "resets_at": ":state_resets_at",
     "period_seq": ":state_period_seq",
     "created_at": ":clock",
     "actor_kind": "'user'",

@@ -4,7 +4,15 @@ from typing import LiteralString
 
 # The instants of the database's clock. `clerk_updated_at` is of Clerk's clock and stays.
 INSTANTS: dict[LiteralString, tuple[LiteralString, ...]] = {
-    "challenge_quotas": ("last_reset_date", "anchor_at", "refused_at", "updated_at", "deleted_at"),
+    "challenge_quotas": (
+        "last_reset_date",
+        "resets_at",
+        "anchor_at",
+        "refused_at",
+        "left_until",
+        "updated_at",
+        "deleted_at",
+    ),
     "ledger_entries": ("last_reset_date", "anchor_at", "resets_at", "created_at"),
 }
 

@@ -171,11 +171,17 @@ class ChallengeQuota(models.Model):
     plan_version = models.PositiveIntegerField(default=1)
     quota_limit = models.BigIntegerField(null=True)
     quota_remaining = models.BigIntegerField()
+    # These are known if usage_seq is seq: otherwise a release without them was the last to write the row.
+    period_consumed = models.BigIntegerField(null=True)
+    period_given = models.BigIntegerField(null=True)
     last_reset_date = models.DateTimeField()
+    resets_at = models.DateTimeField(null=True)
     anchor_at = models.DateTimeField()
     period_seq = models.BigIntegerField()
     refused_at = models.DateTimeField(null=True)
+    left_until = models.DateTimeField(null=True)
     seq = models.BigIntegerField()
+    usage_seq = models.BigIntegerField(null=True)
     updated_at = models.DateTimeField()
     clerk_updated_at = models.DateTimeField(null=True)
     deleted_at = models.DateTimeField(null=True)
@@ -224,11 +230,16 @@ class ChallengeQuota(models.Model):
             plan_version=self.plan_version,
             quota_limit=self.quota_limit,
             quota_remaining=self.quota_remaining,
+            period_consumed=self.period_consumed,  # type: ignore[arg-type] # see periods.as_shown
+            period_given=self.period_given,  # type: ignore[arg-type]
             last_reset_date=self.last_reset_date,
+            resets_at=self.resets_at,  # type: ignore[arg-type]
             anchor_at=self.anchor_at,
             period_seq=self.period_seq,
             refused_at=self.refused_at,
+            left_until=self.left_until,
             seq=self.seq,
+            usage_seq=self.usage_seq,
             updated_at=self.updated_at,
             deleted_at=self.deleted_at,
         )
@@ -242,7 +253,8 @@ class ChallengeQuota(models.Model):
             in_force = next(
                 version.value for version in self.plan.versions.all() if version.version == self.plan_version
             )
-        return Snapshot(self.user_id, now, plan, in_force, self.state, None, None, values.NO_IDS)
+        state = periods.as_shown(self.state, in_force)
+        return Snapshot(self.user_id, now, plan, in_force, state, None, None, values.NO_IDS)
 
     def effective(self, now: datetime) -> Quota:
         """Return the quota that a request at `now` would find, after a reset if it is due."""
@@ -273,6 +285,8 @@ class LedgerEntry(models.Model):
     plan_version = models.PositiveIntegerField(default=1)
     quota_limit = models.BigIntegerField(null=True)
     balance_after = models.BigIntegerField()
+    period_consumed = models.BigIntegerField(null=True)
+    period_given = models.BigIntegerField(null=True)
     last_reset_date = models.DateTimeField()
     anchor_at = models.DateTimeField()
     resets_at = models.DateTimeField()

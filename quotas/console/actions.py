@@ -1,15 +1,13 @@
 """Staff actions on quotas: forms that ask for a reason and preview the result by the rules that apply it."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
-from django.utils.functional import cached_property
 
 from quotas.console.display import QuotaDisplay, display_of, read_clock
 from quotas.models import ChallengeQuota, Plan
-from quotas.rules import values, verbs
+from quotas.rules import verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, OnChange, Quota, Request, Snapshot
 from quotas.store.manager import PlanChange, Receipt
@@ -101,11 +99,11 @@ class ChangePlanForm(ResetForm):
             (OnChange.KEEP.value, "keep: units already used count against the new allowance"),
             (
                 OnChange.PRORATE.value,
-                "prorate: the difference in allowance, in proportion to the remaining time",
+                "prorate: as keep, with the allowance changed in proportion to the remaining time",
             ),
             (OnChange.RESET.value, "reset: a new period begins now, with the full new allowance"),
         ],
-        help_text="A change from or to an unlimited plan always resets.",
+        help_text="Prorate is keep if the new plan has no limit, or another time of reset.",
     )
     field_order = ["plan", "on_change", "reason"]
 
@@ -119,17 +117,8 @@ class ChangePlanForm(ResetForm):
         name: str = self.cleaned_data["plan"]
         return None if name == FOLLOW_CLERK else name
 
-    @cached_property
-    def target(self) -> values.Plan:
-        """The chosen plan, read once for all previews."""
-        return Plan.objects.get(pk=self.plan_name).value
-
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
-        if self.plan_name is None:
-            target, source = ChallengeQuota.objects.clerks_assignment(snapshot.user_id)
-            snapshot = replace(snapshot, target=target, target_source=source)
-        else:
-            snapshot = replace(snapshot, target=self.target)
+        snapshot = ChallengeQuota.objects.before_change(snapshot.user_id, self.plan_name)
         return verbs.change_plan(snapshot, request, OnChange(self.cleaned_data["on_change"]))
 
     def apply(self, user_id: str, actor: Actor) -> PlanChange:

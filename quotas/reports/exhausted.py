@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from django.db import connection
 
 from quotas.models import ChallengeQuota, Plan, PlanVersion
-from quotas.rules import verbs
+from quotas.rules import periods, verbs
 from quotas.rules.values import NO_IDS, Snapshot, State
 from quotas.store.commit import clock
 from quotas.store.sql import STATE_COLUMNS
@@ -61,7 +61,8 @@ def _exhausted_of(states: list[State], now: datetime) -> Iterator[str]:
     versions = {(past.plan_id, past.version): past.value for past in PlanVersion.objects.all()}
     for state in states:
         plan, rules = plans[state.plan], versions[state.plan, state.plan_version]
-        snapshot = Snapshot(state.user_id, now, plan, rules, state, None, None, NO_IDS)
+        shown = periods.as_shown(state, rules)
+        snapshot = Snapshot(state.user_id, now, plan, rules, shown, None, None, NO_IDS)
         if verbs.effective(snapshot).spendable == 0:
             yield state.user_id
 

@@ -71,9 +71,9 @@ def explain(user_id: str, at: datetime, cost: int) -> Explanation:
         quota=verbs.effective(snapshot),
         plan_source=state.plan_source,
         is_deleted=state.deleted_at is not None,
-        is_reset_due=not state.deleted_at and periods.is_due(rules, state, at),
+        is_reset_due=not state.deleted_at and periods.is_due(state, at),
         entries=list(
-            _entries(user_id).filter(seq__lte=entry.seq, period_seq=entry.period_seq)[:MAX_ENTRIES_EXPLAINED]
+            _entries(user_id).filter(seq__range=(entry.period_seq, entry.seq))[:MAX_ENTRIES_EXPLAINED]
         ),
         spend=verbs.consume(snapshot, values.Request(values.Actor("user", user_id)), cost),
     )
@@ -89,7 +89,10 @@ def _version(plan: str, condition: Q) -> values.Plan:
 
 
 def _state_after(entry: LedgerEntry) -> State:
-    """Return the row as it was when this entry was the newest, without `refused_at`."""
+    """Return the row as it was when this entry was the newest, without what no spend needs."""
+    consumed, given = entry.period_consumed, entry.period_given
+    if consumed is None or given is None:
+        consumed, given = values.usage_shown(entry.quota_limit, entry.balance_after)
     return State(
         user_id=entry.user_id,
         plan=entry.plan,
@@ -97,11 +100,16 @@ def _state_after(entry: LedgerEntry) -> State:
         plan_version=entry.plan_version,
         quota_limit=entry.quota_limit,
         quota_remaining=entry.balance_after,
+        period_consumed=consumed,
+        period_given=given,
         last_reset_date=entry.last_reset_date,
+        resets_at=entry.resets_at,
         anchor_at=entry.anchor_at,
         period_seq=entry.period_seq,
         refused_at=None,
+        left_until=None,
         seq=entry.seq,
+        usage_seq=entry.seq,
         updated_at=entry.created_at,
         deleted_at=entry.created_at if entry.kind == EntryKind.DELETED else None,
     )

@@ -108,14 +108,13 @@ class Replay:
 class Change:
     """The state to store, with its new entries; without entries nothing is stored.
 
-    `plan_in_force` is the plan version under which the period of `state` runs, `resets_at` the end of that
-    period. `refusal` is set if the last entry records the first refusal of a period.
+    `plan_in_force` is the plan version under which the period of `state` runs. `refusal` is set if the last
+    entry records the first refusal of a period.
     """
 
     snapshot: Snapshot
     state: State
     plan_in_force: Plan
-    resets_at: datetime
     entries: tuple[Entry, ...] = ()
     refusal: Refusal | None = None
 
@@ -126,8 +125,10 @@ class Change:
             plan=self.plan_in_force,
             quota_limit=self.state.quota_limit,
             quota_remaining=self.state.quota_remaining,
+            used=self.state.period_consumed,
+            given=self.state.period_given,
             last_reset_date=self.state.last_reset_date,
-            resets_at=self.resets_at,
+            resets_at=self.state.resets_at,
             at=self.snapshot.now,
         )
 

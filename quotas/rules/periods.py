@@ -1,17 +1,24 @@
-"""When the running period ends, and when the period that contains an instant begins: the reset policies."""
+"""When a period ends, and when the period that contains an instant begins: the reset policies.
+
+The end of a period is computed once, as it begins, and kept in the row: later rules of a time zone do not
+move it.
+"""
 
 from calendar import monthrange
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from quotas.rules.values import Plan, State
+from quotas.rules.values import Plan, Snapshot, State, usage_shown
 
 
 class ResetPolicy(NamedTuple):
-    ends_at: Callable[[Plan, State], datetime]  # the end of the running period
-    begins_at: Callable[[Plan, State, datetime], datetime]  # the begin of the one that contains an instant
+    """Functions of a plan, the anchor and an instant."""
+
+    ends_at: Callable[[Plan, datetime, datetime], datetime]  # the end of the period that begins then
+    begins_at: Callable[[Plan, datetime, datetime], datetime]  # the begin of the period that contains it
 
 
 def _on_grid(
@@ -23,15 +30,15 @@ def _on_grid(
     later in that month, and clocks are set back), so the neighbours are tried too.
     """
 
-    def ends_at(plan: Plan, state: State) -> datetime:
-        near = index(plan, state.anchor_at, state.last_reset_date)
-        ends = (boundary(plan, state.anchor_at, number) for number in (near, near + 1, near + 2))
-        return next(end for end in ends if end > state.last_reset_date)
+    def ends_at(plan: Plan, anchor: datetime, begin: datetime) -> datetime:
+        near = index(plan, anchor, begin)
+        ends = (boundary(plan, anchor, number) for number in (near, near + 1, near + 2))
+        return next(end for end in ends if end > begin)
 
-    def begins_at(plan: Plan, state: State, now: datetime) -> datetime:
-        near = index(plan, state.anchor_at, now)
-        begins = (boundary(plan, state.anchor_at, number) for number in (near + 1, near, near - 1))
-        return next(begin for begin in begins if begin <= now)
+    def begins_at(plan: Plan, anchor: datetime, instant: datetime) -> datetime:
+        near = index(plan, anchor, instant)
+        begins = (boundary(plan, anchor, number) for number in (near + 1, near, near - 1))
+        return next(begin for begin in begins if begin <= instant)
 
     return ResetPolicy(ends_at, begins_at)
 
@@ -72,8 +79,8 @@ def _day_of_month(plan: Plan, anchor: datetime, number: int) -> datetime:
 
 RESET_POLICIES = {
     "rolling": ResetPolicy(
-        ends_at=lambda plan, state: state.last_reset_date + plan.period,
-        begins_at=lambda plan, state, now: now,
+        ends_at=lambda plan, anchor, begin: begin + plan.period,
+        begins_at=lambda plan, anchor, instant: instant,
     ),
     "anchored": _on_grid(
         index=lambda plan, anchor, instant: (instant - anchor) // plan.period,
@@ -91,10 +98,61 @@ RESET_POLICIES = {
 }
 
 
-def resets_at(plan: Plan, state: State) -> datetime:
-    return RESET_POLICIES[plan.reset_policy].ends_at(plan, state)
+def period_end(plan: Plan, anchor: datetime, begin: datetime) -> datetime:
+    return RESET_POLICIES[plan.reset_policy].ends_at(plan, anchor, begin)
 
 
-def is_due(plan: Plan, state: State, now: datetime) -> bool:
+def period_begin(plan: Plan, anchor: datetime, instant: datetime) -> datetime:
+    return RESET_POLICIES[plan.reset_policy].begins_at(plan, anchor, instant)
+
+
+def is_due(state: State, now: datetime) -> bool:
     """Return whether the running period is over. Its end is the first instant of the next one."""
-    return now >= resets_at(plan, state)
+    return now >= state.resets_at
+
+
+def as_shown(state: State, plan_in_force: Plan) -> State:
+    """Return the state with the end of its period and with the usage that its balance shows, if unknown.
+
+    This is for display only: the store asks the ledger before it changes such a row.
+    """
+    if state.usage_seq == state.seq:
+        return state
+    consumed, given = usage_shown(state.quota_limit, state.quota_remaining)
+    end = period_end(plan_in_force, state.anchor_at, state.last_reset_date)
+    return replace(state, period_consumed=consumed, period_given=given, resets_at=end)
+
+
+def next_begin(plan: Plan, state: State, now: datetime) -> datetime:
+    """Return the begin of the next period under this plan, not before the end of one that is over."""
+    earliest = state.resets_at if is_due(state, now) else state.last_reset_date
+    return max(earliest, period_begin(plan, state.anchor_at, now))
+
+
+class Lookback(NamedTuple):
+    """The question to the ledger: what was consumed and given in the period in which a plan finds the user?
+
+    It is the running period, or if that is due, the one that follows at `next_begin`. But if the plan's own
+    period began before that, at `begins_at`, all counts from there; and if an older period that began after
+    `since` has not ended by `now`, because its plan was left before, it goes on. A refill that somebody asked
+    for bounds all of this.
+    """
+
+    since: datetime
+    begins_at: datetime
+    now: datetime
+    is_due: bool
+    next_begin: datetime
+
+
+def lookback(snapshot: Snapshot) -> Lookback | None:
+    """Return what a change to the snapshot's target must know of the ledger; None if the row tells all."""
+    state, target, now = snapshot.state, snapshot.target, snapshot.now
+    if not state or not target or target.name == state.plan:
+        return None
+    begins_at, due = period_begin(target, state.anchor_at, now), is_due(state, now)
+    following = next_begin(snapshot.current_plan, state, now)
+    is_known = state.usage_seq == state.seq and (state.left_until is None or state.left_until <= now)
+    if is_known and begins_at >= (following if due else state.last_reset_date):
+        return None
+    return Lookback(min(begins_at, now - target.longest_window), begins_at, now, due, following)

@@ -62,6 +62,11 @@ class Plan:
         """The nominal length of a period: a day may have 23 hours. None for months, which differ too much."""
         return NAMED_PERIODS.get(self.reset_policy, self.period)
 
+    @property
+    def longest_window(self) -> timedelta:
+        """The same, with 31 days for a month."""
+        return self.window or timedelta(days=31)
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:
@@ -81,14 +86,41 @@ class State:
     plan_source: str  # a value of PlanSource
     plan_version: int  # in force in the running period
     quota_limit: int | None  # the running period's allowance; None is unlimited
-    quota_remaining: int  # 0 when unlimited
+    quota_remaining: int  # what `remaining` makes of the limit and the next two; 0 when unlimited
+    period_consumed: int  # in this period, less refunds; not what was spent under no limit
+    period_given: int  # in this period by staff; negative if they took more than they gave
     last_reset_date: datetime
+    resets_at: datetime
     anchor_at: datetime
-    period_seq: int  # seq of the entry that began the running period
+    period_seq: int  # seq of the running period's first entry
     refused_at: datetime | None  # the running period's first refusal
+    left_until: datetime | None  # until then a period may go on that was left with its plan, see lookback()
     seq: int
+    usage_seq: int | None  # if it is not `seq`, usage, resets_at and left_until are unknown
     updated_at: datetime
     deleted_at: datetime | None
+
+
+def remaining(limit: int | None, given: int, consumed: int) -> int:
+    """The units left of an allowance: never negative, however many more were consumed under another plan."""
+    return 0 if limit is None else min(max(0, limit + given - consumed), MAX_UNITS)
+
+
+def usage_shown(limit: int | None, balance: int) -> tuple[int, int]:
+    """The units consumed and given, as far as a balance shows them: for records that do not state them."""
+    above = balance - (limit or 0)
+    return max(0, -above), max(0, above)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the ledger says of the period in which a plan finds a user; see `periods.Lookback`."""
+
+    begins_at: datetime
+    period_seq: int  # seq of its first entry
+    consumed: int
+    given: int
+    refused_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +138,8 @@ class Entry:
     plan_version: int
     quota_limit: int | None
     balance_after: int
+    period_consumed: int | None  # None in an entry of a release that did not keep it, and so is the next
+    period_given: int | None
     last_reset_date: datetime
     anchor_at: datetime
     resets_at: datetime
@@ -155,7 +189,8 @@ class Snapshot:
     consumption: Entry | None = None  # the entry to refund,
     refunded: int = 0  # and its units that earlier refunds asked for
     target: Plan | None = None  # the plan to change to,
-    target_source: str = PlanSource.STAFF.value  # and the source of that choice
+    target_source: str = PlanSource.STAFF.value  # the source of that choice,
+    usage: Usage | None = None  # and what was consumed in the period in which the target finds the user
 
     @property
     def now(self) -> datetime:
@@ -184,6 +219,8 @@ class Quota:
     plan: Plan
     quota_limit: int | None
     quota_remaining: int
+    used: int  # consumed, less refunds
+    given: int  # by staff
     last_reset_date: datetime
     resets_at: datetime
     at: datetime
@@ -196,10 +233,6 @@ class Quota:
     def spendable(self) -> int:
         """The units that can be spent; MAX_UNITS if unlimited."""
         return MAX_UNITS if self.quota_limit is None else self.quota_remaining
-
-    @property
-    def used(self) -> int:
-        return max(0, self.quota_limit - self.quota_remaining) if self.quota_limit is not None else 0
 
     @property
     def seconds_to_reset(self) -> int:

@@ -6,7 +6,7 @@ here reads a clock, a setting or a database, so a table of inputs and outcomes i
 """
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from quotas.rules.outcomes import (
@@ -26,18 +26,21 @@ from quotas.rules.outcomes import (
     UnknownAction,
     UnknownPlan,
 )
-from quotas.rules.periods import RESET_POLICIES, is_due, resets_at
+from quotas.rules.periods import is_due, next_begin, period_end
 from quotas.rules.values import (
     MAX_UNITS,
     Actor,
     Entry,
     EntryKind,
     OnChange,
+    Plan,
     PlanSource,
     Quota,
     Request,
     Snapshot,
     State,
+    remaining,
+    usage_shown,
 )
 
 
@@ -69,11 +72,12 @@ def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Ou
         return CostBelowPrice(request.action, price)
     if change.state.quota_limit is None:
         return _append(change, request, EntryKind.CONSUMED, cost=cost)
-    remaining, allowance = change.state.quota_remaining, snapshot.current_plan.allowance
-    if cost <= remaining:
-        return _append(change, request, EntryKind.CONSUMED, cost=cost, delta=-cost)
+    left, allowance = change.state.quota_remaining, snapshot.current_plan.allowance
+    if cost <= left:
+        consumed = change.state.period_consumed + cost
+        return _append(change, request, EntryKind.CONSUMED, cost=cost, period_consumed=consumed)
     if allowance is not None and cost > allowance:
-        return CostExceedsLimit(cost, max(allowance, remaining))
+        return CostExceedsLimit(cost, max(allowance, left))
     refusal = Exhausted(change.quota, cost, snapshot.current_plan)
     if change.state.refused_at:
         return refusal
@@ -85,7 +89,7 @@ def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Ou
 def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> Outcome:
     """Give back `amount` units (default: all that is left) of the snapshot's consumption.
 
-    It never lifts the balance above the allowance, and gives nothing back after the consumption's period.
+    It gives nothing back after the consumption's period, nor of what was spent under no limit.
     """
     if decided := _already_decided(snapshot, request):
         return decided
@@ -100,20 +104,19 @@ def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> O
         return RefundTooLarge(asked, rest)
     change = _bring_up_to_date(snapshot, request)
     tied = replace(request, refund_of=spend.id)
-    if spend.period_seq != change.state.period_seq:
+    if spend.seq < change.state.period_seq:
         return _append(change, tied, EntryKind.REFUNDED)
-    room = max(0, (change.state.quota_limit or 0) - change.state.quota_remaining)
-    return _append(change, tied, EntryKind.REFUNDED, cost=asked, delta=min(asked, room))
+    counted = 0 if spend.quota_limit is None else asked
+    consumed = change.state.period_consumed - counted
+    return _append(change, tied, EntryKind.REFUNDED, cost=asked, period_consumed=consumed)
 
 
 def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Outcome:
-    """Move the user to the snapshot's target plan. From or to an unlimited plan it is always a reset.
+    """Move the user to the snapshot's target plan.
 
-    Reset begins a new period with the new allowance. Keep subtracts the units already used from the new
-    allowance; prorate adds the difference of the allowances for the rest of the period. Both continue the
-    running period and leave at least 0. By the new plan that period may end at another time; if that time is
-    past, the period starts now. If the user already has the target plan, only its source may change; with an
-    idempotency key an entry is made even if nothing changes.
+    Reset begins a new period. Keep and prorate continue the running one: what was consumed and given in it
+    still counts. If the user already has the target plan, only its source may change; with an idempotency
+    key an entry is made even if nothing changes.
     """
     if decided := _already_decided(snapshot, request):
         return decided
@@ -126,34 +129,18 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
         is_same_choice = changes["plan_source"] == state.plan_source
         if is_same_choice and request.idempotency_key is None:  # a key is kept only by an entry
             return change
-        return _append(change, request, EntryKind.PLAN_CHANGED, **changes)
-    ends_at = change.resets_at
-    changes |= {
-        "plan": target.name,
-        "plan_version": target.version,
-        "quota_limit": target.allowance,
-    }
-    change = replace(change, plan_in_force=target)
-    if on_change == OnChange.RESET or state.quota_limit is None or target.allowance is None:
-        delta = (target.allowance or 0) - state.quota_remaining
-        changes |= {"last_reset_date": now, "anchor_at": now, "period_seq": state.seq + 1, "refused_at": None}
-        return _append(change, request, EntryKind.PLAN_CHANGED, delta=delta, **changes)
-    if on_change == OnChange.KEEP:
-        left = target.allowance - max(0, state.quota_limit - state.quota_remaining)
+    elif on_change == OnChange.RESET:
+        changes |= {"plan": target.name, **_full_period(target, state, begin=now, anchor=now)}
     else:
-        tick = timedelta.resolution  # integers: a timedelta times MAX_UNITS would overflow
-        length, to_come = (ends_at - state.last_reset_date) // tick, (ends_at - now) // tick
-        left = state.quota_remaining + (target.allowance - state.quota_limit) * to_come // length
-    if resets_at(target, state) <= now:  # otherwise the next request would find it due and refill it
-        changes["last_reset_date"] = now
-    left = min(max(0, left), MAX_UNITS)
-    return _append(change, request, EntryKind.PLAN_CHANGED, delta=left - state.quota_remaining, **changes)
+        changes |= _continued_period(change, target, on_change)
+        changes |= {"plan": target.name, "plan_version": target.version}
+    return _append(replace(change, plan_in_force=target), request, EntryKind.PLAN_CHANGED, **changes)
 
 
 def follow_assignments(snapshot: Snapshot, request: Request) -> Outcome:
     """Move the user to the plan that Clerk's assignments lead to (the target), unless staff chose their plan.
 
-    The period continues, and the units already used count against the new allowance.
+    The period continues: what was consumed in it counts against the new allowance.
     """
     state, target = snapshot.state, snapshot.target
     if not state or state.deleted_at or not target:
@@ -171,13 +158,13 @@ def adjust(snapshot: Snapshot, request: Request, delta: int) -> Outcome:
     change = _bring_up_to_date(snapshot, request)
     if change.state.quota_limit is None:
         return AdjustmentOutOfRange("This quota has no limit: there is nothing to adjust.")
-    remaining = change.state.quota_remaining
-    if not 0 <= remaining + delta <= MAX_UNITS:
+    left = change.state.quota_remaining
+    if not 0 <= left + delta <= MAX_UNITS:
         return AdjustmentOutOfRange(
-            f"An adjustment by {delta:+d} would leave {remaining + delta}: "
-            f"the balance is {remaining}, and must stay from 0 to {MAX_UNITS}."
+            f"An adjustment by {delta:+d} would leave {left + delta}: "
+            f"the balance is {left}, and must stay from 0 to {MAX_UNITS}."
         )
-    return _append(change, request, EntryKind.ADJUSTED, delta=delta)
+    return _append(change, request, EntryKind.ADJUSTED, period_given=change.state.period_given + delta)
 
 
 def reset(snapshot: Snapshot, request: Request) -> Outcome:
@@ -211,11 +198,16 @@ def _already_decided(snapshot: Snapshot, request: Request) -> Refusal | Replay |
         return None
     if entry.fingerprint != request.fingerprint:
         return KeyReused()
+    used, given = entry.period_consumed, entry.period_given
+    if used is None or given is None:
+        used, given = usage_shown(entry.quota_limit, entry.balance_after)
     quota = Quota(
         user_id=entry.user_id,
         plan=snapshot.entry_plan or snapshot.plan_in_force,
         quota_limit=entry.quota_limit,
         quota_remaining=entry.balance_after,
+        used=used,
+        given=given,
         last_reset_date=entry.last_reset_date,
         resets_at=entry.resets_at,
         at=entry.created_at,
@@ -229,14 +221,13 @@ def _bring_up_to_date(snapshot: Snapshot, request: Request) -> Change:
     if state is None:
         return _open(snapshot, request)
     change = _unchanged(snapshot, state)
-    if not is_due(snapshot.plan_in_force, state, snapshot.now):
+    if not is_due(state, snapshot.now):
         return change
     return _new_period(change, Request(request.actor))
 
 
 def _unchanged(snapshot: Snapshot, state: State) -> Change:
-    plan = snapshot.plan_in_force
-    return Change(snapshot, state, plan, resets_at(plan, state))
+    return Change(snapshot, state, snapshot.plan_in_force)
 
 
 def _open(snapshot: Snapshot, request: Request) -> Change:
@@ -248,11 +239,16 @@ def _open(snapshot: Snapshot, request: Request) -> Change:
         plan_version=plan.version,
         quota_limit=plan.allowance,
         quota_remaining=0,
+        period_consumed=0,
+        period_given=0,
         last_reset_date=now,
+        resets_at=now,
         anchor_at=now,
         period_seq=0,
         refused_at=None,
+        left_until=None,
         seq=0,
+        usage_seq=0,
         updated_at=now,
         deleted_at=None,
     )
@@ -266,48 +262,99 @@ def _new_period(change: Change, request: Request, kind: EntryKind = EntryKind.RE
     and is only refilled.
     """
     plan, state = change.snapshot.current_plan, change.state
-    begins_at = RESET_POLICIES[plan.reset_policy].begins_at(plan, state, change.snapshot.now)
-    return _append(
-        replace(change, plan_in_force=plan),
-        request,
-        kind,
-        delta=(plan.allowance or 0) - state.quota_remaining,
-        plan_version=plan.version,
-        quota_limit=plan.allowance,
-        last_reset_date=max(state.last_reset_date, begins_at),
-        period_seq=state.seq + 1,
-        refused_at=None,
+    begin = next_begin(plan, state, change.snapshot.now)
+    period = _full_period(plan, state, begin=begin, anchor=state.anchor_at)
+    return _append(replace(change, plan_in_force=plan), request, kind, **period)
+
+
+def _full_period(plan: Plan, state: State, *, begin: datetime, anchor: datetime) -> dict[str, Any]:
+    """Return what changes in `state` as a period begins in which nothing was consumed or given."""
+    return {
+        "plan_version": plan.version,
+        "quota_limit": plan.allowance,
+        "period_consumed": 0,
+        "period_given": 0,
+        "last_reset_date": begin,
+        "resets_at": period_end(plan, anchor, begin),
+        "anchor_at": anchor,
+        "period_seq": state.seq + 1,
+        "refused_at": None,
+    }
+
+
+def _continued_period(change: Change, target: Plan, on_change: OnChange) -> dict[str, Any]:
+    """Return what changes in the state as the running period continues under the target.
+
+    All counts that was consumed and given in the period in which the target finds the user. If by the target
+    that period is over, it lasts until the target's next one begins: no change of plan refills a quota.
+    """
+    state, now, usage = change.state, change.snapshot.now, change.snapshot.usage
+    period: dict[str, Any] = {"quota_limit": target.allowance}
+    if usage:
+        period |= {
+            "period_seq": usage.period_seq,
+            "period_consumed": usage.consumed,
+            "period_given": usage.given,
+            "last_reset_date": usage.begins_at,
+            "refused_at": usage.refused_at,
+        }
+    begin = usage.begins_at if usage else state.last_reset_date
+    end = period_end(target, state.anchor_at, begin)
+    if end <= now:
+        end = period_end(target, state.anchor_at, now)
+    if (begin, end) != (state.last_reset_date, state.resets_at):
+        left_until = max(state.left_until or end, state.resets_at, end)
+        return {**period, "resets_at": end, "left_until": left_until}
+    if on_change == OnChange.PRORATE:
+        period["quota_limit"] = _prorated_limit(change, target)
+    return period
+
+
+def _prorated_limit(change: Change, target: Plan) -> int | None:
+    """Return the limit, moved by the difference of the allowances for the part of the period to come.
+
+    If one of the plans has no limit, there is no difference: return the target's allowance.
+    """
+    state, allowance = change.state, change.plan_in_force.allowance
+    if state.quota_limit is None or allowance is None or target.allowance is None:
+        return target.allowance
+    tick = timedelta.resolution  # integers: a timedelta times MAX_UNITS would overflow
+    length, to_come = (
+        (state.resets_at - begin) // tick for begin in (state.last_reset_date, change.snapshot.now)
     )
+    return max(0, state.quota_limit + (target.allowance - allowance) * to_come // length)
 
 
-def _append(
-    change: Change, request: Request, kind: EntryKind, *, cost: int = 0, delta: int = 0, **changes: Any
-) -> Change:
-    """Return `change` with one more entry and the state after it; `changes` are fields of that state."""
+def _append(change: Change, request: Request, kind: EntryKind, *, cost: int = 0, **changes: Any) -> Change:
+    """Return `change` with one more entry and the state after it; `changes` are fields of that state.
+
+    The balance is derived from the other fields, never added to.
+    """
     snapshot, before = change.snapshot, change.state
-    state = replace(
-        before,
-        seq=before.seq + 1,
-        quota_remaining=before.quota_remaining + delta,
-        updated_at=snapshot.now,
-        **changes,
+    seq = before.seq + 1
+    left = remaining(
+        changes.get("quota_limit", before.quota_limit),
+        changes.get("period_given", before.period_given),
+        changes.get("period_consumed", before.period_consumed),
     )
-    ends_at = resets_at(change.plan_in_force, state)
+    state = replace(before, quota_remaining=left, seq=seq, usage_seq=seq, updated_at=snapshot.now, **changes)
     entry = Entry(
         id=snapshot.entry_ids[len(change.entries)],
         user_id=state.user_id,
         seq=state.seq,
         kind=kind.value,
         cost=cost,
-        delta=delta,
+        delta=left - before.quota_remaining,
         plan=state.plan,
         plan_source=state.plan_source,
         plan_version=state.plan_version,
         quota_limit=state.quota_limit,
-        balance_after=state.quota_remaining,
+        balance_after=left,
+        period_consumed=state.period_consumed,
+        period_given=state.period_given,
         last_reset_date=state.last_reset_date,
         anchor_at=state.anchor_at,
-        resets_at=ends_at,
+        resets_at=state.resets_at,
         period_seq=state.period_seq,
         created_at=snapshot.now,
         actor_kind=request.actor.kind,
@@ -320,4 +367,4 @@ def _append(
         fingerprint=request.fingerprint,
         refund_of=request.refund_of,
     )
-    return replace(change, state=state, resets_at=ends_at, entries=(*change.entries, entry))
+    return replace(change, state=state, entries=(*change.entries, entry))

@@ -21,7 +21,8 @@ from uuid_utils.compat import uuid7
 
 from quotas import metrics
 from quotas.rules.outcomes import Change, Outcome
-from quotas.rules.values import PlanSource, Snapshot
+from quotas.rules.periods import Lookback, lookback
+from quotas.rules.values import PlanSource, Snapshot, State, Usage, remaining
 from quotas.store import plan_cache, sql
 from quotas.store.errors import ConnectionLost, LostRace, NoDefaultPlan, Result, translating_errors
 from quotas.store.rows import entry_from, entry_values, plan_from, state_from, state_values
@@ -242,6 +243,46 @@ def _insert_rows(changes: list[Change]) -> Steps[int]:
 
 
 def _read_snapshot(user_id: str, query: SnapshotQuery) -> Steps[Snapshot]:
+    """Return what the verb decides from.
+
+    The row and the ledger may be read by two statements: a write that comes between them also stops ours.
+    """
+    snapshot = yield from _read_row(user_id, query)
+    if snapshot.state and snapshot.state.usage_seq != snapshot.state.seq:
+        snapshot = replace(snapshot, state=(yield from _with_usage(snapshot.state)))
+    if asked := lookback(snapshot):
+        snapshot = replace(snapshot, usage=(yield from _read_usage(snapshot, asked)))
+    return snapshot
+
+
+def _with_usage(state: State) -> Steps[State]:
+    """Return the state with the usage that its ledger tells, because the row does not.
+
+    A release that does not keep it wrote the row. Such a release may run beside this one during a deploy: so
+    the row says at which seq its usage was written. The balance stays: what that release gave or took by
+    other rules counts as given.
+    """
+    found = yield Step(sql.RUNNING_USAGE, [state.seq, state.period_seq, state.user_id], wants_row=True)
+    resets_at, _, _, consumed, given = found
+    if remaining(state.quota_limit, given, consumed) != state.quota_remaining:
+        given = state.quota_remaining + consumed - (state.quota_limit or 0)
+    return replace(
+        state,
+        period_consumed=consumed,
+        period_given=given,
+        resets_at=resets_at or state.last_reset_date,  # without entries its end is unknown: it is over
+    )
+
+
+def _read_usage(snapshot: Snapshot, asked: Lookback) -> Steps[Usage | None]:
+    seq = snapshot.state.seq if snapshot.state else 0
+    parameters = [seq, *asked, snapshot.user_id, snapshot.user_id]
+    row = yield Step(sql.USAGE_BY_PLAN, parameters, wants_row=True)
+    begins_at, period_seq, refused_at, consumed, given = row
+    return Usage(begins_at, period_seq, consumed, given, refused_at) if period_seq else None
+
+
+def _read_row(user_id: str, query: SnapshotQuery) -> Steps[Snapshot]:
     key, include, argument = query
     if not include and not plan_cache.is_empty():
         snapshot = yield from _read_without_plans(user_id, key)

@@ -190,8 +190,7 @@ class QuotaManager(models.Manager[QuotaRow]):
             reason=reason,
         )
         verb = partial(verbs.change_plan, on_change=on_change)
-        include = ("clerk", None) if plan is None else ("target", plan)
-        outcome = self._commit(user_id, verb, request, include)
+        outcome = self._commit(user_id, verb, request, _including(plan))
         is_replay = isinstance(outcome, outcomes.Replay)
         return PlanChange(outcome.quota, outcome.quota_now, is_replay)
 
@@ -219,10 +218,9 @@ class QuotaManager(models.Manager[QuotaRow]):
             self._commit(user_id, verbs.follow_assignments, Request(actor, reason=reason), ("clerk", None))
         return True
 
-    def clerks_assignment(self, user_id: str) -> tuple[values.Plan | None, str]:
-        """Return the plan that Clerk's assignments lead to, and its source (a value of PlanSource)."""
-        found = commit.read_snapshot(user_id, commit.SnapshotQuery(include="clerk"))
-        return found.target, found.target_source
+    def before_change(self, user_id: str, plan: str | None) -> Snapshot:
+        """Return the snapshot from which a change of plan would be decided now; `plan` as in change_plan."""
+        return commit.read_snapshot(user_id, commit.SnapshotQuery(None, *_including(plan)))
 
     def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> None:
         """Close the quota permanently: the row becomes a tombstone without an e-mail."""
@@ -304,6 +302,11 @@ def _keyed_request(
         fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
         **recorded,
     )
+
+
+def _including(plan: str | None) -> tuple[str, str | None]:
+    """What a snapshot includes for a change to this plan; None: the one that Clerk's assignments lead to."""
+    return ("clerk", None) if plan is None else ("target", plan)
 
 
 def _require_user_id(user_id: str) -> None:

@@ -15,11 +15,16 @@ STATE_COLUMNS = {
     "plan_version": "bigint",
     "quota_limit": "bigint",
     "quota_remaining": "bigint",
+    "period_consumed": "bigint",
+    "period_given": "bigint",
     "last_reset_date": "timestamptz",
+    "resets_at": "timestamptz",
     "anchor_at": "timestamptz",
     "period_seq": "bigint",
     "refused_at": "timestamptz",
+    "left_until": "timestamptz",
     "seq": "bigint",
+    "usage_seq": "bigint",
     "updated_at": "timestamptz",
     "deleted_at": "timestamptz",
 }
@@ -37,6 +42,8 @@ ENTRY_COLUMNS = {
     "plan_version": "bigint",
     "quota_limit": "bigint",
     "balance_after": "bigint",
+    "period_consumed": "bigint",
+    "period_given": "bigint",
     "last_reset_date": "timestamptz",
     "anchor_at": "timestamptz",
     "resets_at": "timestamptz",
@@ -216,6 +223,67 @@ NOTE_ASSIGNMENT = """
     WHERE plan_assignments.updated_at < excluded.updated_at
         OR plan_assignments.updated_at = excluded.updated_at
             AND (excluded.source = 'metadata' OR plan_assignments.plan <> '' OR excluded.plan = '')
+"""
+
+# What was consumed and given in the entries of `counted`, and the seq of the first and of the first refusal.
+# A refund counts if its consumption does. An adjustment of a balance that stayed 0 shows only in the sum of
+# what was given by then.
+_USAGE = """
+    MIN(t.seq), MAX(CASE WHEN t.kind = 'refused' THEN t.created_at END) AS "refused_at [datetime]",
+    CAST(COALESCE(SUM(CASE
+        WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost
+        WHEN c.quota_limit IS NOT NULL THEN -t.cost
+    END), 0) AS bigint),
+    CAST(COALESCE(SUM(CASE
+        WHEN t.kind = 'adjusted' THEN COALESCE(t.period_given - t.given_before, t.delta)
+    END), 0) AS bigint)
+    FROM counted AS t LEFT JOIN counted AS c ON c.id = t.refund_of
+"""
+_ENTRIES_OF_USER = """
+    SELECT t.*, LAG(t.period_given) OVER (ORDER BY t.seq) AS given_before,
+        MAX(CASE WHEN t.seq = t.period_seq THEN t.last_reset_date END) OVER (ORDER BY t.seq) AS begun_at
+    FROM ledger_entries AS t, asked WHERE t.user_id = %s AND t.seq <= asked.seq
+"""
+
+# Parameters: seq and period_seq of the row, user id. The end and the usage of the running period, for a row
+# that was last written by a release that did not keep them.
+RUNNING_USAGE = f"""
+    WITH asked AS (SELECT %s AS seq, %s AS period_seq),
+    counted AS ({_ENTRIES_OF_USER} AND t.seq >= asked.period_seq)
+    SELECT MAX(CASE WHEN t.seq = (SELECT seq FROM asked) THEN t.resets_at END) AS "resets_at [datetime]",
+        {_USAGE}
+"""
+
+# Parameters: seq of the row, the five of a periods.Lookback, user id twice. The begin and the usage of the
+# period in which a plan finds the user. A refill that somebody asked for is the opening, a change of plan
+# that began a period, or a reset with a reason (one that was due has none).
+USAGE_BY_PLAN = f"""
+    WITH asked AS (
+        SELECT %s AS seq, %s AS since, %s AS begins_at, %s AS now, %s AS is_due, %s AS next_begin
+    ),
+    running AS (
+        SELECT t.seq, t.last_reset_date FROM ledger_entries AS t, asked
+        WHERE t.user_id = %s AND t.seq <= asked.seq AND t.seq = t.period_seq
+        ORDER BY t.seq DESC LIMIT 1
+    ),
+    recent AS ({_ENTRIES_OF_USER} AND (t.created_at >= since OR t.seq >= (SELECT seq FROM running))),
+    refill AS (
+        SELECT seq, last_reset_date FROM recent WHERE seq = period_seq AND (kind <> 'reset' OR reason <> '')
+        ORDER BY seq DESC LIMIT 1
+    ),
+    fresh AS (SELECT * FROM recent WHERE seq >= COALESCE((SELECT seq FROM refill), 0)),
+    begins AS (
+        SELECT last_reset_date AS at FROM running, asked WHERE NOT is_due
+        UNION ALL
+        SELECT next_begin FROM asked WHERE is_due
+        UNION ALL
+        SELECT CASE WHEN f.last_reset_date > a.begins_at THEN f.last_reset_date ELSE a.begins_at END
+        FROM asked AS a LEFT JOIN refill AS f ON 1 = 1
+        UNION ALL
+        SELECT begun_at FROM fresh, asked WHERE resets_at > now AND begun_at > since
+    ),
+    counted AS (SELECT * FROM fresh WHERE created_at >= (SELECT MIN(at) FROM begins))
+    SELECT (SELECT MIN(at) FROM begins) AS "begins_at [datetime]", {_USAGE}
 """
 
 # Parameters: user id, entry id. Whether a write whose reply was lost was carried out.

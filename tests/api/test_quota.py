@@ -113,7 +113,8 @@ def test_the_full_quota_has_these_members_of_these_types(api, make_quota):
 
 
 def test_the_full_quota_tells_how_much_is_used_of_what(api, make_quota):
-    make_quota(remaining=12)
+    make_quota()
+    api.consume({"cost": 8})
     quota = api.get("/api/v1/quota").json()
     assert (quota["quota_limit"], quota["quota_used"], quota["quota_remaining"]) == (20, 8, 12)
     assert (quota["plan"], quota["unlimited"], quota["reset_policy"]) == ("free", False, "rolling")
@@ -129,10 +130,12 @@ def test_the_full_quota_tells_when_it_comes_back(api, make_quota, shift):
     assert 14 * 3600 - 60 < quota["seconds_to_reset"] <= 14 * 3600
 
 
-def test_more_than_the_allowance_is_nothing_used(api, make_quota):
-    make_quota(remaining=25)
+@pytest.mark.parametrize(("remaining", "left"), [(25, 17), (12, 4)])
+def test_what_staff_gave_or_took_is_nothing_used(api, make_quota, remaining, left):
+    make_quota(remaining=remaining)
+    api.consume({"cost": 8})
     quota = api.get("/api/v1/quota").json()
-    assert (quota["quota_limit"], quota["quota_used"], quota["quota_remaining"]) == (20, 0, 25)
+    assert (quota["quota_limit"], quota["quota_used"], quota["quota_remaining"]) == (20, 8, left)
 
 
 @pytest.mark.parametrize("path", ["/api/quota", "/api/v1/quota"])

@@ -33,7 +33,7 @@ from quotas.store import commit, manager, plan_cache
 from tests import ROOT
 from tests.conftest import STAFF, USER, StepIn
 from tests.store.test_races import url_of_the_test_database
-from tests.tools.ledger import assert_sound
+from tests.tools.ledger import assert_sound, usage_by_plan
 
 pytestmark = pytest.mark.django_db(transaction=True, serialized_rollback=True)
 TICK, HOUR, DAY = timedelta(microseconds=1), timedelta(hours=1), timedelta(days=1)
@@ -106,11 +106,12 @@ class Model:
             return replace(found, consumption=consumption, refunded=refunded)
         if query.include == "target":
             versions = self.versions.get(query.argument)
-            return replace(found, target=versions[-1] if versions else None)
+            found = replace(found, target=versions[-1] if versions else None)
         if query.include == "clerk":
             name, source = self.clerks_assignment(user_id)
-            return replace(found, target=self.versions[name][-1], target_source=source)
-        return found
+            found = replace(found, target=self.versions[name][-1], target_source=source)
+        asked = periods.lookback(found)
+        return replace(found, usage=usage_by_plan(ledger, asked)) if asked else found
 
     def clerks_assignment(self, user_id: str) -> tuple[str | None, str]:
         """Return the plan that Clerk's assignments lead to, and its source."""
@@ -149,7 +150,8 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.seen: Snapshot | None = None
         self.last_step: Callable[[], None] = lambda: None
-        self.read, commit._read_snapshot = commit._read_snapshot, self.read_at_our_time
+        self.read, commit._read_snapshot = commit._read_snapshot, self.read_and_note
+        self.read_row, commit._read_row = commit._read_row, self.read_at_our_time
         for table in (models.PlanAssignment, LedgerEntry, ChallengeQuota, PlanVersion, models.Plan):
             table.objects.all().delete()
         plan_cache.clear()  # the plans are made again
@@ -158,7 +160,7 @@ class Machine(RuleBasedStateMachine):
         self.make_default("free")
 
     def teardown(self) -> None:
-        commit._read_snapshot = self.read
+        commit._read_snapshot, commit._read_row = self.read, self.read_row
         for user_id, ledger in self.model.ledgers.items():
             stored = LedgerEntry.objects.filter(user_id=user_id).order_by("seq")
             assert [entry_of(row) for row in stored] == [unmarked(entry) for entry in ledger]
@@ -167,9 +169,12 @@ class Machine(RuleBasedStateMachine):
                 assert_fair(ledger)
 
     def read_at_our_time(self, user_id: str, query: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
-        snapshot = yield from self.read(user_id, query)
+        snapshot = yield from self.read_row(user_id, query)
         assert abs(snapshot.clock - datetime.now(UTC)) < timedelta(minutes=1)
-        self.seen = replace(snapshot, clock=self.now)
+        return replace(snapshot, clock=self.now)
+
+    def read_and_note(self, user_id: str, query: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
+        self.seen = yield from self.read(user_id, query)
         return self.seen
 
     # Time
@@ -464,7 +469,7 @@ def assert_fair(ledger: list[Entry]) -> None:
         assert entry.seq != entry.period_seq or entry.balance_after == (entry.quota_limit or 0)
         refunds = [refund for refund in ledger if refund.refund_of == entry.id]
         assert sum(refund.delta for refund in refunds) <= sum(refund.cost for refund in refunds) <= entry.cost
-        assert all(refund.delta == 0 for refund in refunds if refund.period_seq != entry.period_seq)
+        assert all(refund.cost == 0 for refund in refunds if refund.period_seq > entry.seq)
     for period in {entry.period_seq for entry in ledger}:
         kinds = Counter(entry.kind for entry in ledger if entry.period_seq == period)
         assert kinds["refused"] <= 1

@@ -30,26 +30,27 @@ def plan_of(reset_policy: str, zone: str = "UTC", period: timedelta = DAY) -> Pl
     return replace(FREE, reset_policy=reset_policy, timezone=zone, period=period)
 
 
-def begun(last: datetime, anchor: datetime | None = None) -> State:
-    """A quota with 3 of 20 left, in a period that began at `last`."""
-    return state_with(3, last_reset_date=last, anchor_at=anchor or last, updated_at=last)
+def begun(plan: Plan, last: datetime, anchor: datetime | None = None) -> State:
+    """A quota with 3 of 20 left, in a period of the plan that began at `last`."""
+    end = ends(plan, last, anchor)
+    return state_with(3, last_reset_date=last, resets_at=end, anchor_at=anchor or last, updated_at=last)
 
 
 def ends(plan: Plan, last: datetime, anchor: datetime | None = None) -> datetime:
-    return periods.resets_at(plan, begun(last, anchor))
+    return periods.period_end(plan, anchor or last, last)
 
 
 def begins(plan: Plan, now: datetime, anchor: datetime) -> datetime:
     """Return the begin of the period that a request at `now` finds, long after the last one."""
-    state = begun(anchor - 400 * DAY, anchor)
+    state = begun(plan, anchor - 400 * DAY, anchor)
     return changed(verbs.current(at(now, state, plan), USER)).state.last_reset_date
 
 
 def successive(plan: Plan, first: datetime) -> Iterator[datetime]:
     """Yield the ends of successive periods, each begun by a request at the end of the last."""
-    state = begun(first)
+    state = begun(plan, first)
     while True:
-        state = changed(verbs.current(at(periods.resets_at(plan, state), state, plan), USER)).state
+        state = changed(verbs.current(at(state.resets_at, state, plan), USER)).state
         yield state.last_reset_date
 
 
@@ -85,7 +86,11 @@ def test_a_period_ends_where_its_policy_says(reset_policy: str, zone: str, end: 
 def test_a_quota_is_full_again_from_that_very_microsecond(
     reset_policy: str, zone: str, end: str, late: timedelta, remaining: int
 ) -> None:
-    change = changed(verbs.current(at(utc(end) + late, begun(NOON), plan_of(reset_policy, zone)), USER))
+    change = changed(
+        verbs.current(
+            at(utc(end) + late, begun(plan_of(reset_policy, zone), NOON), plan_of(reset_policy, zone)), USER
+        )
+    )
     assert change.state.quota_remaining == remaining
 
 
@@ -93,7 +98,11 @@ def test_a_quota_is_full_again_from_that_very_microsecond(
 def test_only_a_rolling_period_begins_with_the_request_that_found_the_last_one_over(
     reset_policy: str, zone: str, end: str
 ) -> None:
-    late = changed(verbs.current(at(utc(end) + TICK, begun(NOON), plan_of(reset_policy, zone)), USER))
+    late = changed(
+        verbs.current(
+            at(utc(end) + TICK, begun(plan_of(reset_policy, zone), NOON), plan_of(reset_policy, zone)), USER
+        )
+    )
     delay = late.state.last_reset_date - utc(end)
     assert delay == (TICK if reset_policy == "rolling" else 0 * TICK)
 
@@ -246,7 +255,9 @@ def test_8000_years_of_missed_periods_cost_as_little_as_one(
     midnight = periods._midnight
     monkeypatch.setattr(periods, "_midnight", lambda plan, day: computed.append(day) or midnight(plan, day))
     plan = plan_of(reset_policy, "Europe/Berlin", period=timedelta(seconds=1))
-    change = changed(verbs.current(at(utc("9990-07-01 12:00"), begun(utc("1970-01-31 12:00")), plan), USER))
+    change = changed(
+        verbs.current(at(utc("9990-07-01 12:00"), begun(plan, utc("1970-01-31 12:00")), plan), USER)
+    )
     assert change.state.quota_remaining == 20
     assert len(change.entries) == 1
     assert len(computed) <= 9
@@ -255,7 +266,9 @@ def test_8000_years_of_missed_periods_cost_as_little_as_one(
 @pytest.mark.parametrize("reset_policy", RESET_POLICIES)
 @pytest.mark.parametrize("back", [TICK, HOUR, 40 * DAY, 5_000 * DAY])
 def test_a_clock_that_steps_back_resets_nothing(reset_policy: str, back: timedelta) -> None:
-    change = changed(verbs.current(at(NOON - back, begun(NOON), plan_of(reset_policy)), USER))
+    change = changed(
+        verbs.current(at(NOON - back, begun(plan_of(reset_policy), NOON), plan_of(reset_policy)), USER)
+    )
     assert (change.entries, change.state.quota_remaining) == ((), 3)
 
 
@@ -275,7 +288,7 @@ def test_the_databases_clock_goes_on_within_a_transaction() -> None:
 @pytest.mark.parametrize("reset_policy", RESET_POLICIES)
 def test_a_reset_by_staff_refills_and_begins_anew_only_what_is_rolling(reset_policy: str) -> None:
     now = NOON + 5 * HOUR
-    change = changed(verbs.reset(at(now, begun(NOON), plan_of(reset_policy)), STAFF))
+    change = changed(verbs.reset(at(now, begun(plan_of(reset_policy), NOON), plan_of(reset_policy)), STAFF))
     assert (change.state.quota_remaining, change.state.period_seq, change.state.anchor_at) == (20, 8, NOON)
     assert change.state.last_reset_date == (now if reset_policy == "rolling" else NOON)
     assert [entry.kind for entry in change.entries] == ["reset"]
@@ -284,12 +297,12 @@ def test_a_reset_by_staff_refills_and_begins_anew_only_what_is_rolling(reset_pol
 @pytest.mark.parametrize("reset_policy", ON_A_GRID)
 def test_a_reset_by_staff_does_not_move_the_end_of_the_period(reset_policy: str) -> None:
     plan = plan_of(reset_policy)
-    change = changed(verbs.reset(at(NOON + 5 * HOUR, begun(NOON), plan), STAFF))
+    change = changed(verbs.reset(at(NOON + 5 * HOUR, begun(plan, NOON), plan), STAFF))
     assert change.quota.resets_at == ends(plan, NOON)
 
 
 def test_a_reset_by_staff_of_a_quota_that_is_due_is_two() -> None:
-    change = changed(verbs.reset(at(NOON + DAY, begun(NOON)), STAFF))
+    change = changed(verbs.reset(at(NOON + DAY, begun(FREE, NOON)), STAFF))
     assert [(entry.kind, entry.reason) for entry in change.entries] == [("reset", ""), ("reset", "a gift")]
 
 
@@ -299,13 +312,13 @@ def test_a_reset_by_staff_of_a_quota_that_is_due_is_two() -> None:
 def test_a_period_ends_by_the_rules_it_began_under() -> None:
     """The plan is daily now, but this period began under its monthly version."""
     daily, monthly = replace(plan_of("daily"), version=2, allowance=5), plan_of("monthly")
-    waits = changed(verbs.current(at(NOON + 20 * DAY, begun(NOON), daily, in_force=monthly), USER))
+    waits = changed(verbs.current(at(NOON + 20 * DAY, begun(monthly, NOON), daily, in_force=monthly), USER))
     assert (waits.entries, waits.quota.resets_at) == ((), utc("2026-04-01"))
 
 
 def test_a_plan_that_now_has_longer_periods_does_not_hold_up_the_running_one() -> None:
     monthly, daily = replace(plan_of("monthly"), version=2, allowance=500), plan_of("daily")
-    change = changed(verbs.current(at(utc("2026-03-02"), begun(NOON), monthly, in_force=daily), USER))
+    change = changed(verbs.current(at(utc("2026-03-02"), begun(daily, NOON), monthly, in_force=daily), USER))
     assert (change.state.plan_version, change.state.quota_remaining) == (2, 500)
     assert change.quota.resets_at == change.entries[-1].resets_at == utc("2026-04-01")
 
@@ -313,9 +326,9 @@ def test_a_plan_that_now_has_longer_periods_does_not_hold_up_the_running_one() -
 def test_a_spend_costs_what_the_running_periods_version_says() -> None:
     dearer = replace(FREE, version=2, actions={"generate": 7})
     generate = replace(USER, action="generate")
-    running = changed(verbs.consume(at(NOON, begun(NOON), dearer, in_force=FREE), generate))
+    running = changed(verbs.consume(at(NOON, begun(FREE, NOON), dearer, in_force=FREE), generate))
     assert (running.entries[-1].cost, running.entries[-1].plan_version) == (3, 1)
-    later = changed(verbs.consume(at(NOON + DAY, begun(NOON), dearer, in_force=FREE), generate))
+    later = changed(verbs.consume(at(NOON + DAY, begun(FREE, NOON), dearer, in_force=FREE), generate))
     assert (later.entries[-1].cost, later.entries[-1].plan_version) == (7, 2)
 
 
@@ -346,7 +359,7 @@ def plans_and_instants(draw: st.DrawFn) -> tuple[Plan, datetime, datetime]:
 @given(plans_and_instants())
 def test_an_instant_lies_in_the_period_that_begins_for_it(drawn: tuple[Plan, datetime, datetime]) -> None:
     plan, anchor, now = drawn
-    begin = RESET_POLICIES[plan.reset_policy].begins_at(plan, begun(now, anchor), now)
+    begin = RESET_POLICIES[plan.reset_policy].begins_at(plan, anchor, now)
     assert begin <= now < ends(plan, begin, anchor)
 
 
@@ -354,7 +367,7 @@ def test_an_instant_lies_in_the_period_that_begins_for_it(drawn: tuple[Plan, dat
 def test_periods_follow_one_another_without_a_gap(drawn: tuple[Plan, datetime, datetime]) -> None:
     plan, anchor, now = drawn
     if plan.reset_policy != "rolling":
-        begin = RESET_POLICIES[plan.reset_policy].begins_at(plan, begun(now, anchor), now)
+        begin = RESET_POLICIES[plan.reset_policy].begins_at(plan, anchor, now)
         assert ends(plan, begin - TICK, anchor) == begin
 
 
@@ -370,9 +383,9 @@ def test_ends_rise(drawn: tuple[Plan, datetime, datetime]) -> None:
 @given(plans_and_instants())
 def test_a_quota_is_due_exactly_from_the_end_on(drawn: tuple[Plan, datetime, datetime]) -> None:
     plan, anchor, now = drawn
-    state = begun(now, anchor)
-    end = periods.resets_at(plan, state)
-    assert [periods.is_due(plan, state, end + late) for late in (-TICK, 0 * TICK, TICK)] == [
+    state = begun(plan, now, anchor)
+    end = state.resets_at
+    assert [periods.is_due(state, end + late) for late in (-TICK, 0 * TICK, TICK)] == [
         False,
         True,
         True,

@@ -28,9 +28,15 @@ each_way = pytest.mark.parametrize("on_change", OnChange)
 
 
 def change_to(
-    allowance: int | None, on_change: OnChange, state: State, now: datetime = NOON, plan: values.Plan = FREE
+    allowance: int | None,
+    on_change: OnChange,
+    state: State,
+    now: datetime = NOON,
+    plan: values.Plan = FREE,
+    name: str = "pro",
 ) -> Change:
-    target = replace(PRO, allowance=allowance)
+    """Change to a plan that differs in its allowance only."""
+    target = replace(plan, name=name, version=4, allowance=allowance)
     return changed(verbs.change_plan(at(now, state, plan, target=target), BY_STAFF, on_change))
 
 
@@ -47,7 +53,7 @@ def change_to(
         (20, 3, 18, 1),
         (20, 3, 10, 0),  # more was used than the new plan gives
         (20, 3, 0, 0),
-        (20, 30, 50, 50),  # nothing of the allowance was used; what was given on top is not carried over
+        (20, 30, 50, 60),  # what staff gave stays
         (20, 0, MAX_UNITS, MAX_UNITS - 20),
     ],
 )
@@ -63,38 +69,58 @@ def test_keep_takes_what_was_used_from_the_new_allowance(
 
 
 @pytest.mark.parametrize(
-    ("remaining", "allowance", "after", "left"),
+    ("remaining", "allowance", "after", "limit", "left"),
     [
-        (10, 100, 0 * DAY, 90),
-        (10, 100, HALF_A_DAY, 50),
-        (10, 100, DAY * 3 / 4, 30),
-        (10, 100, DAY - TICK, 10),
-        (3, 21, HALF_A_DAY, 3),  # floor(0.5)
-        (3, 22, HALF_A_DAY, 4),
-        (10, 19, HALF_A_DAY, 9),  # floor(-0.5)
-        (10, 18, HALF_A_DAY, 9),
-        (10, 17, HALF_A_DAY, 8),  # floor(-1.5)
-        (10, 19, DAY - TICK, 9),  # floor of hardly less than 0
-        (10, 20, HALF_A_DAY, 10),
-        (3, 0, HALF_A_DAY, 0),  # 10 less than 3
-        (0, 0, DAY - TICK, 0),
-        (30, 40, HALF_A_DAY, 40),  # what was given on top stays
-        (0, 23, DAY / 3, 2),  # exactly 2: two thirds of 3
-        (0, 23, DAY / 3 + TICK, 1),
+        (10, 100, 0 * DAY, 100, 90),
+        (10, 100, HALF_A_DAY, 60, 50),
+        (10, 100, DAY * 3 / 4, 40, 30),
+        (10, 100, DAY - TICK, 20, 10),
+        (3, 21, HALF_A_DAY, 20, 3),  # floor(0.5)
+        (3, 22, HALF_A_DAY, 21, 4),
+        (10, 19, HALF_A_DAY, 19, 9),  # floor(-0.5)
+        (10, 18, HALF_A_DAY, 19, 9),
+        (10, 17, HALF_A_DAY, 18, 8),  # floor(-1.5)
+        (10, 19, DAY - TICK, 19, 9),  # floor of hardly less than 0
+        (10, 20, HALF_A_DAY, 20, 10),
+        (3, 0, HALF_A_DAY, 10, 0),  # 17 were used of what are 10 now
+        (0, 0, DAY - TICK, 19, 0),
+        (30, 40, HALF_A_DAY, 30, 40),  # what staff gave stays
+        (0, 23, DAY / 3, 22, 2),  # exactly 2: two thirds of 3
+        (0, 23, DAY / 3 + TICK, 21, 1),
     ],
 )
-def test_prorate_adds_the_difference_for_the_part_that_is_to_come(
-    remaining: int, allowance: int, after: timedelta, left: int
+def test_prorate_moves_the_limit_by_the_difference_for_the_part_that_is_to_come(
+    remaining: int, allowance: int, after: timedelta, limit: int, left: int
 ) -> None:
     change = change_to(allowance, OnChange.PRORATE, state_with(remaining), NOON + after)
-    assert (change.state.quota_remaining, change.state.quota_limit) == (left, allowance)
+    assert (change.state.quota_limit, change.state.quota_remaining) == (limit, left)
     assert change.entries[-1].delta == left - remaining
+
+
+def test_a_prorated_limit_follows_the_plans_over_the_period() -> None:
+    """Half a day 1000, a quarter 20 and a quarter 500 are 630; back and forth at one instant is nothing."""
+    big, small = replace(FREE, allowance=1000), replace(FREE, allowance=20)
+    noon, late = NOON + HALF_A_DAY, NOON + DAY * 3 / 4
+    moved = change_to(20, OnChange.PRORATE, state_with(1000, 1000), noon, big).state
+    assert moved.quota_limit == 510
+    assert change_to(500, OnChange.PRORATE, moved, late, small, "half").state.quota_limit == 630
+    assert change_to(1000, OnChange.PRORATE, moved, noon, small, "big").state.quota_limit == 1000
+
+
+def test_between_periods_of_other_ends_prorate_is_keep() -> None:
+    """A part of a day says nothing of a month: 23 hours of a large day would give a month of it."""
+    monthly = replace(PRO, allowance=20, reset_policy="monthly")
+    before = state_with(700, 1000, plan="big")
+    moves = at(NOON + DAY - DAY / 24, before, replace(FREE, name="big", allowance=1000), target=monthly)
+    after = changed(verbs.change_plan(moves, BY_STAFF, OnChange.PRORATE)).state
+    assert (after.quota_limit, after.quota_remaining, after.period_consumed) == (20, 0, 300)
 
 
 def test_a_day_of_23_hours_is_prorated_by_its_23_hours() -> None:
     berlin = replace(FREE, reset_policy="daily", timezone="Europe/Berlin")
     midnight = datetime.fromisoformat("2026-03-28T23:00:00+00:00")
-    state = state_with(0, last_reset_date=midnight, anchor_at=midnight, updated_at=midnight)
+    end = midnight + timedelta(hours=23)
+    state = state_with(0, last_reset_date=midnight, resets_at=end, anchor_at=midnight, updated_at=midnight)
     change = change_to(43, OnChange.PRORATE, state, midnight + timedelta(hours=11), berlin)
     assert change.state.quota_remaining == 12  # 23 × 12 ÷ 23
 
@@ -108,9 +134,8 @@ def test_a_day_of_23_hours_is_prorated_by_its_23_hours() -> None:
 def test_a_prorated_balance_is_exact_and_in_range(
     old: int, new: int, remaining: int, microseconds: int
 ) -> None:
-    change = change_to(
-        new, OnChange.PRORATE, state_with(remaining, old), NOON + timedelta(microseconds=microseconds)
-    )
+    now, plan = NOON + timedelta(microseconds=microseconds), replace(FREE, allowance=old)
+    change = change_to(new, OnChange.PRORATE, state_with(remaining, old), now, plan)
     to_come = Fraction(86_400_000_000 - microseconds, 86_400_000_000)
     exact = remaining + math.floor((new - old) * to_come)
     assert change.state.quota_remaining == min(max(0, exact), MAX_UNITS)
@@ -118,7 +143,8 @@ def test_a_prorated_balance_is_exact_and_in_range(
 
 def test_the_longest_period_and_the_largest_allowance_are_prorated_exactly() -> None:
     slow = replace(FREE, allowance=0, period=3_660 * DAY)
-    change = change_to(MAX_UNITS, OnChange.PRORATE, state_with(0, 0), NOON + 1_220 * DAY, slow)
+    state = state_with(0, 0, resets_at=NOON + slow.period)
+    change = change_to(MAX_UNITS, OnChange.PRORATE, state, NOON + 1_220 * DAY, slow)
     assert change.state.quota_remaining == MAX_UNITS * 2 // 3
 
 
@@ -143,8 +169,8 @@ def test_the_period_goes_on(on_change: OnChange) -> None:
 def test_a_period_that_the_new_plan_would_have_ended_is_counted_from_now(on_change: OnChange) -> None:
     """Otherwise the next request would refill it: a free reset with each change back and forth."""
     monthly, daily = replace(FREE, reset_policy="monthly"), replace(PRO, allowance=20)
-    now = NOON + 20 * DAY
-    change = changed(verbs.change_plan(at(now, state_with(0), monthly, target=daily), BY_STAFF, on_change))
+    now, state = NOON + 20 * DAY, state_with(0, resets_at=NOON + 31 * DAY)
+    change = changed(verbs.change_plan(at(now, state, monthly, target=daily), BY_STAFF, on_change))
     assert (change.state.quota_remaining, change.state.period_seq) == (0, 1)
     assert change.quota.resets_at == now + DAY
 
@@ -161,13 +187,14 @@ def test_reset_gives_the_new_allowance_and_begins_a_period() -> None:
 def test_a_month_is_counted_from_a_change_with_reset() -> None:
     monthly = replace(PRO, reset_policy="monthly")
     now = NOON + 14 * DAY  # the 15th
-    slow = replace(FREE, reset_policy="monthly")
-    by_reset = changed(
-        verbs.change_plan(at(now, state_with(3), slow, target=monthly), BY_STAFF, OnChange.RESET)
+    moves = at(
+        now,
+        state_with(3, resets_at=NOON.replace(month=4, hour=0)),
+        replace(FREE, reset_policy="monthly"),
+        target=monthly,
     )
-    by_keep = changed(
-        verbs.change_plan(at(now, state_with(3), slow, target=monthly), BY_STAFF, OnChange.KEEP)
-    )
+    by_reset = changed(verbs.change_plan(moves, BY_STAFF, OnChange.RESET))
+    by_keep = changed(verbs.change_plan(moves, BY_STAFF, OnChange.KEEP))
     assert (by_reset.quota.resets_at.day, by_keep.quota.resets_at.day) == (15, 1)
 
 
@@ -178,21 +205,27 @@ def test_a_reset_by_staff_leaves_a_grid_period_that_a_change_of_plan_began() -> 
     assert change.state.last_reset_date == NOON
 
 
-@each_way
-def test_from_unlimited_every_way_is_a_reset(on_change: OnChange) -> None:
+@pytest.mark.parametrize("on_change", [OnChange.KEEP, OnChange.PRORATE])
+def test_from_unlimited_what_was_consumed_before_counts_and_what_was_spent_there_does_not(
+    on_change: OnChange,
+) -> None:
     now = NOON + HALF_A_DAY
-    after = change_to(100, on_change, state_with(0, None), now, UNLIMITED).state
-    assert (after.quota_limit, after.quota_remaining) == (100, 100)
+    before = change_to(None, on_change, state_with(3), now).state
+    assert (before.quota_limit, before.quota_remaining, before.period_consumed) == (None, 0, 17)
+    spent = changed(verbs.consume(at(now, before, UNLIMITED), BY_STAFF, 5_000)).state
+    assert (spent.quota_remaining, spent.period_consumed) == (0, 17)
+    after = change_to(100, on_change, spent, now, UNLIMITED, "free").state
+    assert (after.quota_limit, after.quota_remaining, after.period_seq) == (100, 83, 1)
+    assert (after.last_reset_date, after.resets_at) == (NOON, NOON + DAY)
+
+
+@pytest.mark.parametrize(("allowance", "other"), [(None, 20), (100, None)])
+def test_from_and_to_unlimited_reset_begins_a_period(allowance: int | None, other: int | None) -> None:
+    now = NOON + HALF_A_DAY
+    state, plan = state_with(0, other), replace(FREE, allowance=other)
+    after = change_to(allowance, OnChange.RESET, state, now, plan).state
+    assert (after.quota_limit, after.quota_remaining, after.period_consumed) == (allowance, allowance or 0, 0)
     assert (after.last_reset_date, after.anchor_at, after.period_seq) == (now, now, 8)
-
-
-@each_way
-def test_to_unlimited_every_way_is_a_reset(on_change: OnChange) -> None:
-    now = NOON + HALF_A_DAY
-    change = change_to(None, on_change, state_with(3), now)
-    assert (change.state.quota_limit, change.state.quota_remaining) == (None, 0)
-    assert (change.state.last_reset_date, change.state.anchor_at, change.state.period_seq) == (now, now, 8)
-    assert change.entries[-1].delta == -3
 
 
 @each_way
@@ -211,16 +244,18 @@ def test_a_key_is_kept_even_where_nothing_changes(on_change: OnChange) -> None:
     )
     [entry] = change.entries
     assert (entry.idempotency_key, entry.kind, entry.delta) == ("k", "plan_changed", 0)
-    assert change.state == replace(again.state, seq=entry.seq, updated_at=again.now)
+    assert change.state == replace(again.state, seq=entry.seq, usage_seq=entry.seq, updated_at=again.now)
 
 
 @each_way
 def test_the_plan_a_user_has_by_anothers_choice_changes_only_whose_choice_it_is(on_change: OnChange) -> None:
     again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
     change = changed(verbs.change_plan(again, BY_STAFF, on_change))
-    changes = {"plan_source": "staff", "seq": again.state.seq + 1, "updated_at": again.now}
     assert again.state
-    assert change.state == replace(again.state, **changes)
+    seq = again.state.seq + 1
+    assert change.state == replace(
+        again.state, plan_source="staff", seq=seq, usage_seq=seq, updated_at=again.now
+    )
     assert (change.entries[-1].kind, change.entries[-1].delta) == ("plan_changed", 0)
 
 
@@ -264,14 +299,15 @@ def kinds() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("on_change", "left"), [(OnChange.KEEP, 83), (OnChange.RESET, 100), (OnChange.PRORATE, 43)]
+    ("on_change", "limit", "left"),
+    [(OnChange.KEEP, 100, 83), (OnChange.RESET, 100, 100), (OnChange.PRORATE, 60, 43)],
 )
-def test_each_way_on_the_database(pro: Plan, on_change: OnChange, left: int) -> None:
+def test_each_way_on_the_database(pro: Plan, on_change: OnChange, limit: int, left: int) -> None:
     ChallengeQuota.objects.consume(USER, 17)
     shift(USER, timedelta(hours=11, minutes=50))  # 80 × 12⅙ ÷ 24 is a bit above 40
     assert change("pro", on_change).quota_remaining == left
     row = ChallengeQuota.objects.get(pk=USER)
-    assert (row.plan_id, row.quota_limit, row.quota_remaining) == ("pro", 100, left)
+    assert (row.plan_id, row.quota_limit, row.quota_remaining) == ("pro", limit, left)
     assert_sound(USER)
 
 

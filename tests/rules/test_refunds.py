@@ -29,7 +29,7 @@ wire = test_round_trips.wire
 
 def spend_of(cost: int, plan: values.Plan = FREE) -> Entry:
     """A spend in the period that began with entry 1, which is the period of `state_with`."""
-    snapshot = at(NOON, state_with(20, plan.allowance, period_seq=1), plan)
+    snapshot = at(NOON, state_with(20, plan.allowance, seq=6), plan)
     return changed(verbs.consume(snapshot, SPENDER, cost)).entries[-1]
 
 
@@ -37,24 +37,28 @@ def spend_of(cost: int, plan: values.Plan = FREE) -> Entry:
 
 
 @pytest.mark.parametrize(
-    ("cost", "refunded", "requested", "remaining", "left"),
+    ("cost", "refunded", "requested", "consumed", "given", "left"),
     [
-        (5, 0, None, 15, 20),
-        (5, 0, 5, 15, 20),
-        (5, 0, 2, 15, 17),
-        (5, 2, None, 17, 20),
-        (5, 2, 3, 17, 20),
-        (5, 4, 1, 10, 11),
-        (5, 0, None, 18, 20),  # 3 are missing to the allowance
-        (5, 0, None, 20, 20),
-        (5, 0, None, 30, 30),  # what was given on top is left alone
-        (20, 0, None, 0, 20),
+        (5, 0, None, 5, 0, 20),
+        (5, 0, 5, 5, 0, 20),
+        (5, 0, 2, 5, 0, 17),
+        (5, 2, None, 3, 0, 20),
+        (5, 2, 3, 3, 0, 20),
+        (5, 4, 1, 10, 0, 11),
+        (20, 0, None, 20, 0, 20),
+        (5, 0, None, 5, 3, 23),  # what staff gave stays
+        (5, 0, None, 5, 30, 50),
+        (5, 0, None, 15, -5, 5),
+        (5, 0, None, 22, 0, 3),  # 2 more than the limit were consumed, under another plan
+        (5, 0, None, 26, 0, 0),
     ],
 )
-def test_what_was_spent_is_given_back_up_to_the_allowance(
-    cost: int, refunded: int, requested: int | None, remaining: int, left: int
+def test_what_was_spent_is_given_back_and_what_staff_gave_stays(
+    cost: int, refunded: int, requested: int | None, consumed: int, given: int, left: int
 ) -> None:
-    snapshot = at(NOON, state_with(remaining), consumption=spend_of(cost), refunded=refunded)
+    remaining = max(0, 20 + given - consumed)
+    before = state_with(remaining, period_consumed=consumed, period_given=given)
+    snapshot = at(NOON, before, consumption=spend_of(cost), refunded=refunded)
     change = changed(verbs.refund(snapshot, BY_STAFF, requested))
     entry = change.entries[-1]
     assert (change.state.quota_remaining, entry.delta, entry.amount) == (
@@ -90,7 +94,7 @@ def test_an_entry_of_another_kind_is_no_spend(kind: values.EntryKind) -> None:
 
 
 def test_a_closed_period_gets_nothing_and_the_entry_says_so() -> None:
-    snapshot = at(NOON, state_with(10, period_seq=5), consumption=spend_of(5))
+    snapshot = at(NOON, state_with(10, period_seq=8, seq=8), consumption=spend_of(5))
     entry = changed(verbs.refund(snapshot, BY_STAFF)).entries[-1]
     assert (entry.amount, entry.delta, entry.cost, entry.is_period_closed) == (0, 0, 0, True)
 
@@ -179,15 +183,18 @@ def test_one_spend_leaves_another_to_be_refunded(db: None) -> None:
     assert refund(second).entry.amount == 5
 
 
-def test_what_the_allowance_cut_off_counts_as_asked_back(db: None) -> None:
-    """Otherwise those units could be refunded again after the next spend."""
+def test_what_a_smaller_plan_cut_off_counts_as_asked_back(db: None) -> None:
+    """Otherwise those units could be refunded again under a larger plan."""
+    for name, allowance in (("tiny", 1), ("pro", 100)):
+        Plan(name=name, allowance=allowance).save()
     spent = spend(5)
-    ChallengeQuota.objects.adjust(USER, 4, reason="a gift", actor=STAFF)
-    assert refund(spent, 4).entry.amount == 1
-    spend(10)
+    ChallengeQuota.objects.change_plan(USER, "tiny", actor=STAFF)
+    assert (refund(spent, 4).entry.amount, remaining()) == (0, 0)
+    ChallengeQuota.objects.change_plan(USER, "pro", actor=STAFF)
+    assert remaining() == 99
     with pytest.raises(RefundTooLarge):
         refund(spent, 4)
-    assert refund(spent).entry.amount == 1
+    assert (refund(spent).entry.amount, remaining()) == (1, 100)
 
 
 def test_another_users_spend_is_not_found(db: None) -> None:
@@ -236,18 +243,31 @@ def test_a_spend_from_before_a_change_that_keeps_the_period_is_given_back(db: No
     assert refund(spent).quota.quota_remaining == 100
 
 
-def test_a_balance_is_never_lifted_above_the_allowance(db: None) -> None:
+def test_a_refund_leaves_what_staff_gave(db: None) -> None:
     spent = spend(5)
     ChallengeQuota.objects.adjust(USER, 3, reason="a gift", actor=STAFF)
-    assert refund(spent).entry.amount == 2
-    assert remaining() == 20
+    assert (refund(spent).entry.amount, remaining()) == (5, 23)
 
 
-def test_a_balance_above_the_allowance_is_left_there(db: None) -> None:
-    spent = spend(5)
-    ChallengeQuota.objects.adjust(USER, 30, reason="a gift", actor=STAFF)
+def test_what_was_spent_under_no_limit_gives_no_units_back(db: None) -> None:
+    """It took none: the refund is on paper, whatever plan comes later."""
+    Plan(name="unlimited", allowance=None).save()
+    spend(3)
+    ChallengeQuota.objects.change_plan(USER, "unlimited", actor=STAFF)
+    spent = spend(500)
+    ChallengeQuota.objects.change_plan(USER, "free", actor=STAFF)
     given = refund(spent)
-    assert (given.entry.amount, given.entry.is_period_closed, remaining()) == (0, False, 45)
+    assert (given.entry.amount, given.entry.cost, given.entry.is_period_closed) == (0, 500, False)
+    assert remaining() == 17
+
+
+def test_what_was_spent_before_is_given_back_under_no_limit_too(db: None) -> None:
+    Plan(name="unlimited", allowance=None).save()
+    spent = spend(3)
+    ChallengeQuota.objects.change_plan(USER, "unlimited", actor=STAFF)
+    assert (refund(spent).entry.amount, remaining()) == (3, 0)
+    ChallengeQuota.objects.change_plan(USER, "free", actor=STAFF)
+    assert remaining() == 20
 
 
 def test_an_unlimited_quota_counts_its_refunds(make_quota: Callable[..., ChallengeQuota]) -> None:

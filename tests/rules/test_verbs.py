@@ -25,7 +25,28 @@ STAFF = Request(Actor("staff", "bo"), reason="a gift")
 
 
 def state_with(remaining: int, limit: int | None = 20, **changes: object) -> State:
-    state = State("user_1", "free", "default", 1, limit, remaining, NOON, NOON, 1, None, 7, NOON, None)
+    """A running period of a day from NOON, in which `remaining` of `limit` are left."""
+    consumed, given = values.usage_shown(limit, remaining)
+    state = State(
+        user_id="user_1",
+        plan="free",
+        plan_source="default",
+        plan_version=1,
+        quota_limit=limit,
+        quota_remaining=remaining,
+        period_consumed=consumed,
+        period_given=given,
+        last_reset_date=NOON,
+        resets_at=NOON + DAY,
+        anchor_at=NOON,
+        period_seq=1,
+        refused_at=None,
+        left_until=None,
+        seq=7,
+        usage_seq=7,
+        updated_at=NOON,
+        deleted_at=None,
+    )
     return replace(state, **changes)  # type: ignore[arg-type]
 
 
@@ -207,7 +228,7 @@ def test_time_never_falls_as_the_ledger_grows() -> None:
 
 @pytest.mark.parametrize(("microsecond", "second"), [(0, "00"), (1, "01"), (999_999, "01")])
 def test_the_time_in_a_refusal_is_never_too_early(microsecond: int, second: str) -> None:
-    state = state_with(0, last_reset_date=NOON.replace(microsecond=microsecond))
+    state = state_with(0, resets_at=(NOON + DAY).replace(microsecond=microsecond))
     assert f"20 more at 2026-03-02T12:00:{second}Z." in str(
         changed(verbs.consume(at(NOON, state), USER, 1)).refusal
     )

@@ -47,8 +47,8 @@ def test_the_tour_shows_the_main_job_and_ends_well() -> None:
 @pytest.mark.parametrize(
     ("path", "rule", "broken"),
     [
-        ("quotas/rules/periods.py", "return now >= resets_at(plan, state)", "return False"),
-        ("quotas/rules/verbs.py", "if cost <= remaining:", "if True:"),
+        ("quotas/rules/periods.py", "return now >= state.resets_at", "return False"),
+        ("quotas/rules/verbs.py", "if cost <= left:", "if True:"),
         ("webhooks/handlers.py", "ChallengeQuota.objects.open_missing(", "str("),
     ],
 )

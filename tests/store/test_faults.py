@@ -336,7 +336,10 @@ def test_another_spend_between_the_loss_and_the_second_try_is_not_taken_for_ours
     def spend_first(statement):
         if is_first(statement):
             with another_session(server) as other:
-                other.execute("UPDATE challenge_quotas SET seq = seq + 1, quota_remaining = 10")
+                other.execute(
+                    "UPDATE challenge_quotas SET seq = seq + 1, usage_seq = seq + 1, quota_remaining = 10,"
+                    " period_consumed = 10"
+                )
             wire.cut()
 
     wire.on_query = spend_first

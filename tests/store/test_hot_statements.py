@@ -56,7 +56,8 @@ def gather() -> None:
         later = range(-ENTRIES_OF_ONE // 2, 0)  # other numbers, for other ids
         copy_rows(ENTRIES, busy, later, user_id="user_id", seq="seq + 2 - 2 * copy")
         newest = f"SELECT MAX(seq) FROM {ENTRIES} WHERE user_id = '{BUSY}'"
-        cursor.execute(f"UPDATE {QUOTAS} SET seq = ({newest}) WHERE user_id = '{BUSY}'")
+        both = f"(seq, usage_seq) = (SELECT n, n FROM ({newest}) AS m (n))"
+        cursor.execute(f"UPDATE {QUOTAS} SET {both} WHERE user_id = '{BUSY}'")
         cursor.execute(f"ANALYZE {', '.join(GROWING)}")
 
 

@@ -14,6 +14,7 @@ from django.db import connection, transaction
 
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.reports.prune import MIN_AGE
+from quotas.rules.values import MAX_UNITS
 from quotas.store.commit import clock
 
 Parameters = dict[str, Any]
@@ -57,12 +58,15 @@ class Check:
 
 
 # Each entry with its neighbours, the newest also with the user's row. An entry begins a period with its
-# allowance, or moves the balance as its kind allows and leaves the rest of the state alone; it follows
-# that no period gives more than it has.
+# allowance, or moves what was consumed or given as its kind allows and leaves the rest of the state alone.
+# The balance follows from that. Entries of releases before 0.2 state only the balance.
 ENTRIES = Check(
     """
     SELECT t.user_id, t.seq, t.kind, t.cost, t.delta, t.balance_after, t.period_seq, t.created_at,
         COALESCE(t.quota_limit, 0) AS allowance, t.quota_limit IS NULL AS is_unlimited,
+        t.period_consumed AS consumed, t.period_given AS given,
+        t.period_consumed - LAG(t.period_consumed) OVER w AS used_more,
+        t.period_given - LAG(t.period_given) OVER w AS given_more,
         t.refund_of IS NOT NULL AS is_tied,
         LAG(t.seq) OVER w AS seq_before,
         LAG(t.kind) OVER w AS kind_before,
@@ -74,7 +78,9 @@ ENTRIES = Check(
             OR t.anchor_at <> LAG(t.anchor_at) OVER w AS is_other_plan,
         t.plan_version <> LAG(t.plan_version) OVER w
             OR COALESCE(t.quota_limit, -1) <> LAG(COALESCE(t.quota_limit, -1)) OVER w
-            OR t.last_reset_date <> LAG(t.last_reset_date) OVER w AS is_other_term,
+            OR t.last_reset_date <> LAG(t.last_reset_date) OVER w
+            OR t.resets_at <> LAG(t.resets_at) OVER w
+                AND t.period_consumed + LAG(t.period_consumed) OVER w IS NOT NULL AS is_other_term,
         LEAD(t.seq) OVER w IS NULL AS is_newest,
         q.user_id IS NULL AS is_rowless, q.seq AS row_seq, q.quota_remaining AS row_balance,
         q.plan_id <> t.plan
@@ -84,7 +90,12 @@ ENTRIES = Check(
             OR q.last_reset_date <> t.last_reset_date
             OR q.anchor_at <> t.anchor_at
             OR q.updated_at <> t.created_at
-            OR q.period_seq <> t.period_seq AS is_other_row,
+            OR q.period_seq <> t.period_seq
+            OR q.usage_seq = q.seq AND (
+                q.period_consumed <> t.period_consumed
+                OR q.period_given <> t.period_given
+                OR q.resets_at <> t.resets_at
+            ) AS is_other_row,
         (q.deleted_at IS NOT NULL) <> (t.kind = 'deleted') AS is_other_end
     FROM ledger_entries AS t LEFT JOIN challenge_quotas AS q ON q.user_id = t.user_id
     WHERE {one}
@@ -115,6 +126,7 @@ ENTRIES = Check(
             """
             CASE kind
                 WHEN 'consumed' THEN cost < 1 OR delta <> CASE WHEN is_unlimited THEN 0 ELSE -cost END
+                    AND NOT (consumed IS NOT NULL AND balance_before = %(max_units)s)
                 WHEN 'refunded' THEN delta < 0 OR delta > cost
                 WHEN 'refused' THEN delta <> 0
                 WHEN 'deleted' THEN delta <> 0
@@ -123,11 +135,37 @@ ENTRIES = Check(
             """,
             "{kind} with cost {cost} and delta {delta:+}",
         ),
+        "balance": (
+            """
+            consumed + given IS NOT NULL AND balance_after <> CASE
+                WHEN is_unlimited OR allowance + given < consumed THEN 0
+                WHEN allowance + given - consumed > %(max_units)s THEN %(max_units)s
+                ELSE allowance + given - consumed
+            END
+            """,
+            "of {allowance}, with {given:+} by staff and {consumed} consumed, {balance_after} are left",
+        ),
+        "usage": (
+            """
+            CASE
+                WHEN seq = period_seq THEN consumed <> 0 OR given <> 0
+                WHEN kind = 'consumed' THEN used_more <> CASE WHEN is_unlimited THEN 0 ELSE cost END
+                    OR given_more <> 0
+                WHEN kind = 'refunded' THEN used_more NOT IN (0, -cost) OR given_more <> 0
+                WHEN kind = 'adjusted' THEN used_more <> 0
+                WHEN kind = 'plan_changed' THEN consumed < 0
+                ELSE used_more <> 0 OR given_more <> 0
+            END
+            """,
+            "{kind} with cost {cost} moves what was consumed by {used_more}, what was given by {given_more}",
+        ),
+        # A change of plan may continue another period than the running one.
         "period": (
             """
             CASE
                 WHEN seq = period_seq THEN kind NOT IN ('opened', 'reset', 'plan_changed')
-                ELSE kind IN ('opened', 'reset') OR period_seq <> period_before
+                ELSE kind IN ('opened', 'reset')
+                    OR period_seq <> period_before AND kind <> 'plan_changed'
             END
             """,
             "{kind} in period {period_seq}, after an entry of period {period_before}",
@@ -173,23 +211,63 @@ EMPTY = Check(
     {"no entries": ("1 = 1", "the row has seq {seq}, but there is no entry")},
 )
 
-# A second proof, independent of the chain: it sums the costs of spends instead of their deltas. A period
-# whose first entry is missing is skipped: its allowance is unknown, and `gap` or `lost prefix` reports it.
+# A second proof, independent of the chain: it sums the costs of spends instead of their deltas. No more may
+# be spent in a period than the largest allowance in force in it and what staff gave. Releases before 0.2
+# forgot at a change of plan what had been used: of their entries all deltas count as given, and a period that
+# has entries of both is skipped. So is one whose first entry is missing: its allowance is unknown, and `gap`
+# or `lost prefix` reports it.
 PERIODS = Check(
     """
     SELECT t.user_id, t.period_seq, MIN(t.seq) AS first_seq, MAX(t.seq) AS seq,
+        COUNT(*) - COUNT(t.period_consumed) AS old_entries, COUNT(t.period_consumed) AS new_entries,
         SUM(CASE
             WHEN t.seq = t.period_seq THEN COALESCE(t.quota_limit, 0)
             WHEN t.kind = 'consumed' THEN 0
             ELSE t.delta
         END) AS given,
-        SUM(CASE WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost ELSE 0 END) AS taken
+        SUM(CASE WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost ELSE 0 END) AS taken,
+        MAX(COALESCE(t.quota_limit, 0)) + MAX(t.period_given) AS most,
+        SUM(CASE
+            WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost
+            WHEN t.kind = 'refunded' THEN -t.cost
+            ELSE 0
+        END) AS used
     FROM ledger_entries AS t WHERE {one} GROUP BY t.user_id, t.period_seq
     """,
     {
         "overspend": (
-            "taken > given AND first_seq = period_seq",
-            "{taken} units spent of {given} in period {period_seq}",
+            """
+            first_seq = period_seq AND CASE
+                WHEN new_entries = 0 THEN taken > given
+                WHEN old_entries = 0 THEN used > most
+            END
+            """,
+            "{taken} units spent in period {period_seq}, which gave at most {most}",
+        )
+    },
+)
+
+# The same for the row: what it says was consumed is the sum of the costs since its period's first entry, less
+# the refunds of these.
+USAGE = Check(
+    """
+    SELECT t.user_id, t.seq, t.period_seq, t.period_consumed AS consumed, MIN(e.seq) AS first_seq,
+        SUM(CASE
+            WHEN e.kind = 'consumed' AND e.quota_limit IS NOT NULL THEN e.cost
+            WHEN c.quota_limit IS NOT NULL THEN -e.cost
+            ELSE 0
+        END) AS summed
+    FROM challenge_quotas AS t
+    JOIN ledger_entries AS e ON e.user_id = t.user_id AND e.seq >= t.period_seq
+    LEFT JOIN ledger_entries AS c
+        ON c.user_id = e.user_id AND c.id = e.refund_of AND c.seq >= t.period_seq
+    WHERE {one} AND t.usage_seq = t.seq
+    GROUP BY t.user_id, t.seq, t.period_seq, t.period_consumed
+    """,
+    {
+        "row's usage": (
+            "first_seq = period_seq AND summed <> consumed",
+            "{summed} units were consumed since seq {period_seq}, but the row says {consumed}",
         )
     },
 )
@@ -215,7 +293,7 @@ REFUNDS = Check(
             "{refunded} units refunded of {spent} that seq {spend_seq} spent",
         ),
         "late refund": (
-            "spend_period <> period_seq AND (cost > 0 OR delta > 0)",
+            "spend_seq < period_seq AND (cost > 0 OR delta > 0)",
             "{delta:+} in period {period_seq} for a spend of period {spend_period}",
         ),
     },
@@ -230,7 +308,7 @@ DUPLICATE_KEYS = Check(
     {"duplicate key": ("times > 1", "{times} entries have the idempotency key {idempotency_key}")},
 )
 
-CHECKS = (ENTRIES, EMPTY, PERIODS, REFUNDS, DUPLICATE_KEYS)
+CHECKS = (ENTRIES, EMPTY, PERIODS, USAGE, REFUNDS, DUPLICATE_KEYS)
 
 
 @contextmanager
@@ -257,6 +335,7 @@ def faults(user_id: str | None = None) -> Iterator[Fault]:
     with one_snapshot():
         parameters = {
             "user_id": user_id,
+            "max_units": MAX_UNITS,
             "young": connection.ops.adapt_datetimefield_value(clock() - MIN_AGE),
         }
         for check in CHECKS:

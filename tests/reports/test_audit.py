@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Event
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -43,6 +44,12 @@ def found() -> Seqs:
     assert {fault.user_id for fault in faults} <= {USER}
     assert sorted(faults) == sorted(audit.faults(USER))
     return {(fault.seq, fault.kind) for fault in faults}
+
+
+def forget_usage() -> None:
+    """Leave of the ledger and the rows what a release before 0.2 would have written."""
+    LedgerEntry.objects.update(period_consumed=None, period_given=None)
+    quotas.update(period_consumed=None, period_given=None, resets_at=None, usage_seq=None)
 
 
 def refund_late() -> None:
@@ -218,12 +225,76 @@ FAULTS: dict[str, tuple[Callable[[], object], Seqs]] = {
 }
 
 
+# What is found besides in a ledger that states what was consumed and given.
+MORE: dict[str, Seqs] = {
+    "a lost entry": {(6, "usage")},
+    "a lost end": {(6, "row's usage")},
+    "a lost tombstone": {(6, "balance"), (6, "usage")},
+    "a balance that does not follow": {(3, "balance")},
+    "a balance below 0": {(6, "balance"), (6, "usage"), (6, "row's usage")},
+    "a period that begins with more than its allowance": {(seq, "balance") for seq in range(1, 7)},
+    "a spend that took too little": {(2, "usage"), (6, "row's usage")},
+    "spends beyond what was there": {(2, "usage"), (6, "row's usage")},
+    "a spend of nothing": {(6, "balance"), (6, "usage"), (6, "row's usage")},
+    "a refusal that takes": {(6, "usage"), (6, "row's usage")},
+    "a deletion that takes": {(6, "usage"), (6, "row's usage")},
+    "a reset within a period": {(5, "usage")},
+    "a refund that gives more than it says": {(4, "usage"), (6, "row's usage")},
+    "a spend that begins a period": {(6, "usage"), (6, "row's usage")},
+    "another limit without plan_changed": {(4, "balance")},
+    "unlimited without plan_changed": {(5, "balance")},
+    "an entry after the deletion": {(5, "balance"), (5, "usage")},
+    "a refund tied to nothing": {(6, "row's usage")},
+    "a refund of what is not there": {(6, "row's usage")},
+    "a refund of another user's spend": {(6, "row's usage")},
+    "more refunded than spent": {(4, "usage"), (6, "row's usage")},
+    "a deletion without its tombstone": {(6, "balance"), (6, "usage"), (6, "row's usage")},
+}
+
+
 @pytest.mark.usefixtures("unguarded")
-@pytest.mark.parametrize(("plant", "expected"), FAULTS.values(), ids=FAULTS)
-def test_each_fault_is_found_where_it_is(plant: Callable[[], object], expected: Seqs) -> None:
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_found_where_it_is(name: str) -> None:
     assert found() == set()
+    plant, expected = FAULTS[name]
+    plant()
+    assert found() == expected | MORE.get(name, set())
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_found_in_a_ledger_that_states_only_the_balance(name: str) -> None:
+    """As the releases before 0.2 wrote it."""
+    forget_usage()
+    assert found() == set()
+    plant, expected = FAULTS[name]
     plant()
     assert found() == expected
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"period_consumed": 8}, {(6, "balance"), (6, "usage"), (6, "row's state")}),
+        ({"period_given": 3}, {(6, "balance"), (6, "usage"), (6, "row's state")}),
+        ({"resets_at": timezone.now()}, {(6, "state"), (6, "row's state")}),
+    ],
+)
+def test_a_usage_that_does_not_follow_is_found(changes: dict[str, Any], expected: Seqs) -> None:
+    entries(6).update(**changes)
+    assert found() == expected
+
+
+@pytest.mark.usefixtures("ledger")
+def test_a_row_that_forgot_what_was_consumed_is_found() -> None:
+    """It and its entries agree, and the balance follows from them: only the sum of the costs tells."""
+    Plan(name="pro", allowance=100).save()
+    quotas.change_plan(USER, "pro", actor=STAFF)
+    assert found() == set()
+    entries(7).update(period_consumed=0, balance_after=104, delta=F("delta") + 7)
+    row().update(period_consumed=0, quota_remaining=104)
+    assert found() == {(7, "row's usage")}
 
 
 @pytest.mark.postgres  # SQLite cannot drop the constraint of a table
@@ -236,7 +307,7 @@ def test_a_seq_that_is_there_twice_is_found() -> None:
 @pytest.mark.usefixtures("ledger")
 def test_a_second_refund_of_the_same_units_is_found() -> None:
     entries(5).update(kind="refunded", cost=4, refund_of=entries(3).get().id)
-    assert found() == {(5, "double refund")}
+    assert found() == {(5, "double refund"), (5, "usage"), (6, "row's usage")}
 
 
 @pytest.mark.usefixtures("ledger")
@@ -306,10 +377,14 @@ def test_a_sound_ledger_is_one_line() -> None:
 def test_a_fault_is_a_line_with_its_numbers_and_a_failure() -> None:
     entries(3).update(balance_after=13)
     out = io.StringIO()
-    with pytest.raises(CommandError, match="2 users, 8 entries, 2 faults") as failure:
+    with pytest.raises(CommandError, match="2 users, 8 entries, 3 faults") as failure:
         call_command("audit_ledger", stdout=out)
     assert failure.value.returncode == 1
-    assert out.getvalue() == ("user_1 seq 3: chain: 17 -5 is not 13\nuser_1 seq 4: chain: 13 +2 is not 14\n")
+    assert out.getvalue() == (
+        "user_1 seq 3: chain: 17 -5 is not 13\n"
+        "user_1 seq 3: balance: of 20, with +0 by staff and 8 consumed, 13 are left\n"
+        "user_1 seq 4: chain: 13 +2 is not 14\n"
+    )
 
 
 @pytest.mark.usefixtures("ledger")
@@ -323,7 +398,7 @@ def test_one_user_can_be_audited_and_told_as_json() -> None:
         call_command("audit_ledger", "--json", stdout=(out := io.StringIO()))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert lines[0] == {"user_id": USER, "seq": 3, "kind": "chain", "detail": "17 -5 is not 13"}
-    assert lines[2]["faults"] == 2
+    assert lines[3]["faults"] == 3
 
 
 class Spenders:

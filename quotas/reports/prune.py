@@ -3,7 +3,8 @@
 Of each user's periods that began before the cut, the newest stays whole, with everything after it; the older
 ones are removed. So a pruned ledger starts with the first entry of a period, whose balance is the allowance;
 a spend and the refunds that gave units of it back are in one period, and go together; and the running period
-is never touched.
+is never touched. A change of plan may continue an older period (its entries then carry an older period_seq):
+what lies between goes with it.
 """
 
 import math
@@ -12,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from django.db import connection, transaction
-from django.db.models import Count, Max
+from django.db.models import Count, Max, Min
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
 from quotas.store.commit import clock
@@ -92,17 +93,25 @@ def _prune(users: list[str], cut: datetime, batch: int, *, dry_run: bool) -> Ite
 
 
 def _closed(user_id: str, cut: datetime) -> list[Period]:
-    """Return the periods that may go, oldest first: those with an entry before the cut, except the newest.
+    """Return the periods that may go, oldest first: those that began before the cut, except the newest.
 
     One user per query, over the index: for many users, PostgreSQL may read the whole ledger each time.
     """
     rows = (
-        LedgerEntry.objects.filter(user_id=user_id, created_at__lt=cut)
-        .values_list("user_id", "period_seq")
-        .annotate(Max("seq"), Count("id"))
+        LedgerEntry.objects.filter(user_id=user_id)
+        .values_list("period_seq")
+        .annotate(Min("created_at"), Max("seq"), Count("id"))
         .order_by("period_seq")
     )
-    return [Period(*row) for row in rows][:-1]
+    closed: list[Period] = []
+    for period_seq, began_at, last_seq, entries in rows:
+        if closed and period_seq <= closed[-1].last_seq:  # it continues that one, or lies within it
+            before = closed.pop()
+            merged = max(before.last_seq, last_seq), before.entries + entries
+            closed.append(Period(user_id, before.period_seq, *merged))
+        elif began_at < cut:
+            closed.append(Period(user_id, period_seq, last_seq, entries))
+    return closed[:-1]
 
 
 def _batches(periods: Iterable[Period], size: int) -> Iterator[list[Period]]:

@@ -261,3 +261,27 @@ def test_the_row_is_left_alone() -> None:
     before = quotas.filter(pk=USER).values().get()
     removed()
     assert quotas.filter(pk=USER).values().get() == before
+
+
+def test_a_period_that_a_change_of_plan_continued_goes_with_all_that_lies_in_it(
+    make_quota: Callable[..., ChallengeQuota], shift: Shift
+) -> None:
+    """Its later entries bear an older period_seq than those before them: the cut must not go through it."""
+    make_quota()
+    for name, rules in {"long": {"period_seconds": 30 * 86_400}, "brief": {"period_seconds": 2}}.items():
+        Plan(name=name, allowance=300, **rules).save()
+    quotas.change_plan(USER, "long", actor=STAFF)
+    quotas.consume(USER, 200)
+    quotas.change_plan(USER, "brief", actor=STAFF)
+    shift(USER, timedelta(seconds=3))
+    quotas.consume(USER, 7)
+    quotas.change_plan(USER, "long", actor=STAFF)
+    continued = quotas.consume(USER, 1).entry
+    assert (continued.seq, continued.period_seq) == (8, 1)
+    shift(USER, 61 * DAY)
+    assert removed(days=60) == 0  # it ran until 31 days ago, and it is the period of the cut
+    quotas.consume(USER, 1)
+    shift(USER, 61 * DAY)
+    assert removed(days=60, batch=2) == 8
+    assert seqs() == [9, 10]
+    assert sound()

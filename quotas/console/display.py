@@ -100,12 +100,16 @@ class QuotaDisplay:
     @property
     def why(self) -> str:
         """How the balance relates to the plan, in one sentence."""
-        plan, limit, used = self.quota.plan.name, self.quota.quota_limit, self.quota.used
+        plan, limit = self.quota.plan.name, self.quota.quota_limit
+        used, given = self.quota.used, self.quota.given
         if limit is None:
             return f"The plan {plan} has no limit."
-        if (extra := self.quota.quota_remaining - limit) > 0:
-            return f"The plan {plan} gives {limit:,} per period; the balance is {extra:,} above that."
-        return f"The plan {plan} gives {limit:,} per period; used so far: {used:,}."
+        parts = [f"The plan {plan} gives {limit:,} per period", f"used so far: {used:,}"]
+        if given:
+            parts.append(f"{'added' if given > 0 else 'removed'} by staff: {abs(given):,}")
+        if (over := used - limit - given) > 0:
+            parts.append(f"so {over:,} were used beyond it, and units that are added cover these first")
+        return "; ".join(parts) + "."
 
     @property
     def resets_in(self) -> str:

@@ -37,9 +37,11 @@ def plan_of(user_id: str = "user_1") -> tuple[str, int]:
     return quota.plan_id, quota.quota_remaining
 
 
-@pytest.mark.parametrize(("on_change", "left"), [("keep", 42), ("reset", 50), ("prorate", 26)])
+@pytest.mark.parametrize(
+    ("on_change", "limit", "left"), [("keep", 50, 42), ("reset", 50, 50), ("prorate", 34, 26)]
+)
 def test_a_change_of_plan_is_shown_before_it_is_made_and_is_made_so(
-    staff: Client, make_quota: Make, shift: Shift, pro: Plan, on_change: str, left: int
+    staff: Client, make_quota: Make, shift: Shift, pro: Plan, on_change: str, limit: int, left: int
 ) -> None:
     make_quota(remaining=12)
     shift(
@@ -48,10 +50,10 @@ def test_a_change_of_plan_is_shown_before_it_is_made_and_is_made_so(
     form = {"plan": "pro", "on_change": on_change, "reason": "an upgrade", "token": uuid4()}
     shown = text(send(staff, "change_plan", "user_1", **form))
     assert "Change plan to pro" in shown
-    assert shown.index("12 of 20") < shown.index(f"{left} of 50")
+    assert shown.index("12 of 20") < shown.index(f"{left} of {limit}")
     assert plan_of() == ("free", 12)
     done = text(send(staff, "change_plan", "user_1", **form, confirmed="1"))
-    assert f"The plan of user_1 is pro: now {left} of 50." in done
+    assert f"The plan of user_1 is pro: now {left} of {limit}." in done
     assert plan_of() == ("pro", left)
     entry = LedgerEntry.objects.latest("seq")
     assert (entry.kind, entry.reason, entry.actor_id) == ("plan_changed", "an upgrade", "alice")

@@ -8,6 +8,7 @@ from django.test import Client
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.values import Actor
+from tests.conftest import STAFF
 from tests.tools.staff import LIST, PAGE, SCRIPT, sign_in, text
 
 pytestmark = pytest.mark.django_db
@@ -27,8 +28,9 @@ def check_spend(client: Client, spend: object) -> str:
 @pytest.mark.parametrize(
     ("remaining", "allowance", "why"),
     [
-        (17, 20, "The plan free gives 20 per period; used so far: 3."),
-        (1200, 1000, "The plan free gives 1,000 per period; the balance is 200 above that."),
+        (None, 20, "The plan free gives 20 per period; used so far: 0."),
+        (17, 20, "The plan free gives 20 per period; used so far: 0; removed by staff: 3."),
+        (1200, 1000, "The plan free gives 1,000 per period; used so far: 0; added by staff: 200."),
         (None, None, "The plan free has no limit."),
     ],
 )
@@ -36,6 +38,19 @@ def test_the_page_says_why(
     viewer: Client, make_quota: Make, remaining: int | None, allowance: int | None, why: str
 ) -> None:
     make_quota(remaining=remaining, allowance=allowance)
+    assert why in text(viewer.get(PAGE))
+
+
+def test_the_page_says_how_much_was_used_beyond_a_smaller_plan(viewer: Client, make_quota: Make) -> None:
+    make_quota()
+    ChallengeQuota.objects.consume("user_1", 18)
+    Plan(name="tiny", allowance=5).save()
+    ChallengeQuota.objects.change_plan("user_1", "tiny", actor=STAFF)
+    ChallengeQuota.objects.adjust("user_1", 3, reason="a gift", actor=STAFF)
+    why = (
+        "The plan tiny gives 5 per period; used so far: 18; added by staff: 3; "
+        "so 10 were used beyond it, and units that are added cover these first."
+    )
     assert why in text(viewer.get(PAGE))
 
 

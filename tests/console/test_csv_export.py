@@ -47,7 +47,8 @@ def ids(found: list[dict[str, str]]) -> list[str]:
 
 
 def test_an_export_has_the_figures_of_the_list(viewer: Client, make_quota: Make, shift: Shift) -> None:
-    make_quota("user_1", remaining=12)
+    make_quota("user_1")
+    ChallengeQuota.objects.consume("user_1", 8)
     make_quota("user_2", remaining=0)
     make_quota("user_3", remaining=0)
     shift("user_3", timedelta(hours=24))

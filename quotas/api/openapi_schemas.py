@@ -109,7 +109,9 @@ SCHEMAS: JSON = {
         plan=PLAN_NAME,
         unlimited=BOOLEAN,
         quota_limit=LIMIT,
-        quota_used=integer(),
+        quota_used=integer(
+            description="Units consumed in this period less refunds, without those of an unlimited plan."
+        ),
         quota_remaining=integer(description=f"Units that can be spent now; {MAX_UNITS} if unlimited."),
         **PERIOD,
         last_reset_date=INSTANT,

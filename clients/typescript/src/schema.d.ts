@@ -288,6 +288,7 @@ export interface components {
             unlimited: boolean;
             /** @description Units per period; null if unlimited. */
             quota_limit: number | null;
+            /** @description Units consumed in this period less refunds, without those of an unlimited plan. */
             quota_used: number;
             /** @description Units that can be spent now; 2147483647 if unlimited. */
             quota_remaining: number;

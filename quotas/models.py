@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NoReturn
-from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
@@ -16,6 +15,7 @@ from uuid_utils.compat import uuid7
 
 from quotas.rules import periods, values, verbs
 from quotas.rules.values import MAX_UNITS, EntryKind, Quota, Snapshot
+from quotas.rules.zones import zone
 from quotas.store.manager import QuotaManager
 
 UNITS = (MinValueValidator(0), MaxValueValidator(MAX_UNITS))
@@ -24,8 +24,8 @@ DAY_SECONDS = 86_400
 
 def validate_timezone(name: str) -> None:
     try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # KeyError for an unknown name, the others for a path
+        zone(name)
+    except KeyError:
         raise ValidationError("Name a time zone such as Europe/Berlin or UTC.") from None
 
 

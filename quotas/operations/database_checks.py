@@ -4,13 +4,17 @@ Those that query the database run with `--database default`, and before each `mi
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.db import DatabaseError, connection
+from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
+from django.db import DatabaseError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+from quotas.models import Plan
+from quotas.rules import zones
+from quotas.rules.values import NAMED_PERIODS
 
 MAX_CLOCK_DRIFT = timedelta(seconds=2)
 
@@ -22,6 +26,20 @@ def check_pooling(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(Tags.database)
+def check_zones(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Name the version of the time zone data, if a plan depends on it, and find what it does not know."""
+    if "default" not in (databases or ()):
+        return []
+    try:
+        with transaction.atomic():  # before the first migrate there is no such table
+            local = Plan.objects.exclude(timezone="UTC").filter(reset_policy__in=NAMED_PERIODS)
+            names = set(local.values_list("timezone", flat=True))
+    except DatabaseError:
+        return []
+    return list(_zone_faults(names, datetime.now(UTC).date()))
+
+
+@register(Tags.database)
 def check_connection(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Find what only a query shows; an unreachable database is not a fault of the settings."""
     if "default" not in (databases or ()) or connection.vendor != "postgresql":
@@ -30,6 +48,26 @@ def check_connection(databases: Sequence[str] | None = None, **kwargs: Any) -> l
         return list(_database_faults())
     except DatabaseError:
         return []
+
+
+def _zone_faults(names: set[str], today: date) -> Iterator[CheckMessage]:
+    if not names:
+        return
+    yield Info(f"Local midnights follow the time zone data {zones.VERSION}.", id="quotas.I001")
+    if zones.is_old(today):
+        yield Warning(
+            f"The time zone data {zones.VERSION} is old: where the rules of a zone have changed since, days "
+            "end at the wrong hour.",
+            hint="Update quotasite, or the package tzdata alone.",
+            id="quotas.W007",
+        )
+    if unknown := sorted(names - zones.NAMES):
+        yield Error(
+            f"The time zone data {zones.VERSION} has no {', '.join(unknown)}: when a period of such a plan "
+            "ends, its users' requests fail.",
+            hint="Give the plan another time zone in the admin.",
+            id="quotas.E008",
+        )
 
 
 def _contradictions() -> Iterator[CheckMessage]:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
 
 from quotas.rules.values import Plan, Snapshot, State, usage_shown
+from quotas.rules.zones import zone
+
+SAME_MIDNIGHT = timedelta(hours=3)  # at most, between the midnights of two versions of a zone's data
 
 
 class ResetPolicy(NamedTuple):
@@ -44,20 +46,20 @@ def _on_grid(
 
 
 def _local_day(plan: Plan, instant: datetime) -> date:
-    return instant.astimezone(ZoneInfo(plan.timezone)).date()
+    return instant.astimezone(zone(plan.timezone)).date()
 
 
 def _midnight(plan: Plan, day: date) -> datetime:
     """Return the first instant of a local day, in UTC. If DST skips midnight, it is the end of the gap."""
-    zone = ZoneInfo(plan.timezone)
-    wall = datetime.combine(day, time(), zone)
+    local = zone(plan.timezone)
+    wall = datetime.combine(day, time(), local)
     late = wall.astimezone(UTC)
-    if late.astimezone(zone).replace(tzinfo=None) == wall.replace(tzinfo=None):
+    if late.astimezone(local).replace(tzinfo=None) == wall.replace(tzinfo=None):
         return late
     early = wall.replace(fold=1).astimezone(UTC)  # in a gap: by the offset after it, so before the gap
     while late - early > timedelta.resolution:
         middle = early + (late - early) / 2
-        is_there = middle.astimezone(zone).replace(tzinfo=None) >= wall.replace(tzinfo=None)
+        is_there = middle.astimezone(local).replace(tzinfo=None) >= wall.replace(tzinfo=None)
         early, late = (early, middle) if is_there else (middle, late)
     return late
 
@@ -111,6 +113,20 @@ def is_due(state: State, now: datetime) -> bool:
     return now >= state.resets_at
 
 
+def next_period(plan: Plan, state: State, now: datetime) -> tuple[datetime, datetime]:
+    """Return begin and end of the next period under this plan. It begins when the last one ended, or later.
+
+    If that end lies shortly before a boundary, an instance with other data of the time zone computed it, and
+    both are the same midnight: then the next period lasts until the boundary after it.
+    """
+    due, boundary = is_due(state, now), period_begin(plan, state.anchor_at, now)
+    begin = max(state.resets_at if due else state.last_reset_date, boundary)
+    end = period_end(plan, state.anchor_at, begin)
+    if due and begin > boundary and end - begin <= SAME_MIDNIGHT:
+        end = period_end(plan, state.anchor_at, end)
+    return begin, end
+
+
 def as_shown(state: State, plan_in_force: Plan) -> State:
     """Return the state with the end of its period and with the usage that its balance shows, if unknown.
 
@@ -121,12 +137,6 @@ def as_shown(state: State, plan_in_force: Plan) -> State:
     consumed, given = usage_shown(state.quota_limit, state.quota_remaining)
     end = period_end(plan_in_force, state.anchor_at, state.last_reset_date)
     return replace(state, period_consumed=consumed, period_given=given, resets_at=end)
-
-
-def next_begin(plan: Plan, state: State, now: datetime) -> datetime:
-    """Return the begin of the next period under this plan, not before the end of one that is over."""
-    earliest = state.resets_at if is_due(state, now) else state.last_reset_date
-    return max(earliest, period_begin(plan, state.anchor_at, now))
 
 
 class Lookback(NamedTuple):
@@ -151,7 +161,7 @@ def lookback(snapshot: Snapshot) -> Lookback | None:
     if not state or not target or target.name == state.plan:
         return None
     begins_at, due = period_begin(target, state.anchor_at, now), is_due(state, now)
-    following = next_begin(snapshot.current_plan, state, now)
+    following, _ = next_period(snapshot.current_plan, state, now)
     is_known = state.usage_seq == state.seq and (state.left_until is None or state.left_until <= now)
     if is_known and begins_at >= (following if due else state.last_reset_date):
         return None

@@ -26,7 +26,7 @@ from quotas.rules.outcomes import (
     UnknownAction,
     UnknownPlan,
 )
-from quotas.rules.periods import is_due, next_begin, period_end
+from quotas.rules.periods import is_due, next_period, period_end
 from quotas.rules.values import (
     MAX_UNITS,
     Actor,
@@ -130,7 +130,8 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
         if is_same_choice and request.idempotency_key is None:  # a key is kept only by an entry
             return change
     elif on_change == OnChange.RESET:
-        changes |= {"plan": target.name, **_full_period(target, state, begin=now, anchor=now)}
+        end = period_end(target, now, now)
+        changes |= {"plan": target.name, "anchor_at": now, **_full_period(target, state, now, end)}
     else:
         changes |= _continued_period(change, target, on_change)
         changes |= {"plan": target.name, "plan_version": target.version}
@@ -262,12 +263,12 @@ def _new_period(change: Change, request: Request, kind: EntryKind = EntryKind.RE
     and is only refilled.
     """
     plan, state = change.snapshot.current_plan, change.state
-    begin = next_begin(plan, state, change.snapshot.now)
-    period = _full_period(plan, state, begin=begin, anchor=state.anchor_at)
+    begin, end = next_period(plan, state, change.snapshot.now)
+    period = _full_period(plan, state, begin, end)
     return _append(replace(change, plan_in_force=plan), request, kind, **period)
 
 
-def _full_period(plan: Plan, state: State, *, begin: datetime, anchor: datetime) -> dict[str, Any]:
+def _full_period(plan: Plan, state: State, begin: datetime, end: datetime) -> dict[str, Any]:
     """Return what changes in `state` as a period begins in which nothing was consumed or given."""
     return {
         "plan_version": plan.version,
@@ -275,8 +276,7 @@ def _full_period(plan: Plan, state: State, *, begin: datetime, anchor: datetime)
         "period_consumed": 0,
         "period_given": 0,
         "last_reset_date": begin,
-        "resets_at": period_end(plan, anchor, begin),
-        "anchor_at": anchor,
+        "resets_at": end,
         "period_seq": state.seq + 1,
         "refused_at": None,
     }

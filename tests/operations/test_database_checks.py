@@ -1,12 +1,15 @@
 """The connection to the database: addresses of poolers, contradictory settings, and checks that query it."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.core.checks import run_checks
 from django.db import connection
 
+from quotas.models import Plan
 from quotas.operations import database_checks
+from quotas.rules import zones
 from quotasite.environment import looks_pooled
 from tests.operations.test_deploy_checks import GOOD
 from tests.site.test_settings import read_setting
@@ -16,6 +19,7 @@ from tests.tools.postgres import Server
 
 pytestmark = pytest.mark.once
 NEON = "postgres://u:p@ep-a-1-pooler.us-east-2.aws.neon.tech/d?sslmode=require&channel_binding=require"
+OF_ZONES = ("quotas.I001", "quotas.W007", "quotas.E008")
 SUPABASE = "postgres://postgres.abc:p@aws-0-eu-west-1.pooler.supabase.com"
 
 
@@ -85,6 +89,34 @@ def test_a_poolers_address_alone_is_clean() -> None:
 def ids() -> list[str]:
     messages = run_checks(databases=["default"])
     return [str(message.id) for message in messages if str(message.id).startswith("quotas.")]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("rules", "version", "expected"),
+    [
+        ({"timezone": "UTC", "reset_policy": "daily"}, "2020.1", []),
+        ({"timezone": "Europe/Berlin", "reset_policy": "rolling"}, "2020.1", []),
+        ({"timezone": "Europe/Berlin", "reset_policy": "daily"}, "2990.1", ["quotas.I001"]),
+        ({"timezone": "Europe/Berlin", "reset_policy": "weekly"}, "2020.1", ["quotas.I001", "quotas.W007"]),
+        ({"timezone": "Mars/Olympus", "reset_policy": "monthly"}, "2990.1", ["quotas.I001", "quotas.E008"]),
+    ],
+)
+def test_the_zone_data_is_named_where_plans_depend_on_it(
+    monkeypatch: pytest.MonkeyPatch, rules: dict[str, str], version: str, expected: list[str]
+) -> None:
+    monkeypatch.setattr(zones, "VERSION", version)
+    Plan(name="local", allowance=20, **rules).save()
+    found = [message for message in run_checks(databases=["default"]) if str(message.id) in OF_ZONES]
+    assert [message.id for message in found] == expected
+    assert all(version in message.msg for message in found)
+
+
+def test_a_database_without_tables_has_no_faulty_zones(tmp_path: Path) -> None:
+    done = manage(
+        "check", "--database", "default", **{**GOOD, "DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3"}
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.postgres

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
-from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from django.db import connection, transaction
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quotas.models import ChallengeQuota
-from quotas.rules import periods, verbs
+from quotas.rules import periods, verbs, zones
 from quotas.rules.periods import RESET_POLICIES
 from quotas.rules.values import Plan, State
 from tests.rules.test_verbs import DAY, FREE, NOON, STAFF, TICK, USER, at, changed, state_with
@@ -210,8 +209,10 @@ def test_a_midnight_that_is_skipped_is_the_first_instant_after_it(zone: str, bef
 @pytest.mark.parametrize(("zone", "before", "first"), SKIPPED)
 def test_a_month_may_begin_at_a_midnight_that_is_skipped(zone: str, before: str, first: str) -> None:
     anchor = utc(first) - 365 * DAY
-    local = utc(first).astimezone(ZoneInfo(zone)).date()
-    anchor = datetime.combine(anchor.date().replace(day=local.day), time(12), ZoneInfo(zone)).astimezone(UTC)
+    local = utc(first).astimezone(zones.zone(zone)).date()
+    anchor = datetime.combine(anchor.date().replace(day=local.day), time(12), zones.zone(zone)).astimezone(
+        UTC
+    )
     assert begins(plan_of("monthly", zone), utc(first), anchor) == utc(first)
 
 
@@ -230,7 +231,7 @@ def test_a_month_that_begins_on_a_day_that_never_was_begins_with_the_day_after()
     ("zone", "midnight", "set_back", "end"),
     [
         ("America/St_Johns", "2006-10-29 02:30", "2006-10-29 02:31", "2006-10-30 03:30"),  # 00:01, then 23:01
-        ("America/Havana", "2026-11-01 04:00", "2026-11-01 05:00", "2026-11-02 05:00"),  # 01:00, then 00:00
+        ("America/Havana", "2024-11-03 04:00", "2024-11-03 05:00", "2024-11-04 05:00"),  # 01:00, then 00:00
         ("America/Sao_Paulo", "2018-02-18 03:00", "2018-02-18 03:01", "2018-02-19 03:00"),  # 24:00: 23:00
     ],
 )
@@ -334,7 +335,7 @@ def test_a_spend_costs_what_the_running_periods_version_says() -> None:
 
 # For any policy, zone and instant
 
-zones = st.sampled_from(sorted(available_timezones()))
+zone_names = st.sampled_from(sorted(zones.NAMES))
 first, last = datetime(1970, 1, 2), datetime(2100, 1, 1)  # noqa: DTZ001 - the zone is drawn separately
 instants = st.datetimes(first, last, timezones=st.just(UTC))
 
@@ -344,13 +345,13 @@ def near_midnight(draw: st.DrawFn, zone: str) -> datetime:
     """An instant close to a local midnight, where errors are likeliest."""
     day = draw(st.dates(first.date(), last.date()))
     away = draw(st.just(0) | st.integers(-7_200_000_000, 7_200_000_000))
-    return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC) + away * TICK
+    return datetime.combine(day, time(), zones.zone(zone)).astimezone(UTC) + away * TICK
 
 
 @st.composite
 def plans_and_instants(draw: st.DrawFn) -> tuple[Plan, datetime, datetime]:
     """A plan, an anchor, and an instant."""
-    zone = draw(zones)
+    zone = draw(zone_names)
     length = timedelta(seconds=draw(st.integers(1, 3_660 * 86_400)))
     plan = plan_of(draw(st.sampled_from(list(RESET_POLICIES))), zone, length)
     return plan, draw(instants), draw(instants | near_midnight(zone))

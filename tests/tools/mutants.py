@@ -73,8 +73,8 @@ MUTANTS = [
     Mutant(
         "a reset by staff begins a grid period early",
         PERIODS,
-        "return max(earliest, period_begin(plan, state.anchor_at, now))",
-        "return period_begin(plan, state.anchor_at, now)",
+        "begin = max(state.resets_at if due else state.last_reset_date, boundary)",
+        "begin = boundary",
         ("rules/test_plans.py::test_a_reset_by_staff_leaves_a_grid_period_that_a_change_of_plan_began",),
     ),
     Mutant(

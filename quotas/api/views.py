@@ -265,12 +265,11 @@ def number_parameter(request: Request, name: str, default: int, maximum: int) ->
     return int(text)
 
 
-def instant_parameter(request: Request, name: str) -> datetime:
-    """Return a query parameter as an instant in UTC that is not in the future; now if it is absent."""
-    now = datetime.now(UTC)
+def instant_parameter(request: Request, name: str) -> datetime | None:
+    """Return a query parameter as an instant in UTC that is not in the future; None if it is absent."""
     text = request.query_params.get(name)
     if text is None:
-        return now
+        return None
     try:
         at = parse_datetime(text)
         at = at.astimezone(UTC) if at and at.tzinfo else None
@@ -279,6 +278,6 @@ def instant_parameter(request: Request, name: str) -> datetime:
     if at is None:
         detail = f"{name}: must be a date and time with an offset, such as 2026-09-24T08:00:00Z."
         raise Problem(400, "invalid_request", detail)
-    if at > now:
+    if at > datetime.now(UTC):
         raise Problem(422, "instant_in_future", f"{name}: must not be in the future.")
     return at

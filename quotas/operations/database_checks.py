@@ -12,9 +12,10 @@ from django.core.checks import CheckMessage, Error, Info, Tags, Warning, registe
 from django.db import DatabaseError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from quotas.models import Plan
+from quotas.models import ChallengeQuota, Plan
 from quotas.rules import zones
 from quotas.rules.values import NAMED_PERIODS
+from quotas.store.commit import clock
 
 MAX_CLOCK_DRIFT = timedelta(seconds=2)
 
@@ -26,17 +27,19 @@ def check_pooling(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(Tags.database)
-def check_zones(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Name the version of the time zone data, if a plan depends on it, and find what it does not know."""
+def check_data(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Find plans whose time zone data is old, and quotas that a clock that was ahead has dated."""
     if "default" not in (databases or ()):
         return []
     try:
-        with transaction.atomic():  # before the first migrate there is no such table
+        with transaction.atomic():  # before the first migrate there are no tables
             local = Plan.objects.exclude(timezone="UTC").filter(reset_policy__in=NAMED_PERIODS)
             names = set(local.values_list("timezone", flat=True))
+            soon = clock() + MAX_CLOCK_DRIFT
+            ahead = ChallengeQuota.objects.filter(last_reset_date__gt=soon, deleted_at=None).count()
     except DatabaseError:
         return []
-    return list(_zone_faults(names, datetime.now(UTC).date()))
+    return [*_zone_faults(names, datetime.now(UTC).date()), *_clock_faults(ahead)]
 
 
 @register(Tags.database)
@@ -67,6 +70,16 @@ def _zone_faults(names: set[str], today: date) -> Iterator[CheckMessage]:
             "ends, its users' requests fail.",
             hint="Give the plan another time zone in the admin.",
             id="quotas.E008",
+        )
+
+
+def _clock_faults(ahead: int) -> Iterator[CheckMessage]:
+    if ahead:
+        yield Warning(
+            f"Quotas with a period that begins in the future: {ahead}. The database's clock was ahead, and "
+            "they do not reset before that period is over.",
+            hint="Reset those that `manage.py audit_ledger` lists, in the admin. Set the clock by NTP.",
+            id="quotas.W008",
         )
 
 

@@ -8,6 +8,7 @@ PostgreSQL and SQLite, and only faulty rows leave the database.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
@@ -18,6 +19,7 @@ from quotas.rules.values import MAX_UNITS
 from quotas.store.commit import clock
 
 Parameters = dict[str, Any]
+MAX_AHEAD = timedelta(seconds=2)  # of an entry, before it counts as made in the future
 
 
 class Fault(NamedTuple):
@@ -72,6 +74,8 @@ ENTRIES = Check(
         LAG(t.kind) OVER w AS kind_before,
         LAG(t.period_seq) OVER w AS period_before,
         LAG(t.created_at) OVER w AS created_before,
+        t.kind = 'reset' AND t.reason <> '' AND LAG(t.last_reset_date) OVER w > t.created_at
+            AS is_clock_mended,
         CASE t.seq WHEN 1 THEN 0 ELSE LAG(t.balance_after) OVER w END AS balance_before,
         t.plan <> LAG(t.plan) OVER w
             OR t.plan_source <> LAG(t.plan_source) OVER w
@@ -171,12 +175,18 @@ ENTRIES = Check(
             "{kind} in period {period_seq}, after an entry of period {period_before}",
         ),
         "state": (
-            "kind <> 'plan_changed' AND (is_other_plan OR is_other_term AND seq <> period_seq)",
+            "kind <> 'plan_changed' AND (is_other_plan AND NOT COALESCE(is_clock_mended, FALSE) "
+            "OR is_other_term AND seq <> period_seq)",
             "{kind} changes the plan, its source or version, the limit, the anchor or the reset date",
         ),
+        # A reset by staff brings a period that a clock ahead began in the future back to the present.
         "time": (
-            "created_at < created_before",
+            "created_at < created_before AND NOT is_clock_mended",
             "created at {created_at}, before the previous entry at {created_before}",
+        ),
+        "future": (
+            "is_newest AND created_at > %(soon)s",
+            "created at {created_at}, in the future of the database's clock: it was ahead. Reset the quota",
         ),
         "after deletion": ("kind_before = 'deleted'", "{kind} after the deletion"),
         "tie": (
@@ -333,10 +343,12 @@ def faults(user_id: str | None = None) -> Iterator[Fault]:
     Exhaust or close the iterator before the next query on this connection.
     """
     with one_snapshot():
+        now = clock()
         parameters = {
             "user_id": user_id,
             "max_units": MAX_UNITS,
-            "young": connection.ops.adapt_datetimefield_value(clock() - MIN_AGE),
+            "young": connection.ops.adapt_datetimefield_value(now - MIN_AGE),
+            "soon": connection.ops.adapt_datetimefield_value(now + MAX_AHEAD),
         }
         for check in CHECKS:
             yield from _faults_of(check, parameters)

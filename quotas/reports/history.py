@@ -9,6 +9,7 @@ from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
 from quotas.rules import outcomes, periods, values, verbs
 from quotas.rules.outcomes import Outcome, Refusal
 from quotas.rules.values import EntryKind, Quota, Snapshot, State
+from quotas.store.commit import clock
 
 MAX_ENTRIES_EXPLAINED = 100  # of the period, in an explanation
 
@@ -50,12 +51,15 @@ def entries_page(user_id: str, *, before: int | None, limit: int) -> list[Ledger
     return list(_entries(user_id).filter(older)[:limit])
 
 
-def explain(user_id: str, at: datetime, cost: int) -> Explanation:
+def explain(user_id: str, at: datetime | None, cost: int) -> Explanation:
     """Return how the quota stood at `at`, and what a spend of `cost` would have met, from the history alone.
 
-    Raises NotOpenedYet or HistoryPruned.
+    None is now, by the database's clock: as for a request, the newest entry counts, even if a clock that was
+    ahead dated it later. Raises NotOpenedYet or HistoryPruned.
     """
-    entry = _entries(user_id).filter(created_at__lte=at).first()
+    entries = _entries(user_id)
+    entry = (entries if at is None else entries.filter(created_at__lte=at)).first()
+    at = at or clock()
     if entry is None:
         oldest = _entries(user_id).last()
         if oldest and oldest.seq > 1:

@@ -129,7 +129,7 @@ class Change:
             given=self.state.period_given,
             last_reset_date=self.state.last_reset_date,
             resets_at=self.state.resets_at,
-            at=self.snapshot.now,
+            at=self.snapshot.clock,
         )
 
     @property

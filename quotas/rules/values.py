@@ -194,7 +194,10 @@ class Snapshot:
 
     @property
     def now(self) -> datetime:
-        """The database's clock, or the time of the row's last change if the clock was set back."""
+        """The database's clock, or the time of the row's last change if the clock was set back.
+
+        See `verbs.reset` for a row that a clock that was ahead dated into the future.
+        """
         return max(self.clock, self.state.updated_at) if self.state else self.clock
 
 
@@ -213,7 +216,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """A quota at the instant `at`, as the API and the admin show it."""
+    """A quota at the instant `at` of the database's clock, as the API and the admin show it."""
 
     user_id: str
     plan: Plan

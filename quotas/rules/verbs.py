@@ -40,6 +40,7 @@ from quotas.rules.values import (
     Snapshot,
     State,
     remaining,
+    rfc3339,
     usage_shown,
 )
 
@@ -169,9 +170,18 @@ def adjust(snapshot: Snapshot, request: Request, delta: int) -> Outcome:
 
 
 def reset(snapshot: Snapshot, request: Request) -> Outcome:
-    """Refill to the plan's allowance, whether or not the quota is due."""
+    """Refill to the plan's allowance, whether or not the quota is due.
+
+    If the running period begins in the future, because the database's clock was ahead, the new one begins by
+    the clock as it is now, and the entry says so: nothing else moves a row back in time.
+    """
     if decided := _already_decided(snapshot, request):
         return decided
+    state, now = snapshot.state, snapshot.clock
+    if state and state.last_reset_date > now:
+        request = replace(request, metadata={"clock_was_ahead": rfc3339(state.last_reset_date)})
+        state = replace(state, last_reset_date=now, anchor_at=min(state.anchor_at, now), updated_at=now)
+        snapshot = replace(snapshot, state=state)
     return _new_period(_bring_up_to_date(snapshot, request), request)
 
 

@@ -1,10 +1,12 @@
 """Spending: all or nothing, once per key, and a refusal that states when there is more."""
 
 import math
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from quotas.api import rate_limit
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from tests.conftest import STAFF, USER
 
@@ -165,11 +167,11 @@ def test_an_exhausted_quota_is_full_again_after_24_hours(api, make_quota, shift)
     assert api.quota().json()["quota_remaining"] == 20
 
 
-def test_retry_after_is_at_least_1(api, make_quota, shift):
-    Plan.objects.update(period_seconds=1)
-    make_quota(remaining=0)
-    shift(USER, timedelta(days=-1))  # as if the clock had stepped back: the period of one second does not end
-    assert api.consume()["Retry-After"] == "1"
+@pytest.mark.parametrize(("milliseconds", "seconds"), [(-500, 1), (0, 1), (1, 1), (1_000, 1), (1_001, 2)])
+def test_retry_after_is_at_least_1(make_quota, milliseconds, seconds):
+    quota = make_quota(remaining=0).effective(datetime.now(UTC))
+    ends = quota.at + timedelta(milliseconds=milliseconds)
+    assert rate_limit.retry_after(replace(quota, resets_at=ends)) == seconds
 
 
 def test_only_the_first_refusal_of_a_period_is_written(api, make_quota):

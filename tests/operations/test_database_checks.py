@@ -7,10 +7,12 @@ import pytest
 from django.core.checks import run_checks
 from django.db import connection
 
-from quotas.models import Plan
+from quotas.models import ChallengeQuota, Plan
 from quotas.operations import database_checks
 from quotas.rules import zones
+from quotasite.demo.tour import shift
 from quotasite.environment import looks_pooled
+from tests.conftest import STAFF
 from tests.operations.test_deploy_checks import GOOD
 from tests.site.test_settings import read_setting
 from tests.tools import pgbouncer
@@ -110,6 +112,19 @@ def test_the_zone_data_is_named_where_plans_depend_on_it(
     found = [message for message in run_checks(databases=["default"]) if str(message.id) in OF_ZONES]
     assert [message.id for message in found] == expected
     assert all(version in message.msg for message in found)
+
+
+@pytest.mark.django_db
+def test_quotas_that_a_clock_ahead_has_dated_are_counted() -> None:
+    for user_id in ("user_1", "user_2", "user_3"):
+        ChallengeQuota.objects.current(user_id)
+    ChallengeQuota.objects.delete("user_3", actor=STAFF)
+    shift("user_2", -timedelta(days=3))
+    shift("user_3", -timedelta(days=3))
+    [warning] = [each for each in run_checks(databases=["default"]) if each.id == "quotas.W008"]
+    assert "future: 1." in warning.msg
+    ChallengeQuota.objects.reset("user_2", reason="the clock was ahead", actor=STAFF)
+    assert "quotas.W008" not in {each.id for each in run_checks(databases=["default"])}
 
 
 def test_a_database_without_tables_has_no_faulty_zones(tmp_path: Path) -> None:

@@ -336,6 +336,20 @@ def test_half_a_period_is_no_pruning_however_old(shift: Callable[[str, timedelta
     assert found() == {(3, "lost prefix")}
 
 
+@pytest.mark.usefixtures("ledger")
+def test_a_period_that_a_clock_ahead_began_is_found_until_staff_reset_it(
+    shift: Callable[[str, timedelta], None],
+) -> None:
+    shift(USER, -3 * DAY)
+    assert found() == {(6, "future")}
+    quotas.reset(USER, reason="the clock was ahead", actor=STAFF)
+    assert found() == set()
+    quotas.consume(USER, 5)
+    assert found() == set()
+    entries(8).update(created_at=F("created_at") - DAY)
+    assert found() == {(8, "time"), (8, "row's state")}
+
+
 def test_a_ledger_of_all_verbs_is_sound(
     make_quota: Callable[..., ChallengeQuota], shift: Callable[[str, timedelta], None]
 ) -> None:

@@ -435,3 +435,18 @@ def test_the_earliest_instant_can_be_explained(explain, pruned):
     body = explain(earliest).json()
     assert (body["at"], body["entries"][-1]["kind"]) == (earliest, "reset")
     assert explain().json()["quota"]["quota_remaining"] == 16
+
+
+def test_now_is_explained_as_a_request_would_find_it_even_after_a_clock_that_was_ahead(
+    explain, service, make_quota, shift
+):
+    make_quota()
+    service.spend(20)
+    shift(USER, -3 * DAY)
+    body, quota = explain(cost=1).json(), service.get("quota").json()
+    assert body["quota"]["quota_remaining"] == quota["quota_remaining"] == 0
+    assert body["quota"]["resets_at"] == quota["resets_at"]
+    refused = service.post("consume", {"cost": 1})
+    assert refused.status_code == 429
+    assert abs(int(refused["Retry-After"]) - 4 * 86_400) < 60
+    assert quota["seconds_to_reset"] - int(refused["Retry-After"]) in range(3)

@@ -26,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from quotas import models
 from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
+from quotas.reports import audit
 from quotas.rules import outcomes, periods, values, verbs
 from quotas.rules.outcomes import Exhausted, Outcome, Refusal
 from quotas.rules.values import Actor, Entry, OnChange, Plan, Request, Snapshot, State
@@ -165,7 +166,8 @@ class Machine(RuleBasedStateMachine):
             stored = LedgerEntry.objects.filter(user_id=user_id).order_by("seq")
             assert [entry_of(row) for row in stored] == [unmarked(entry) for entry in ledger]
             if ledger:
-                assert_sound(user_id)
+                # The machine's clock may be ahead of the database's.
+                assert [fault for fault in audit.faults(user_id) if fault.kind != "future"] == []
                 assert_fair(ledger)
 
     def read_at_our_time(self, user_id: str, query: commit.SnapshotQuery) -> commit.Steps[Snapshot]:

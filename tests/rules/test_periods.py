@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from quotas.models import ChallengeQuota
 from quotas.rules import periods, verbs, zones
+from quotas.rules.outcomes import Exhausted
 from quotas.rules.periods import RESET_POLICIES
 from quotas.rules.values import Plan, State
 from tests.rules.test_verbs import DAY, FREE, NOON, STAFF, TICK, USER, at, changed, state_with
@@ -305,6 +306,45 @@ def test_a_reset_by_staff_does_not_move_the_end_of_the_period(reset_policy: str)
 def test_a_reset_by_staff_of_a_quota_that_is_due_is_two() -> None:
     change = changed(verbs.reset(at(NOON + DAY, begun(FREE, NOON)), STAFF))
     assert [(entry.kind, entry.reason) for entry in change.entries] == [("reset", ""), ("reset", "a gift")]
+
+
+# A clock that was ahead
+
+AHEAD = NOON + 3 * DAY
+
+
+@pytest.mark.parametrize("reset_policy", RESET_POLICIES)
+def test_a_reset_by_staff_brings_a_period_of_the_future_back(reset_policy: str) -> None:
+    plan = plan_of(reset_policy)
+    change = changed(verbs.reset(at(NOON, begun(plan, AHEAD), plan), STAFF))
+    [entry] = change.entries
+    assert (entry.kind, entry.reason, entry.created_at) == ("reset", "a gift", NOON)
+    assert entry.metadata == {"clock_was_ahead": "2026-03-04T12:00:00Z"}
+    assert (change.state.last_reset_date, change.state.anchor_at, change.state.updated_at) == (
+        NOON,
+        NOON,
+        NOON,
+    )
+    assert (change.state.quota_remaining, change.state.resets_at) == (20, ends(plan, NOON))
+
+
+def test_a_reset_by_staff_keeps_an_anchor_of_the_past() -> None:
+    plan = plan_of("monthly")
+    state = begun(plan, AHEAD, anchor=NOON - 40 * DAY)
+    assert changed(verbs.reset(at(NOON, state, plan), STAFF)).state.anchor_at == NOON - 40 * DAY
+
+
+def test_a_clock_that_stepped_back_within_the_period_is_no_such_case() -> None:
+    state = state_with(3, updated_at=NOON + HOUR)
+    entry = changed(verbs.reset(at(NOON + TICK, state), STAFF)).entries[-1]
+    assert (entry.created_at, entry.metadata) == (NOON + HOUR, None)
+
+
+def test_the_seconds_to_the_reset_are_of_the_true_clock() -> None:
+    """By the row's own time they would never fall, until the clock has passed it."""
+    refused = changed(verbs.consume(at(NOON, begun(FREE, AHEAD)), USER, 5)).refusal
+    assert isinstance(refused, Exhausted)
+    assert refused.quota.seconds_to_reset == 4 * 86_400
 
 
 # A plan that was edited

@@ -27,6 +27,7 @@ PICK = f"\\set number random(0, {len(SPENDERS) - 1})\n"
 # Names for the columns of the snapshot, each with a prefix: state and entry share some.
 FOUND = (
     "clock",
+    "newest_id",
     *(f"plan_{name}" for name in PLAN_COLUMNS[:2]),
     *(f"state_{name}" for name in STATE_COLUMNS),
     *(f"entry_{name}" for name in ENTRY_COLUMNS),

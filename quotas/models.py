@@ -97,6 +97,7 @@ class Plan(PlanRules):
         validators=[RegexValidator(r"\A[a-z0-9_-]{1,40}\Z", "Use a-z, 0-9, _ and -, at most 40.")],
         help_text="The plan's slug in Clerk. It cannot be changed later.",
     )
+    version_id = models.UUIDField(null=True, editable=False)  # of the PlanVersion with these rules
     is_default = models.BooleanField(default=False, help_text="The plan of a user who has no other.")
     is_public = models.BooleanField(default=True, help_text="Whether GET /api/v1/plans lists it.")
 
@@ -129,12 +130,13 @@ class Plan(PlanRules):
             last = PlanVersion.objects.filter(plan_id=self.name).order_by("version").last()
             is_new = last is None or any(rules[rule] != getattr(last, rule) for rule in rules)
             self.version = (last.version if last else 0) + is_new
+            self.version_id = last.id if last and not is_new else uuid7()
             if (names := options.get("update_fields")) is not None:
-                options["update_fields"] = {*names, *self.RULES, "version"}
+                options["update_fields"] = {*names, *self.RULES, "version", "version_id"}
             super().save(**options)
             if is_new:
                 PlanVersion.objects.create(
-                    id=uuid7(), plan=self, version=self.version, valid_from=Now(), **rules
+                    id=self.version_id, plan=self, version=self.version, valid_from=Now(), **rules
                 )
 
     @property

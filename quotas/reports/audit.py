@@ -100,8 +100,12 @@ ENTRIES = Check(
                 OR q.period_given <> t.period_given
                 OR q.resets_at <> t.resets_at
             ) AS is_other_row,
-        (q.deleted_at IS NOT NULL) <> (t.kind = 'deleted') AS is_other_end
-    FROM ledger_entries AS t LEFT JOIN challenge_quotas AS q ON q.user_id = t.user_id
+        (q.deleted_at IS NOT NULL) <> (t.kind = 'deleted') AS is_other_end,
+        t.plan, t.plan_version, v.id IS NULL AS is_unversioned,
+        COALESCE(v.allowance, -1) <> COALESCE(t.quota_limit, -1) AS is_other_allowance
+    FROM ledger_entries AS t
+    LEFT JOIN challenge_quotas AS q ON q.user_id = t.user_id
+    LEFT JOIN plan_versions AS v ON v.plan_id = t.plan AND v.version = t.plan_version
     WHERE {one}
     WINDOW w AS (PARTITION BY t.user_id ORDER BY t.seq, t.id)
     """,
@@ -178,6 +182,10 @@ ENTRIES = Check(
             "kind <> 'plan_changed' AND (is_other_plan AND NOT COALESCE(is_clock_mended, FALSE) "
             "OR is_other_term AND seq <> period_seq)",
             "{kind} changes the plan, its source or version, the limit, the anchor or the reset date",
+        ),
+        "version": (
+            "is_unversioned OR seq = period_seq AND is_other_allowance",
+            "version {plan_version} of the plan {plan} does not exist, or does not give {allowance}",
         ),
         # A reset by staff brings a period that a clock ahead began in the future back to the present.
         "time": (

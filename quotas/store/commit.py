@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from threading import Lock
 from typing import Any, NamedTuple, TypeGuard
@@ -291,12 +292,13 @@ def _read_row(user_id: str, query: SnapshotQuery) -> Steps[Snapshot]:
     keyed = key is not None
     parameters = [user_id, *([key] if keyed else []), *([] if argument is None else [argument])]
     row = iter((yield Step(sql.snapshot_query(vendor(), include, keyed=keyed), parameters, wants_row=True)))
-    clock, plan, in_force, state = next(row), plan_from(row), plan_from(row), state_from(row)
+    clock, newest_id = next(row), next(row)
+    plan, in_force, state = plan_from(row), plan_from(row), state_from(row)
     entry, entry_plan = (entry_from(row), plan_from(row)) if keyed else (None, None)
     if plan is None:
         raise NoDefaultPlan("There is no default plan: mark a plan as the default in the admin.")
     if not in_transaction():
-        plan_cache.remember(plan, in_force, entry_plan)
+        plan_cache.remember(newest_id, plan, in_force, entry_plan)
     return Snapshot(
         user_id=user_id,
         clock=clock,
@@ -318,10 +320,12 @@ def _read_without_plans(user_id: str, key: str | None) -> Steps[Snapshot | None]
     parameters = [user_id] if key is None else [user_id, key]
     statement = sql.snapshot_query(vendor(), keyed=key is not None, without_plans=True)
     row = iter((yield Step(statement, parameters, wants_row=True)))
-    clock, plan, state = next(row), plan_cache.get(next(row), next(row)), state_from(row)
+    clock, newest_id = next(row), next(row)
+    known = partial(plan_cache.get, newest_id)
+    plan, state = known(next(row), next(row)), state_from(row)
     entry = None if key is None else entry_from(row)
-    in_force = plan_cache.get(state.plan, state.plan_version) if state else plan
-    entry_plan = plan_cache.get(entry.plan, entry.plan_version) if entry else None
+    in_force = known(state.plan, state.plan_version) if state else plan
+    entry_plan = known(entry.plan, entry.plan_version) if entry else None
     if not plan or not in_force or (entry and not entry_plan):
         return None
     return Snapshot(user_id, clock, plan, in_force, state, entry, entry_plan, (uuid7(), uuid7()))

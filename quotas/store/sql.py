@@ -115,9 +115,10 @@ INCLUDES = {
 
 
 # Parameters: user id, the stored idempotency key if `keyed`, and the one of INCLUDES.
-# Returns exactly one row: the clock, the user's plan (the default plan without a row), the plan version in
-# force in the running period, and the row; if `keyed`, the entry of that key and the plan version it was
-# made under; then the columns of INCLUDES. Missing parts are NULL; a NULL plan means that no default is set.
+# Returns exactly one row: the clock, the id of the newest version of the user's plan (without a row of the
+# default plan), that plan, the version in force in the running period, and the row; if `keyed`, the entry of
+# that key and the version it was made under; then the columns of INCLUDES. Missing parts are NULL; a NULL
+# plan means that no default is set.
 # `without_plans` selects only name and version of the plan: for plan versions that are cached already.
 @lru_cache
 def snapshot_query(vendor: str, include: str = "", *, keyed: bool = True, without_plans: bool = False) -> str:
@@ -137,7 +138,7 @@ def snapshot_query(vendor: str, include: str = "", *, keyed: bool = True, withou
         {of_entry}
         {joins}"""
     return f"""
-        SELECT {CLOCK[vendor]}, {plan}, {_select_list("q", STATE_COLUMNS)}{columns}
+        SELECT {CLOCK[vendor]}, p.version_id, {plan}, {_select_list("q", STATE_COLUMNS)}{columns}
         FROM (SELECT CAST(%s AS {user}) AS user_id) AS u
         LEFT JOIN challenge_quotas AS q ON q.user_id = u.user_id
         LEFT JOIN plans AS p

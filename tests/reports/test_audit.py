@@ -16,7 +16,7 @@ from django.db import connection
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
 from quotas.reports import audit
 from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import OnChange
@@ -114,7 +114,7 @@ FAULTS: dict[str, tuple[Callable[[], object], Seqs]] = {
     ),
     "a period that begins with more than its allowance": (
         lambda: (entries(1).update(quota_limit=19), entries(2, 3, 4, 5, 6).update(quota_limit=19)),
-        {(1, "allowance"), (6, "row's state")},
+        {(1, "allowance"), (1, "version"), (6, "row's state")},
     ),
     "a spend that took too little": (
         lambda: entries(2).update(cost=4),
@@ -150,10 +150,13 @@ FAULTS: dict[str, tuple[Callable[[], object], Seqs]] = {
         lambda: (entries(6).update(period_seq=6), row().update(period_seq=6)),
         {(6, "period"), (6, "allowance")},
     ),
-    "another plan without plan_changed": (lambda: entries(3).update(plan="x"), {(3, "state"), (4, "state")}),
+    "another plan without plan_changed": (
+        lambda: entries(3).update(plan="x"),
+        {(3, "state"), (4, "state"), (3, "version")},
+    ),
     "another version without plan_changed": (
         lambda: entries(3).update(plan_version=9),
-        {(3, "state"), (4, "state")},
+        {(3, "state"), (4, "state"), (3, "version")},
     ),
     "another limit without plan_changed": (
         lambda: entries(4).update(quota_limit=99),
@@ -334,6 +337,15 @@ def test_half_a_period_is_no_pruning_however_old(shift: Callable[[str, timedelta
     entries(1, 2).delete()
     shift(USER, 36 * DAY)
     assert found() == {(3, "lost prefix")}
+
+
+@pytest.mark.usefixtures("ledger")
+def test_an_entry_under_rules_that_the_plan_never_had_is_found() -> None:
+    """As after a restore beside processes that went on by what they remembered of later versions."""
+    PlanVersion.objects.update(allowance=30)
+    quotas.filter(pk="user_2").delete()
+    LedgerEntry.objects.filter(user_id="user_2").delete()
+    assert found() == {(1, "version")}
 
 
 @pytest.mark.usefixtures("ledger")

@@ -100,8 +100,8 @@ def each_verb() -> dict[str, Callable[[], object]]:
 
 def with_cached_plan(act: Callable[[], object]) -> Callable[[], None]:
     def lean() -> None:
-        plan = Plan.objects.get(is_default=True).value
-        plan_cache._plans[plan.name, plan.version] = plan
+        plan = Plan.objects.get(is_default=True)
+        plan_cache.remember(plan.version_id, plan.value)
         act()
         plan_cache.clear()
 

@@ -1,7 +1,13 @@
 """The restore drill of docs/operations.md: a restored backup is complete, and its ledger is sound."""
 
+from dataclasses import replace
+from uuid import uuid4
+
 import pytest
 
+from quotas.models import ChallengeQuota, Plan, PlanVersion
+from quotas.store import plan_cache
+from tests.rules.test_verbs import FREE
 from tests.tools.forked import manage
 from tests.tools.postgres import Server
 
@@ -64,3 +70,36 @@ def test_a_copy_of_the_whole_server_starts_and_is_whole(server):
         server.stop()
         server.data = original
         server.start()
+
+
+# Beside running processes
+
+
+def new_limit() -> int | None:
+    return ChallengeQuota.objects.current(f"user_{uuid4().hex}").quota_limit
+
+
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+def test_a_version_number_that_comes_again_has_its_new_rules() -> None:
+    """A backup of before version 2 was restored, and the plan edited anew, while this process went on."""
+    plan = Plan.objects.get(is_default=True)
+    first = PlanVersion.objects.get(plan=plan)
+    plan.allowance = 1_000
+    plan.save()
+    assert [new_limit() for _ in range(3)] == [1_000] * 3
+    PlanVersion.objects.filter(version=2).delete()
+    Plan.objects.update(allowance=20, version=1, version_id=first.id)
+    plan.refresh_from_db()
+    plan.allowance = 30
+    plan.save()
+    assert plan.version == 2
+    assert [new_limit() for _ in range(3)] == [30] * 3
+
+
+def test_a_version_of_another_plan_is_not_remembered_by_this_ones_id() -> None:
+    mine, other = replace(FREE, name="mine"), replace(FREE, name="other")
+    newest_id = uuid4()
+    plan_cache.remember(newest_id, mine, other, None)
+    assert plan_cache.get(newest_id, "mine", 1) == mine
+    assert plan_cache.get(newest_id, "other", 1) is None
+    assert plan_cache.get(uuid4(), "mine", 1) is None

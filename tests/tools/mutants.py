@@ -43,8 +43,8 @@ MUTANTS = [
     Mutant(
         "a skipped midnight with the offset before it",
         PERIODS,
-        "if late.astimezone(zone).replace(tzinfo=None) == wall.replace(tzinfo=None):",
-        "if late.astimezone(zone):",
+        "if late.astimezone(local).replace(tzinfo=None) == wall.replace(tzinfo=None):",
+        "if late.astimezone(local):",
         (
             "rules/test_periods.py::test_a_midnight_that_is_skipped_is_the_first_instant_after_it"
             "[America/Toronto-1919-03-30 12:00-1919-03-31 04:30]",
@@ -358,10 +358,33 @@ MUTANTS = [
     Mutant(
         "a read with cached plans ignores the version in force",
         COMMIT,
-        "plan_cache.get(state.plan, state.plan_version) if state else plan",
+        "known(state.plan, state.plan_version) if state else plan",
         "plan",
         ("store/test_loop.py::test_a_period_goes_on_by_the_version_it_began_under",),
         postgres=True,
+    ),
+    Mutant(
+        "a version is known by its number alone",
+        f"{STORE}/plan_cache.py",
+        "return _plans.get((newest_id, name, version))",
+        "return next((p for (_, n, v), p in _plans.items() if (n, v) == (name, version)), None)",
+        ("store/test_restore.py::test_a_version_number_that_comes_again_has_its_new_rules",),
+    ),
+    Mutant(
+        "a reset by staff leaves a row in the future",
+        VERBS,
+        "if state and state.last_reset_date > now:",
+        "if False:",
+        ("rules/test_periods.py::test_a_reset_by_staff_brings_a_period_of_the_future_back[rolling]",),
+    ),
+    Mutant(
+        "two instances with other zone data reset twice",
+        PERIODS,
+        "if due and begin > boundary and end - begin <= SAME_MIDNIGHT:",
+        "if False:",
+        (
+            "rules/test_zones.py::test_a_quota_is_reset_once_a_period_whichever_instance_is_asked[daily-20-20-True]",
+        ),
     ),
     Mutant(
         "a connection lost in the event loop is not reported as lost",

@@ -151,7 +151,7 @@ PARAMETERS: JSON = {
         "in": "query",
         "name": "limit",
         "schema": integer(1, views.MAX_PAGE_SIZE, default=views.DEFAULT_PAGE_SIZE),
-        "description": "Entries per page.",
+        "description": "Entries per page; fewer if they are longer than 1 MiB together.",
     },
     "cursor": {
         "in": "query",

@@ -1,6 +1,8 @@
 """The API: each view translates HTTP to a verb of the manager and back. The rules are in quotas/rules."""
 
+import json
 import re
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, ClassVar, cast
 from uuid import UUID
@@ -23,6 +25,7 @@ from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, Quota, rfc3339
 from quotas.store.errors import read_with_reconnect
 
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200  # entries
+MAX_PAGE_BYTES = 2**20  # more than a page of today's longest entries has
 # In the WSGI environ: the error that the fast path met (quotasite/serving/fast_path.py), or None.
 FAST_PATH_ERROR = "quotasite.raised"
 quotas = ChallengeQuota.objects
@@ -225,10 +228,19 @@ def ledger_page(user_id: str, request: Request, to_json: Any) -> Response:
     limit = number_parameter(request, "limit", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
     before = number_parameter(request, "cursor", 0, 2**62) if "cursor" in request.query_params else None
     entries = read_with_reconnect(lambda: history.entries_page(user_id, before=before, limit=limit + 1))
-    more = entries[limit - 1].seq if len(entries) > limit else None
-    return Response(
-        {"entries": [to_json(entry) for entry in entries[:limit]], "next_cursor": more and str(more)}
-    )
+    page = list(fitting(to_json(entry) for entry in entries[:limit]))
+    more = str(entries[len(page) - 1].seq) if len(entries) > len(page) else None
+    return Response({"entries": page, "next_cursor": more})
+
+
+def fitting(entries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the entries that fit into a page, at least one: metadata of earlier releases may be long."""
+    size = 0
+    for number, entry in enumerate(entries):
+        size += len(json.dumps(entry))
+        if number and size > MAX_PAGE_BYTES:
+            return
+        yield entry
 
 
 class QuotaResponse(Response):

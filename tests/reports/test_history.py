@@ -93,6 +93,20 @@ def test_an_own_entry_has_exactly_these_members(api, make_quota):
     }
 
 
+def test_a_page_is_bounded_by_its_bytes_as_well(page):
+    """Earlier releases took metadata that PostgreSQL writes out to 45 times its length."""
+    spend(5)
+    LedgerEntry.objects.filter(seq__gte=3).update(metadata={"a": "x" * 600_000})
+    seen, query = [], ""
+    while query is not None:
+        answer = page(query)
+        assert len(answer.content) < 2**20
+        seen.append(seqs(answer))
+        cursor = answer.json()["next_cursor"]
+        query = cursor and f"?cursor={cursor}"
+    assert seen == [[6], [5], [4], [3, 2, 1]]
+
+
 def test_an_own_entry_tells_the_action(api, make_quota):
     make_quota()
     LedgerEntry.objects.filter(user_id=USER).update(action="draw")

@@ -752,7 +752,7 @@ export interface components {
          * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
          */
         required_key: string;
-        /** @description Entries per page. */
+        /** @description Entries per page; fewer if they are longer than 1 MiB together. */
         limit: number;
         /** @description The `next_cursor` of the previous page. */
         cursor: string;
@@ -1032,7 +1032,7 @@ export interface operations {
     getOwnHistory: {
         parameters: {
             query?: {
-                /** @description Entries per page. */
+                /** @description Entries per page; fewer if they are longer than 1 MiB together. */
                 limit?: components["parameters"]["limit"];
                 /** @description The `next_cursor` of the previous page. */
                 cursor?: components["parameters"]["cursor"];
@@ -1301,7 +1301,7 @@ export interface operations {
     getHistory: {
         parameters: {
             query?: {
-                /** @description Entries per page. */
+                /** @description Entries per page; fewer if they are longer than 1 MiB together. */
                 limit?: components["parameters"]["limit"];
                 /** @description The `next_cursor` of the previous page. */
                 cursor?: components["parameters"]["cursor"];

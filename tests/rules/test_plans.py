@@ -463,7 +463,8 @@ def test_an_edited_plan_takes_effect_at_the_users_next_reset(db: None) -> None:
     plan.allowance, plan.period_seconds = 50, 3_600
     plan.save()
     shift(USER, timedelta(hours=23))
-    assert ChallengeQuota.objects.current(USER).quota_remaining == 3
+    running = ChallengeQuota.objects.current(USER)
+    assert (running.quota_remaining, running.plan.version) == (3, 1)
     shift(USER, timedelta(hours=1))
     renewed = ChallengeQuota.objects.current(USER)
     assert (renewed.quota_remaining, renewed.plan.version) == (50, 2)

@@ -229,8 +229,6 @@ def test_deliveries_at_one_instant_lead_to_one_balance_in_any_order(names: list[
 
 # The table of docs/rules.md
 
-TABLE = (ROOT / "docs" / "rules.md").read_text()
-
 
 def examples() -> Iterator[tuple[str, History]]:
     """Yield each row's first words with the user whom it is about; the rows that go on share one."""
@@ -294,7 +292,8 @@ def examples() -> Iterator[tuple[str, History]]:
 
 
 def test_the_examples_of_the_rules_are_true() -> None:
-    rows = re.findall(r"^\| (.+) \| (\d+) \| (\d+)(?:: .+| of 60: .+)? \|$", TABLE, re.MULTILINE)
+    table = (ROOT / "docs" / "rules.md").read_text()
+    rows = re.findall(r"^\| (.+) \| (\d+) \| (\d+)(?:: .+| of 60: .+)? \|$", table, re.MULTILINE)
     assert len(rows) >= 10
     for (text, used, left), (row, user) in zip(rows, examples(), strict=True):
         assert user.state

@@ -132,8 +132,11 @@ def test_a_period_goes_on_by_the_version_it_began_under() -> None:
         await read(pool, OTHER)
         return [await read(pool), await read(pool, OTHER)]
 
-    found = [(quota.quota_limit, quota.resets_at - quota.last_reset_date) for quota in run(work)]
-    assert found == [(20, timedelta(days=1)), (7, timedelta(hours=1))]
+    found = [
+        (quota.plan.version, quota.quota_limit, quota.resets_at - quota.last_reset_date)
+        for quota in run(work)
+    ]
+    assert found == [(1, 20, timedelta(days=1)), (2, 7, timedelta(hours=1))]
 
 
 def test_who_waits_for_a_row_holds_up_nobody_else() -> None:

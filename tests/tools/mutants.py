@@ -383,7 +383,7 @@ MUTANTS = [
         "if due and begin > boundary and end - begin <= SAME_MIDNIGHT:",
         "if False:",
         (
-            "rules/test_zones.py::test_a_quota_is_reset_once_a_period_whichever_instance_is_asked[daily-20-20-True]",
+            "rules/test_zones.py::test_a_quota_is_reset_once_a_period_whichever_instance_is_asked[daily-20-20-0]",
         ),
     ),
     Mutant(

@@ -172,6 +172,8 @@ def full_entry(entry: LedgerEntry) -> dict[str, Any]:
         "plan": entry.plan,
         "plan_source": entry.plan_source,
         "quota_limit": entry.quota_limit,
+        "used_after": entry.period_consumed,
+        "given_after": entry.period_given,
         "last_reset_date": rfc3339(entry.last_reset_date),
         "resets_at": rfc3339(entry.resets_at),
         "period_seq": entry.period_seq,

@@ -46,6 +46,8 @@ _entry_example = {
     "plan": "free",
     "plan_source": "default",
     "quota_limit": 20,
+    "used_after": 8,
+    "given_after": 0,
     "last_reset_date": BEFORE,
     "resets_at": AFTER,
     "period_seq": 35,

@@ -75,9 +75,11 @@ ENTRY_MEMBERS = {
     "plan": PLAN_NAME,
     "plan_source": PLAN_SOURCE,
     "quota_limit": LIMIT,
+    "used_after": nullable(integer(description="As `quota_used`; null in entries made before 0.2.")),
+    "given_after": nullable(integer(-MAX_UNITS, description="Units that staff added in the period.")),
     "last_reset_date": INSTANT,
     "resets_at": INSTANT,
-    "period_seq": SEQ | {"description": "The seq of the entry that began the period."},
+    "period_seq": SEQ | {"description": "The seq of the period's first entry."},
     "actor": answer_object(
         kind={"type": "string", "enum": ["user", "service", "staff", "webhook", "command"]},
         id=STRING,

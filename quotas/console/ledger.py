@@ -13,9 +13,9 @@ from quotas.models import LedgerEntry
 from quotas.rules import values
 
 LEDGER_CSV_COLUMNS = (
-    "seq", "id", "created_at", "kind", "cost", "delta", "balance_after", "plan", "plan_source",
-    "plan_version", "quota_limit", "last_reset_date", "resets_at", "actor_kind", "actor_id", "act", "reason",
-    "action", "metadata", "refund_of",
+    "seq", "id", "created_at", "kind", "cost", "delta", "balance_after", "period_consumed", "period_given",
+    "plan", "plan_source", "plan_version", "quota_limit", "last_reset_date", "resets_at", "actor_kind",
+    "actor_id", "act", "reason", "action", "metadata", "refund_of",
 )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ MORE = {
     "plan",
     "plan_source",
     "quota_limit",
+    "used_after",
+    "given_after",
     "last_reset_date",
     "resets_at",
     "period_seq",
@@ -137,6 +139,10 @@ def test_a_service_sees_who_why_and_the_state_after(service, make_quota):
     assert (refunded["reason"], refunded["refund_of"]) == ("llm_timeout", str(spent.id))
     assert consumed["actor"] == {"kind": "user", "id": USER, "act": "user_support"}
     assert (consumed["reason"], consumed["refund_of"], consumed["cost"]) == (None, None, 5)
+    assert [(entry["used_after"], entry["given_after"]) for entry in (consumed, refunded)] == [
+        (5, -8),
+        (3, -8),
+    ]
     assert (consumed["plan"], consumed["quota_limit"], consumed["period_seq"]) == ("free", 20, 1)
 
 

@@ -377,9 +377,13 @@ export interface components {
             plan_source: "staff" | "billing" | "metadata" | "default";
             /** @description Units per period; null if unlimited. */
             quota_limit: number | null;
+            /** @description As `quota_used`; null in entries made before 0.2. */
+            used_after: number | null;
+            /** @description Units that staff added in the period. */
+            given_after: number | null;
             last_reset_date: components["schemas"]["Instant"];
             resets_at: components["schemas"]["Instant"];
-            /** @description The seq of the entry that began the period. */
+            /** @description The seq of the period's first entry. */
             period_seq: number;
             actor: {
                 /** @enum {string} */

@@ -80,6 +80,70 @@ def test_what_was_used_counts_against_the_new_allowance(deliver, make_quota):
     assert ChallengeQuota.objects.get().quota_remaining == 3
 
 
+WAYS_ROUND = {
+    "ended and bought again": [
+        item("ended", at=NOON + MINUTE),
+        item("active", name="B", at=NOON + 2 * MINUTE),
+    ],
+    "a card that fails and recovers": [
+        item("pastDue", at=NOON + MINUTE),
+        item("ended", at=NOON + 2 * MINUTE),
+        item("active", at=NOON + 3 * MINUTE),
+    ],
+    "a slug that is unknown for a moment": [
+        item("updated", plan="prooo", status="active", at=NOON + MINUTE),
+        item("updated", status="active", at=NOON + 2 * MINUTE),
+    ],
+    "a smaller plan by metadata between": [
+        metadata("beta", at=NOON + MINUTE),
+        item("ended", at=NOON + 2 * MINUTE),
+        item("active", name="B", at=NOON + 3 * MINUTE),
+    ],
+    "no limit between": [
+        item("active", name="B", plan="unlimited", at=NOON + MINUTE),
+        item("ended", name="B", plan="unlimited", at=NOON + 2 * MINUTE),
+    ],
+}
+
+
+@pytest.mark.parametrize("way", WAYS_ROUND.values(), ids=WAYS_ROUND)
+def test_no_way_round_that_clerk_tells_of_refills_a_quota(deliver, way):
+    Plan.objects.create(name="unlimited", allowance=None)
+    deliver(*item("active"))
+    for turn in range(3):
+        ChallengeQuota.objects.consume(USER, 30)
+        for kind, data in way:
+            deliver(kind, data | {"updated_at": data["updated_at"] + turn * 10 * MINUTE})
+    quota = ChallengeQuota.objects.get()
+    assert (quota.plan_id, quota.quota_remaining, quota.period_consumed) == ("pro", 10, 90)
+    assert_sound(USER)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_deliveries_in_any_order_lead_to_one_balance(deliver, order):
+    """A start and an end of items, and a spend before: the same plan and the same balance."""
+    ChallengeQuota.objects.consume(USER, 15)
+    events = [
+        item("active", name="A", plan="pro", at=NOON),
+        item("active", name="B", plan="beta", at=NOON + MINUTE),
+        item("ended", name="A", plan="pro", at=NOON + 2 * MINUTE),
+    ]
+    for number in order:
+        deliver(*events[number])
+    quota = ChallengeQuota.objects.get()
+    assert (quota.plan_id, quota.quota_remaining, quota.period_consumed) == ("beta", 35, 15)
+
+
+def test_what_staff_gave_stays_through_what_clerk_tells(deliver):
+    deliver(*item("active"))
+    ChallengeQuota.objects.consume(USER, 90)
+    ChallengeQuota.objects.adjust(USER, -5, reason="a test", actor=STAFF)
+    ChallengeQuota.objects.adjust(USER, 50, reason="a gift", actor=STAFF)
+    deliver(*item("ended", at=NOON + MINUTE))
+    deliver(*item("active", name="B", at=NOON + 2 * MINUTE))
+    assert ChallengeQuota.objects.get().quota_remaining == 100 - 90 - 5 + 50
+
+
 def test_an_item_that_ended_gives_back_the_default_plan(deliver):
     deliver(*item("active"))
     assert_handled(deliver(*item("ended", at=NOON + MINUTE)), "success")

@@ -10,6 +10,7 @@ from quotas.models import ChallengeQuota, Plan
 from quotas.rules import verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, OnChange, Quota, Request, Snapshot
+from quotas.store.commit import SnapshotQuery, read_snapshot
 from quotas.store.manager import PlanChange, Receipt
 
 
@@ -146,7 +147,10 @@ class Preview(NamedTuple):
 
 def preview(quota: ChallengeQuota, form: ResetForm, actor: Actor) -> Preview:
     """Decide what the action would do to the quota, by the same rules, without storing it."""
-    outcome = form.decide(quota.snapshot(read_clock(quota)), Request(actor))
+    snapshot = quota.snapshot(read_clock(quota))
+    if quota.usage_seq != quota.seq:  # its usage must come from the ledger
+        snapshot = read_snapshot(quota.user_id, SnapshotQuery())
+    outcome = form.decide(snapshot, Request(actor))
     return Preview(
         quota.user_id,
         before=display_of(quota),

@@ -246,17 +246,20 @@ PERIODS = Check(
         SUM(CASE WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost ELSE 0 END) AS taken,
         MAX(COALESCE(t.quota_limit, 0)) + MAX(t.period_given) AS most,
         SUM(CASE
-            WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost
-            WHEN t.kind = 'refunded' THEN -t.cost
+            WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost - COALESCE(r.refunded, 0)
             ELSE 0
         END) AS used
-    FROM ledger_entries AS t WHERE {one} GROUP BY t.user_id, t.period_seq
+    FROM ledger_entries AS t LEFT JOIN (
+        SELECT t.user_id, t.refund_of, SUM(t.cost) AS refunded FROM ledger_entries AS t
+        WHERE {one} AND t.refund_of IS NOT NULL GROUP BY t.user_id, t.refund_of
+    ) AS r ON r.user_id = t.user_id AND r.refund_of = t.id
+    WHERE {one} GROUP BY t.user_id, t.period_seq
     """,
     {
         "overspend": (
             """
-            first_seq = period_seq AND CASE
-                WHEN new_entries = 0 THEN taken > given
+            CASE
+                WHEN new_entries = 0 THEN taken > given AND first_seq = period_seq
                 WHEN old_entries = 0 THEN used > most
             END
             """,

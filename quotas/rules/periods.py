@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 
-from quotas.rules.values import Plan, Snapshot, State, usage_shown
+from quotas.rules.values import NAMED_PERIODS, Plan, Snapshot, State, usage_shown
 from quotas.rules.zones import zone
 
 SAME_MIDNIGHT = timedelta(hours=3)  # at most, between the midnights of two versions of a zone's data
@@ -113,16 +113,18 @@ def is_due(state: State, now: datetime) -> bool:
     return now >= state.resets_at
 
 
-def next_period(plan: Plan, state: State, now: datetime) -> tuple[datetime, datetime]:
+def next_period(plan: Plan, before: Plan, state: State, now: datetime) -> tuple[datetime, datetime]:
     """Return begin and end of the next period under this plan. It begins when the last one ended, or later.
 
-    If that end lies shortly before a boundary, an instance with other data of the time zone computed it, and
-    both are the same midnight: then the next period lasts until the boundary after it.
+    If that end lies shortly before a midnight of the same calendar, an instance with other data of the time
+    zone computed it, and both are the same midnight: then the next period lasts until the one after it.
     """
     due, boundary = is_due(state, now), period_begin(plan, state.anchor_at, now)
     begin = max(state.resets_at if due else state.last_reset_date, boundary)
     end = period_end(plan, state.anchor_at, begin)
-    if due and begin > boundary and end - begin <= SAME_MIDNIGHT:
+    calendar = (plan.reset_policy, plan.timezone)
+    is_same = plan.reset_policy in NAMED_PERIODS and calendar == (before.reset_policy, before.timezone)
+    if due and is_same and begin > boundary and end - begin <= SAME_MIDNIGHT:
         end = period_end(plan, state.anchor_at, end)
     return begin, end
 
@@ -140,14 +142,16 @@ def as_shown(state: State, plan_in_force: Plan) -> State:
 
 
 class Lookback(NamedTuple):
-    """The question to the ledger: what was consumed and given in the period in which a plan finds the user?
+    """The question to the ledger: in which period does a plan find the user, and what was used in it?
 
-    It is the running period, or if that is due, the one that follows at `next_begin`. But if the plan's own
-    period began before that, at `begins_at`, all counts from there; and if an older period that began after
-    `since` has not ended by `now`, because its plan was left before, it goes on. A refill that somebody asked
-    for bounds all of this.
+    If the plan was left in a period that has not ended by `now`, that one goes on as it was left. Otherwise
+    it is the running period, or if that is due, the one that follows at `next_begin`. But if the plan's own
+    period began before that, at `begins_at`, all counts from there; and if another plan was left in a period
+    that has not ended by `now`, all counts from the begin of that one, or from `since` if it began earlier.
+    A refill that somebody asked for bounds all of this.
     """
 
+    plan: str
     since: datetime
     begins_at: datetime
     now: datetime
@@ -161,8 +165,9 @@ def lookback(snapshot: Snapshot) -> Lookback | None:
     if not state or not target or target.name == state.plan:
         return None
     begins_at, due = period_begin(target, state.anchor_at, now), is_due(state, now)
-    following, _ = next_period(snapshot.current_plan, state, now)
+    following, _ = next_period(snapshot.current_plan, snapshot.plan_in_force, state, now)
     is_known = state.usage_seq == state.seq and (state.left_until is None or state.left_until <= now)
     if is_known and begins_at >= (following if due else state.last_reset_date):
         return None
-    return Lookback(min(begins_at, now - target.longest_window), begins_at, now, due, following)
+    since = min(begins_at, now - target.longest_window)
+    return Lookback(target.name, since, begins_at, now, due, following)

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 MAX_UNITS = 2_147_483_647
+MAX_PERIOD = timedelta(days=3_660)
 USER_ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")  # use fullmatch: `$` also matches before a final newline
 ACTION_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
@@ -94,7 +95,7 @@ class State:
     anchor_at: datetime
     period_seq: int  # seq of the running period's first entry
     refused_at: datetime | None  # the running period's first refusal
-    left_until: datetime | None  # until then a period may go on that was left with its plan, see lookback()
+    left_until: datetime | None  # until then a change of plan must ask the ledger for periods that were left
     seq: int
     usage_seq: int | None  # if it is not `seq`, usage, resets_at and left_until are unknown
     updated_at: datetime
@@ -114,13 +115,21 @@ def usage_shown(limit: int | None, balance: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the ledger says of the period in which a plan finds a user; see `periods.Lookback`."""
+    """What the ledger says of the period in which a plan finds a user; see `periods.Lookback`.
+
+    If the plan was left in that period, it goes on under the version, with the limit and until the end that
+    it had then; otherwise `plan` is None.
+    """
 
     begins_at: datetime
     period_seq: int  # seq of its first entry
     consumed: int
     given: int
     refused_at: datetime | None
+    left_until: datetime
+    plan: Plan | None = None
+    limit: int | None = None
+    ends_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

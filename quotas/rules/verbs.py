@@ -134,6 +134,8 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
         end = period_end(target, now, now)
         changes |= {"plan": target.name, "anchor_at": now, **_full_period(target, state, now, end)}
     else:
+        if snapshot.usage and snapshot.usage.plan:
+            target = snapshot.usage.plan
         changes |= _continued_period(change, target, on_change)
         changes |= {"plan": target.name, "plan_version": target.version}
     return _append(replace(change, plan_in_force=target), request, EntryKind.PLAN_CHANGED, **changes)
@@ -273,7 +275,7 @@ def _new_period(change: Change, request: Request, kind: EntryKind = EntryKind.RE
     and is only refilled.
     """
     plan, state = change.snapshot.current_plan, change.state
-    begin, end = next_period(plan, state, change.snapshot.now)
+    begin, end = next_period(plan, change.plan_in_force, state, change.snapshot.now)
     period = _full_period(plan, state, begin, end)
     return _append(replace(change, plan_in_force=plan), request, kind, **period)
 
@@ -302,22 +304,22 @@ def _continued_period(change: Change, target: Plan, on_change: OnChange) -> dict
     period: dict[str, Any] = {"quota_limit": target.allowance}
     if usage:
         period |= {
+            "quota_limit": usage.limit if usage.plan else target.allowance,
             "period_seq": usage.period_seq,
             "period_consumed": usage.consumed,
             "period_given": usage.given,
             "last_reset_date": usage.begins_at,
             "refused_at": usage.refused_at,
         }
-    begin = usage.begins_at if usage else state.last_reset_date
-    end = period_end(target, state.anchor_at, begin)
+    begin, end = (usage.begins_at, usage.ends_at) if usage else (state.last_reset_date, None)
+    if end is None:
+        end = period_end(target, state.anchor_at, begin)
     if end <= now:
         end = period_end(target, state.anchor_at, now)
-    if (begin, end) != (state.last_reset_date, state.resets_at):
-        left_until = max(state.left_until or end, state.resets_at, end)
-        return {**period, "resets_at": end, "left_until": left_until}
-    if on_change == OnChange.PRORATE:
+    if on_change == OnChange.PRORATE and (begin, end) == (state.last_reset_date, state.resets_at):
         period["quota_limit"] = _prorated_limit(change, target)
-    return period
+    left_until = max(usage.left_until if usage else end, end, state.resets_at)
+    return {**period, "resets_at": end, "left_until": left_until}
 
 
 def _prorated_limit(change: Change, target: Plan) -> int | None:

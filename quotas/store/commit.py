@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from threading import Lock
 from typing import Any, NamedTuple, TypeGuard
 
@@ -23,7 +23,7 @@ from uuid_utils.compat import uuid7
 from quotas import metrics
 from quotas.rules.outcomes import Change, Outcome
 from quotas.rules.periods import Lookback, lookback
-from quotas.rules.values import PlanSource, Snapshot, State, Usage, remaining
+from quotas.rules.values import MAX_PERIOD, PlanSource, Snapshot, State, Usage, remaining
 from quotas.store import plan_cache, sql
 from quotas.store.errors import ConnectionLost, LostRace, NoDefaultPlan, Result, translating_errors
 from quotas.store.rows import entry_from, entry_values, plan_from, state_from, state_values
@@ -271,16 +271,20 @@ def _with_usage(state: State) -> Steps[State]:
         state,
         period_consumed=consumed,
         period_given=given,
-        resets_at=resets_at or state.last_reset_date,  # without entries its end is unknown: it is over
+        resets_at=(end := resets_at or state.last_reset_date),  # without entries it is over
+        left_until=end + MAX_PERIOD,
     )
 
 
 def _read_usage(snapshot: Snapshot, asked: Lookback) -> Steps[Usage | None]:
     seq = snapshot.state.seq if snapshot.state else 0
-    parameters = [seq, *asked, snapshot.user_id, snapshot.user_id]
-    row = yield Step(sql.USAGE_BY_PLAN, parameters, wants_row=True)
-    begins_at, period_seq, refused_at, consumed, given = row
-    return Usage(begins_at, period_seq, consumed, given, refused_at) if period_seq else None
+    parameters = [seq, *asked, *[snapshot.user_id] * 3]
+    row = iter((yield Step(sql.USAGE_BY_PLAN, parameters, wants_row=True)))
+    begins_at, period_seq, consumed, given, refused_at, left_until, limit, ends_at = islice(row, 8)
+    if period_seq is None:
+        return None
+    plan = plan_from(row)
+    return Usage(begins_at, period_seq, consumed, given, refused_at, left_until, plan, limit, ends_at)
 
 
 def _read_row(user_id: str, query: SnapshotQuery) -> Steps[Snapshot]:

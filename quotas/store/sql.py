@@ -230,19 +230,18 @@ NOTE_ASSIGNMENT = """
 # A refund counts if its consumption does. An adjustment of a balance that stayed 0 shows only in the sum of
 # what was given by then.
 _USAGE = """
-    MIN(t.seq), MAX(CASE WHEN t.kind = 'refused' THEN t.created_at END) AS "refused_at [datetime]",
+    MIN(t.seq) AS first_seq, MAX(CASE WHEN t.kind = 'refused' THEN t.created_at END) AS refused_at,
     CAST(COALESCE(SUM(CASE
         WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost
         WHEN c.quota_limit IS NOT NULL THEN -t.cost
-    END), 0) AS bigint),
+    END), 0) AS bigint) AS consumed,
     CAST(COALESCE(SUM(CASE
         WHEN t.kind = 'adjusted' THEN COALESCE(t.period_given - t.given_before, t.delta)
-    END), 0) AS bigint)
+    END), 0) AS bigint) AS given
     FROM counted AS t LEFT JOIN counted AS c ON c.id = t.refund_of
 """
 _ENTRIES_OF_USER = """
-    SELECT t.*, LAG(t.period_given) OVER (ORDER BY t.seq) AS given_before,
-        MAX(CASE WHEN t.seq = t.period_seq THEN t.last_reset_date END) OVER (ORDER BY t.seq) AS begun_at
+    SELECT t.*, LAG(t.period_given) OVER (ORDER BY t.seq) AS given_before
     FROM ledger_entries AS t, asked WHERE t.user_id = %s AND t.seq <= asked.seq
 """
 
@@ -255,24 +254,41 @@ RUNNING_USAGE = f"""
         {_USAGE}
 """
 
-# Parameters: seq of the row, the five of a periods.Lookback, user id twice. The begin and the usage of the
-# period in which a plan finds the user. A refill that somebody asked for is the opening, a change of plan
-# that began a period, or a reset with a reason (one that was due has none).
+# Parameters: seq of the row, the six of a periods.Lookback, user id three times. The begin and the usage of
+# the period in which a plan finds the user, the latest end of a period since the last refill, and if the plan
+# was left in that period: its limit, its end, and its version. A refill that somebody asked for is the
+# opening, a change of plan that began a period, or a reset with a reason (one that was due has none).
 USAGE_BY_PLAN = f"""
     WITH asked AS (
-        SELECT %s AS seq, %s AS since, %s AS begins_at, %s AS now, %s AS is_due, %s AS next_begin
+        SELECT %s AS seq, %s AS plan, %s AS since, %s AS begins_at, %s AS now, %s AS is_due, %s AS next_begin
     ),
     running AS (
         SELECT t.seq, t.last_reset_date FROM ledger_entries AS t, asked
         WHERE t.user_id = %s AND t.seq <= asked.seq AND t.seq = t.period_seq
         ORDER BY t.seq DESC LIMIT 1
     ),
-    recent AS ({_ENTRIES_OF_USER} AND (t.created_at >= since OR t.seq >= (SELECT seq FROM running))),
+    last_of_plan AS (
+        SELECT t.* FROM ledger_entries AS t, asked
+        WHERE t.user_id = %s AND t.seq <= asked.seq AND t.plan = asked.plan AND t.resets_at > now
+        ORDER BY t.seq DESC LIMIT 1
+    ),
+    recent AS (
+        {_ENTRIES_OF_USER} AND (
+            t.created_at >= since
+            OR t.seq >= (SELECT seq FROM running)
+            OR t.seq >= (SELECT period_seq FROM last_of_plan)
+        )
+    ),
     refill AS (
         SELECT seq, last_reset_date FROM recent WHERE seq = period_seq AND (kind <> 'reset' OR reason <> '')
         ORDER BY seq DESC LIMIT 1
     ),
-    fresh AS (SELECT * FROM recent WHERE seq >= COALESCE((SELECT seq FROM refill), 0)),
+    taken_up AS (SELECT * FROM last_of_plan WHERE seq >= COALESCE((SELECT seq FROM refill), 0)),
+    fresh AS (
+        SELECT r.*, CASE WHEN kind = 'consumed' THEN last_reset_date ELSE
+            MAX(CASE WHEN seq = period_seq THEN last_reset_date END) OVER (ORDER BY seq) END AS began_at
+        FROM recent AS r WHERE seq >= COALESCE((SELECT seq FROM refill), 0)
+    ),
     begins AS (
         SELECT last_reset_date AS at FROM running, asked WHERE NOT is_due
         UNION ALL
@@ -281,10 +297,21 @@ USAGE_BY_PLAN = f"""
         SELECT CASE WHEN f.last_reset_date > a.begins_at THEN f.last_reset_date ELSE a.begins_at END
         FROM asked AS a LEFT JOIN refill AS f ON 1 = 1
         UNION ALL
-        SELECT begun_at FROM fresh, asked WHERE resets_at > now AND begun_at > since
+        SELECT CASE WHEN began_at > since THEN began_at ELSE since END
+        FROM fresh, asked WHERE resets_at > now AND began_at IS NOT NULL
     ),
-    counted AS (SELECT * FROM fresh WHERE created_at >= (SELECT MIN(at) FROM begins))
-    SELECT (SELECT MIN(at) FROM begins) AS "begins_at [datetime]", {_USAGE}
+    counted AS (
+        SELECT f.* FROM fresh AS f LEFT JOIN taken_up AS l ON 1 = 1
+        WHERE CASE WHEN l.seq IS NULL THEN f.created_at >= (SELECT MIN(at) FROM begins)
+            ELSE f.seq >= l.period_seq END
+    ),
+    sums AS (SELECT {_USAGE})
+    SELECT COALESCE(l.last_reset_date, (SELECT MIN(at) FROM begins)) AS "begins_at [datetime]",
+        s.first_seq, s.consumed, s.given, s.refused_at AS "refused_at [datetime]",
+        (SELECT MAX(resets_at) FROM fresh) AS "left_until [datetime]",
+        l.quota_limit, l.resets_at AS "ends_at [datetime]", {_select_list("v", VERSION_COLUMNS)}
+    FROM sums AS s LEFT JOIN taken_up AS l ON 1 = 1
+    LEFT JOIN plan_versions AS v ON v.plan_id = l.plan AND v.version = l.plan_version
 """
 
 # Parameters: user id, entry id. Whether a write whose reply was lost was carried out.

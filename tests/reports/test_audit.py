@@ -339,6 +339,22 @@ def test_half_a_period_is_no_pruning_however_old(shift: Callable[[str, timedelta
     assert found() == {(3, "lost prefix")}
 
 
+def test_a_refund_in_another_period_than_its_consumption_is_no_overspend(
+    make_quota: Callable[..., ChallengeQuota], shift: Callable[[str, timedelta], None]
+) -> None:
+    """A change of plan continued an earlier period, in which the refund fell, and another one this."""
+    make_quota()
+    Plan(name="monthly", allowance=400, reset_policy="monthly").save()
+    quotas.consume(USER, 10)
+    shift(USER, DAY)
+    spend = quotas.consume(USER, 20).entry
+    quotas.change_plan(USER, "monthly", actor=STAFF)
+    quotas.refund(USER, spend.id, reason="a test", actor=STAFF)
+    quotas.change_plan(USER, "free", actor=STAFF)
+    quotas.consume(USER, 20)
+    assert list(audit.faults()) == []
+
+
 @pytest.mark.usefixtures("ledger")
 def test_an_entry_under_rules_that_the_plan_never_had_is_found() -> None:
     """As after a restore beside processes that went on by what they remembered of later versions."""

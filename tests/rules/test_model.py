@@ -112,7 +112,10 @@ class Model:
             name, source = self.clerks_assignment(user_id)
             found = replace(found, target=self.versions[name][-1], target_source=source)
         asked = periods.lookback(found)
-        return replace(found, usage=usage_by_plan(ledger, asked)) if asked else found
+        return replace(found, usage=usage_by_plan(ledger, asked, self.version)) if asked else found
+
+    def version(self, name: str, version: int) -> Plan:
+        return self.versions[name][version - 1]
 
     def clerks_assignment(self, user_id: str) -> tuple[str | None, str]:
         """Return the plan that Clerk's assignments lead to, and its source."""

@@ -308,6 +308,14 @@ def test_a_reset_by_staff_of_a_quota_that_is_due_is_two() -> None:
     assert [(entry.kind, entry.reason) for entry in change.entries] == [("reset", ""), ("reset", "a gift")]
 
 
+def test_an_edit_to_short_periods_skips_none() -> None:
+    """The end lies before a boundary of the new grid: that is no midnight of other zone data."""
+    hourly = replace(FREE, version=2, reset_policy="anchored", period=HOUR)
+    state = state_with(3, anchor_at=NOON - HOUR / 2)
+    change = changed(verbs.current(at(NOON + DAY, state, hourly, in_force=FREE), USER))
+    assert (change.state.last_reset_date, change.state.resets_at) == (NOON + DAY, NOON + DAY + HOUR / 2)
+
+
 # A clock that was ahead
 
 AHEAD = NOON + 3 * DAY

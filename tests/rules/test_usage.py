@@ -7,8 +7,10 @@ usage that the state keeps is compared with the costs of the entries.
 import random
 import re
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import permutations
 from typing import Any
 from uuid import UUID
@@ -41,6 +43,7 @@ PLANS = [
     plan("5 in 2 s", 5, period=timedelta(seconds=2)),
     plan("long", 300, period=30 * DAY),
     plan("longer", 200, period=45 * DAY),
+    plan("weeks", 90, period=7 * DAY),
     plan("hourly", 5, "anchored", HOUR),
     plan("daily", 30, "daily"),
     plan("daily pro", 60, "daily"),
@@ -62,14 +65,26 @@ class History:
     plans: dict[str, Plan] = field(default_factory=lambda: {plan.name: plan for plan in PLANS})
     typed: list[tuple[int, int]] = field(default_factory=list)  # seq of an adjustment, and its units
 
+    def __post_init__(self) -> None:
+        self.versions = {name: [plan] for name, plan in self.plans.items()}
+
     def snapshot(self, **more: Any) -> Snapshot:
         plan = self.plans[self.state.plan if self.state else "free"]
+        in_force = self.version(plan.name, self.state.plan_version) if self.state else plan
         ids = (UUID(int=len(self.ledger)), UUID(int=len(self.ledger) + 1))
-        snapshot = Snapshot("user_1", self.now, plan, plan, self.state, None, None, ids, **more)
+        snapshot = Snapshot("user_1", self.now, plan, in_force, self.state, None, None, ids, **more)
         if asked := periods.lookback(snapshot):
-            return replace(snapshot, usage=usage_by_plan(self.ledger, asked))
+            return replace(snapshot, usage=usage_by_plan(self.ledger, asked, self.version))
         self.assert_row_tells_all(snapshot)
         return snapshot
+
+    def version(self, name: str, version: int) -> Plan:
+        return self.versions[name][version - 1]
+
+    def edit(self, name: str, allowance: int | None) -> None:
+        plan = self.plans[name]
+        self.plans[name] = replace(plan, version=plan.version + 1, allowance=allowance)
+        self.versions[name].append(self.plans[name])
 
     def assert_row_tells_all(self, snapshot: Snapshot) -> None:
         """Assert that the ledger, had it been asked, would have given the row's own figures."""
@@ -77,7 +92,7 @@ class History:
         asked = periods.lookback(replace(snapshot, state=state))
         if not state or not asked or asked.is_due:
             return
-        usage = usage_by_plan(self.ledger, asked)
+        usage = usage_by_plan(self.ledger, asked, self.version)
         assert usage
         assert (usage.begins_at, usage.period_seq) == (state.last_reset_date, state.period_seq)
         assert (usage.consumed, usage.given) == (state.period_consumed, state.period_given)
@@ -171,6 +186,33 @@ def test_a_longer_plan_counts_what_was_consumed_since_its_period_began() -> None
         user.now += DAY
     user.change("monthly")  # its months begin on the 27th: all of it counts
     assert (user.left, user.state and user.state.last_reset_date) == (400 - 80, BEGIN)
+
+
+def test_a_shorter_plan_counts_what_was_consumed_within_its_own_length() -> None:
+    """On the way the first plan's period was left: no more than a week of it counts against a week."""
+    for before, left in ((9 * DAY, 0), (0 * DAY, 90)):
+        user = History()
+        user.change("long")
+        user.now += before
+        user.spend(250)
+        user.now += 10 * DAY - before
+        user.change("brief")
+        user.now += timedelta(seconds=3)
+        user.change("weeks")
+        assert user.left == left
+
+
+def test_a_month_that_was_in_use_counts_against_a_plan_of_30_days() -> None:
+    user = History()
+    for _ in range(8):
+        user.spend(20)
+        user.now += DAY
+    user.spend(20)
+    user.change("monthly")
+    user.spend(220)
+    assert user.left == 0
+    user.change("long")
+    assert (user.left, user.state and user.state.period_consumed) == (0, 400)
 
 
 def test_a_plan_of_the_same_length_counts_only_the_running_period() -> None:
@@ -346,9 +388,41 @@ def random_history(chance: random.Random, steps: int) -> Iterator[History]:
             case "adjust":
                 user.adjust(chance.choice((-7, -1, 5, 60, MAX_UNITS)))
             case "more":
-                chance.choice((user.reset, user.reset, user.reset, user.delete))()
+                edit = partial(user.edit, chance.choice(PLANS).name, chance.choice((None, 0, 20, 70)))
+                chance.choice((user.reset, user.reset, edit, edit, user.delete))()
         if len(user.ledger) > before:
             yield user
+
+
+def assert_order_is_no_matter(user: History, chance: random.Random) -> None:
+    """Assert that a way over other plans at one instant is as good as the direct one."""
+    state = user.state
+    if not state or state.deleted_at or periods.is_due(state, user.snapshot().now):
+        return
+    names = chance.sample([plan.name for plan in PLANS], 3)
+    for last in (names[0], state.plan):
+        direct, roundabout = deepcopy(user), deepcopy(user)
+        direct.change(last)
+        for name in (*names[1:], last):
+            roundabout.change(name)
+        assert direct.state
+        assert roundabout.state
+        assert [getattr(direct.state, name) for name in SAME] == [
+            getattr(roundabout.state, name) for name in SAME
+        ], (names, last)
+
+
+SAME = (
+    "plan",
+    "plan_version",
+    "quota_limit",
+    "quota_remaining",
+    "period_consumed",
+    "period_given",
+    "last_reset_date",
+    "resets_at",
+    "period_seq",
+)
 
 
 def run(histories: int, seed: int) -> int:
@@ -359,6 +433,7 @@ def run(histories: int, seed: int) -> int:
             for user in random_history(chance, 12):
                 assert_consistent(user)
                 steps += 1
+            assert_order_is_no_matter(user, chance)
         except AssertionError as error:
             error.add_note(f"history {seed}/{number}")
             raise

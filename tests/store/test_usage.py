@@ -96,6 +96,48 @@ def test_a_month_counts_the_days_before_a_refill_by_staff_bounds_it() -> None:
     assert_sound(USER)
 
 
+def test_a_month_that_was_in_use_counts_against_a_plan_of_30_days() -> None:
+    for _ in range(8):
+        quotas.consume(USER, 20)
+        shift(USER, DAY)
+    quotas.consume(USER, 20)
+    change("monthly")
+    quotas.consume(USER, 220)
+    assert figures(change("long")) == (0, 400, 0)
+    assert_sound(USER)
+
+
+def test_a_period_goes_on_after_a_reset_that_mended_a_clock() -> None:
+    change("long")
+    shift(USER, -40 * DAY)  # as if the clock had been ahead
+    quotas.reset(USER, reason="the clock was ahead", actor=STAFF)
+    quotas.consume(USER, 250)
+    change("brief", "long", pause=timedelta(seconds=3))
+    assert figures(quotas.current(USER)) == (50, 250, 0)
+
+
+def test_an_edited_plan_that_is_taken_again_goes_on_under_its_version() -> None:
+    """An edit takes effect at the next reset, whichever way the user came back."""
+    change("pro")
+    quotas.consume(USER, 90)
+    pro = Plan.objects.get(pk="pro")
+    pro.allowance = 200
+    pro.save()
+    change("free", "pro")
+    assert (figures(quotas.current(USER)), row().plan_version, row().quota_limit) == ((10, 90, 0), 1, 100)
+    shift(USER, DAY)
+    assert (figures(quotas.current(USER)), row().plan_version) == ((200, 0, 0), 2)
+
+
+def test_a_prorated_limit_is_there_again_after_a_way_round() -> None:
+    quotas.current(USER)
+    shift(USER, DAY / 2)
+    limit = quotas.change_plan(USER, "pro", OnChange.PRORATE, actor=STAFF).quota.quota_limit
+    assert limit == 59  # of 20 and 100, half a day each, and some milliseconds
+    change("free", "unlimited", "pro")
+    assert row().quota_limit == limit
+
+
 def test_the_first_refusal_of_a_period_that_goes_on_stays_the_first() -> None:
     change("long")
     quotas.consume(USER, 300)
@@ -162,15 +204,27 @@ def test_such_a_row_is_known_from_its_ledger(act: Spent, expected: object, seq_i
     assert_sound(USER)
 
 
-def test_what_such_a_release_gave_by_its_own_rules_stays_for_the_period() -> None:
-    """It gave all of a plan anew after a change: nobody's balance falls because of an update."""
+def test_what_such_a_release_gave_by_its_own_rules_stays_until_the_next_change_of_plan() -> None:
+    """It gave all of a plan anew after a change: that balance does not fall because of an update."""
     change("pro")
     quotas.consume(USER, 90)
     as_written_before(seq_is_newer=False)
     quotas.filter(pk=USER).update(quota_remaining=98)
     LedgerEntry.objects.filter(seq=3).update(balance_after=98)
     assert figures(quotas.consume(USER, 8).quota) == (90, 98, 88)
-    assert figures(change("free", "pro")) == (90, 98, 88)
+    assert figures(change("free", "pro")) == (2, 98, 0)
+
+
+def test_a_period_that_was_left_under_such_a_release_goes_on() -> None:
+    change("long")
+    quotas.consume(USER, 250)
+    change("free")
+    shift(USER, 2 * DAY)
+    quotas.current(USER)
+    as_written_before(seq_is_newer=False)
+    quotas.consume(USER, 1)
+    shift(USER, DAY)
+    assert figures(change("long")) == (49, 251, 0)
 
 
 def test_a_due_row_of_such_a_release_is_reset_when_it_was_due_by_its_entries() -> None:

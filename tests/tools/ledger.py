@@ -1,11 +1,13 @@
 """What must be true of a user's ledger after every test, and what its entries say of their usage."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
 
 from quotas.models import LedgerEntry
 from quotas.reports import audit
 from quotas.rules.periods import Lookback
-from quotas.rules.values import Entry, Usage
+from quotas.rules.values import Entry, Plan, Usage
 
 
 def spent(user_id: str) -> int:
@@ -40,20 +42,29 @@ def _is_free(entry: Entry) -> bool:
     return entry.quota_limit is None
 
 
-def usage_by_plan(ledger: Sequence[Entry], asked: Lookback) -> Usage | None:
+def usage_by_plan(
+    ledger: Sequence[Entry], asked: Lookback, version: Callable[[str, int], Plan]
+) -> Usage | None:
     """The answer to a Lookback, as store/sql.py gives it, from the entries of one user in memory."""
     begun = [entry for entry in ledger if entry.seq == entry.period_seq]
     refill = next(entry for entry in reversed(begun) if entry.kind != "reset" or entry.reason)
     fresh = ledger[refill.seq - 1 :]
-    begun_at, unfinished = refill.last_reset_date, []
+    left_until = max(entry.resets_at for entry in fresh)
+    running = [entry for entry in fresh if entry.resets_at > asked.now]
+    if left := next((entry for entry in reversed(running) if entry.plan == asked.plan), None):
+        plan = version(left.plan, left.plan_version)
+        how_it_was_left = (left_until, plan, left.quota_limit, left.resets_at)
+        return _usage(left.last_reset_date, ledger[left.period_seq - 1 :], *how_it_was_left)
+    begun_at, begins = refill.last_reset_date, [max(asked.begins_at, refill.last_reset_date)]
+    begins.append(asked.next_begin if asked.is_due else begun[-1].last_reset_date)
     for entry in fresh:
         begun_at = entry.last_reset_date if entry in begun else begun_at
-        if entry.resets_at > asked.now and begun_at > asked.since:
-            unfinished.append(begun_at)
-    running_since = asked.next_begin if asked.is_due else begun[-1].last_reset_date
-    begins_at = min([running_since, max(asked.begins_at, refill.last_reset_date), *unfinished])
-    counted = [entry for entry in fresh if entry.created_at >= begins_at]
-    if not counted:
-        return None
+        if entry in running:
+            begins.append(max(asked.since, entry.last_reset_date if entry.kind == "consumed" else begun_at))
+    counted = [entry for entry in fresh if entry.created_at >= min(begins)]
+    return _usage(min(begins), counted, left_until) if counted else None
+
+
+def _usage(begins_at: datetime, counted: Sequence[Entry], *rest: Any) -> Usage:
     refusals = [entry.created_at for entry in counted if entry.kind == "refused"]
-    return Usage(begins_at, counted[0].seq, *usage_of(counted), max(refusals, default=None))
+    return Usage(begins_at, counted[0].seq, *usage_of(counted), max(refusals, default=None), *rest)

@@ -160,12 +160,29 @@ MUTANTS = [
     Mutant(
         "a period that was left with its plan is forgotten",
         VERBS,
-        "left_until = max(state.left_until or end, state.resets_at, end)",
+        "left_until = max(usage.left_until if usage else end, end, state.resets_at)",
         "left_until = None",
         (
             "rules/test_usage.py::test_what_staff_gave_and_took_survives_a_way_round",
             "store/test_usage.py::test_a_short_plan_on_the_way_gives_nothing_and_the_first_period_goes_on",
         ),
+    ),
+    Mutant(
+        "a plan that is taken again takes its newest version",
+        VERBS,
+        "if snapshot.usage and snapshot.usage.plan:",
+        "if False:",
+        (
+            "store/test_usage.py::test_an_edited_plan_that_is_taken_again_goes_on_under_its_version",
+            "rules/test_usage.py::test_1000_histories_never_lose_what_was_used",
+        ),
+    ),
+    Mutant(
+        "a period that was in use is counted from its first reset",
+        SQL,
+        "CASE WHEN kind = 'consumed' THEN last_reset_date ELSE",
+        "CASE WHEN FALSE THEN last_reset_date ELSE",
+        ("store/test_usage.py::test_a_month_that_was_in_use_counts_against_a_plan_of_30_days",),
     ),
     Mutant(
         "a change to a shorter plan refills the quota",
@@ -380,7 +397,7 @@ MUTANTS = [
     Mutant(
         "two instances with other zone data reset twice",
         PERIODS,
-        "if due and begin > boundary and end - begin <= SAME_MIDNIGHT:",
+        "if due and is_same and begin > boundary and end - begin <= SAME_MIDNIGHT:",
         "if False:",
         (
             "rules/test_zones.py::test_a_quota_is_reset_once_a_period_whichever_instance_is_asked[daily-20-20-0]",

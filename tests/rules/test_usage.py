@@ -433,7 +433,8 @@ def run(histories: int, seed: int) -> int:
             for user in random_history(chance, 12):
                 assert_consistent(user)
                 steps += 1
-            assert_order_is_no_matter(user, chance)
+            if number % 8 == 0:
+                assert_order_is_no_matter(user, chance)
         except AssertionError as error:
             error.add_note(f"history {seed}/{number}")
             raise

@@ -318,7 +318,8 @@ def _continued_period(change: Change, target: Plan, on_change: OnChange) -> dict
         end = period_end(target, state.anchor_at, now)
     if on_change == OnChange.PRORATE and (begin, end) == (state.last_reset_date, state.resets_at):
         period["quota_limit"] = _prorated_limit(change, target)
-    left_until = max(usage.left_until if usage else end, end, state.resets_at)
+    known_until = usage.left_until if usage else state.left_until
+    left_until = max(known_until or end, end, state.resets_at)
     return {**period, "resets_at": end, "left_until": left_until}
 
 

@@ -278,7 +278,7 @@ def _with_usage(state: State) -> Steps[State]:
 
 def _read_usage(snapshot: Snapshot, asked: Lookback) -> Steps[Usage | None]:
     seq = snapshot.state.seq if snapshot.state else 0
-    parameters = [seq, *asked, *[snapshot.user_id] * 3]
+    parameters = [seq, *asked, *[snapshot.user_id] * 4]
     row = iter((yield Step(sql.USAGE_BY_PLAN, parameters, wants_row=True)))
     begins_at, period_seq, consumed, given, refused_at, left_until, limit, ends_at = islice(row, 8)
     if period_seq is None:

@@ -254,7 +254,7 @@ RUNNING_USAGE = f"""
         {_USAGE}
 """
 
-# Parameters: seq of the row, the six of a periods.Lookback, user id three times. The begin and the usage of
+# Parameters: seq of the row, the six of a periods.Lookback, user id four times. The begin and the usage of
 # the period in which a plan finds the user, the latest end of a period since the last refill, and if the plan
 # was left in that period: its limit, its end, and its version. A refill that somebody asked for is the
 # opening, a change of plan that began a period, or a reset with a reason (one that was due has none).
@@ -272,13 +272,15 @@ USAGE_BY_PLAN = f"""
         WHERE t.user_id = %s AND t.seq <= asked.seq AND t.plan = asked.plan AND t.resets_at > now
         ORDER BY t.seq DESC LIMIT 1
     ),
-    recent AS (
-        {_ENTRIES_OF_USER} AND (
-            t.created_at >= since
-            OR t.seq >= (SELECT seq FROM running)
-            OR t.seq >= (SELECT period_seq FROM last_of_plan)
-        )
+    needed AS (
+        SELECT seq FROM running
+        UNION ALL
+        SELECT period_seq FROM last_of_plan
+        UNION ALL
+        SELECT MIN(t.seq) FROM ledger_entries AS t, asked
+        WHERE t.user_id = %s AND t.seq <= asked.seq AND (t.created_at >= since OR t.resets_at > now)
     ),
+    recent AS ({_ENTRIES_OF_USER} AND t.seq >= (SELECT MIN(seq) FROM needed) - 1),
     refill AS (
         SELECT seq, last_reset_date FROM recent WHERE seq = period_seq AND (kind <> 'reset' OR reason <> '')
         ORDER BY seq DESC LIMIT 1

@@ -350,7 +350,7 @@ def assert_consistent(user: History) -> None:
     state, last = user.state, user.ledger[-1]
     assert state
     in_period = user.ledger[state.period_seq - 1 :]
-    consumed, given = usage_of(in_period)
+    consumed, given = usage_of(user.ledger, state.period_seq)
     typed = sum(delta for seq, delta in user.typed if seq >= state.period_seq)
     assert (state.period_consumed, state.period_given) == (consumed, given)
     assert given == typed

@@ -20,19 +20,19 @@ def assert_sound(user_id: str) -> None:
     assert list(audit.faults(user_id)) == []
 
 
-def usage_of(entries: Sequence[Entry]) -> tuple[int, int]:
-    """Return what was consumed and given in these entries of one user, without their own sums of it.
+def usage_of(ledger: Sequence[Entry], first_seq: int) -> tuple[int, int]:
+    """Return what was consumed and given from an entry on, without the ledger's own sums of it.
 
     A refund counts if its consumption is among them and took units. What staff gave is only known from the
     sum that the entry states: a balance that stays 0 does not show it.
     """
+    entries = ledger[first_seq - 1 :]
     consumptions = {entry.id: entry for entry in entries if entry.kind == "consumed" and not _is_free(entry)}
     consumed = sum(entry.cost for entry in consumptions.values())
     refunded = sum(entry.cost for entry in entries if entry.refund_of in consumptions)
-    before = [None, *entries]
     given = sum(
-        (entry.period_given or 0) - (last.period_given or 0) if last else entry.delta
-        for last, entry in zip(before, entries, strict=False)
+        (entry.period_given or 0) - (ledger[entry.seq - 2].period_given or 0)
+        for entry in entries
         if entry.kind == "adjusted"
     )
     return consumed - refunded, given
@@ -54,7 +54,7 @@ def usage_by_plan(
     if left := next((entry for entry in reversed(running) if entry.plan == asked.plan), None):
         plan = version(left.plan, left.plan_version)
         how_it_was_left = (left_until, plan, left.quota_limit, left.resets_at)
-        return _usage(left.last_reset_date, ledger[left.period_seq - 1 :], *how_it_was_left)
+        return _usage(left.last_reset_date, ledger, left.period_seq, *how_it_was_left)
     begun_at, begins = refill.last_reset_date, [max(asked.begins_at, refill.last_reset_date)]
     begins.append(asked.next_begin if asked.is_due else begun[-1].last_reset_date)
     for entry in fresh:
@@ -62,9 +62,9 @@ def usage_by_plan(
         if entry in running:
             begins.append(max(asked.since, entry.last_reset_date if entry.kind == "consumed" else begun_at))
     counted = [entry for entry in fresh if entry.created_at >= min(begins)]
-    return _usage(min(begins), counted, left_until) if counted else None
+    return _usage(min(begins), ledger, counted[0].seq, left_until) if counted else None
 
 
-def _usage(begins_at: datetime, counted: Sequence[Entry], *rest: Any) -> Usage:
-    refusals = [entry.created_at for entry in counted if entry.kind == "refused"]
-    return Usage(begins_at, counted[0].seq, *usage_of(counted), max(refusals, default=None), *rest)
+def _usage(begins_at: datetime, ledger: Sequence[Entry], first_seq: int, *rest: Any) -> Usage:
+    refusals = [entry.created_at for entry in ledger[first_seq - 1 :] if entry.kind == "refused"]
+    return Usage(begins_at, first_seq, *usage_of(ledger, first_seq), max(refusals, default=None), *rest)

@@ -160,7 +160,7 @@ MUTANTS = [
     Mutant(
         "a period that was left with its plan is forgotten",
         VERBS,
-        "left_until = max(usage.left_until if usage else end, end, state.resets_at)",
+        "left_until = max(known_until or end, end, state.resets_at)",
         "left_until = None",
         (
             "rules/test_usage.py::test_what_staff_gave_and_took_survives_a_way_round",

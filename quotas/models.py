@@ -20,6 +20,7 @@ from quotas.store.manager import QuotaManager
 
 UNITS = (MinValueValidator(0), MaxValueValidator(MAX_UNITS))
 DAY_SECONDS = 86_400
+MAX_PERIOD_SECONDS = values.MAX_PERIOD // timedelta(seconds=1)
 
 
 def validate_timezone(name: str) -> None:
@@ -55,7 +56,7 @@ class PlanRules(models.Model):
     reset_policy = models.CharField(max_length=16, choices=ResetPolicy, default=ResetPolicy.ROLLING)
     period_seconds = models.PositiveIntegerField(
         default=DAY_SECONDS,
-        validators=[MinValueValidator(1), MaxValueValidator(3_660 * DAY_SECONDS)],
+        validators=[MinValueValidator(1), MaxValueValidator(MAX_PERIOD_SECONDS)],
         help_text="For rolling and anchored; a day is 86400.",
     )
     timezone = models.CharField(
@@ -111,7 +112,7 @@ class Plan(PlanRules):
                 name="plans_allowance_in_range",
             ),
             models.CheckConstraint(
-                condition=Q(period_seconds__range=(1, 3_660 * DAY_SECONDS)), name="plans_period_in_range"
+                condition=Q(period_seconds__range=(1, MAX_PERIOD_SECONDS)), name="plans_period_in_range"
             ),
             models.CheckConstraint(
                 condition=Q(reset_policy__in=list(periods.RESET_POLICIES)), name="plans_reset_policy_known"

@@ -13,6 +13,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from quotas.models import ChallengeQuota, Plan
+from quotas.reports.audit import MAX_AHEAD
 from quotas.rules import zones
 from quotas.rules.values import NAMED_PERIODS
 from quotas.store.commit import clock
@@ -35,7 +36,7 @@ def check_data(databases: Sequence[str] | None = None, **kwargs: Any) -> list[Ch
         with transaction.atomic():  # before the first migrate there are no tables
             local = Plan.objects.exclude(timezone="UTC").filter(reset_policy__in=NAMED_PERIODS)
             names = set(local.values_list("timezone", flat=True))
-            soon = clock() + MAX_CLOCK_DRIFT
+            soon = clock() + MAX_AHEAD
             ahead = ChallengeQuota.objects.filter(last_reset_date__gt=soon, deleted_at=None).count()
     except DatabaseError:
         return []

@@ -94,9 +94,9 @@ def _version(plan: str, condition: Q) -> values.Plan:
 
 def _state_after(entry: LedgerEntry) -> State:
     """Return the row as it was when this entry was the newest, without what no spend needs."""
-    consumed, given = entry.period_consumed, entry.period_given
-    if consumed is None or given is None:
-        consumed, given = values.usage_shown(entry.quota_limit, entry.balance_after)
+    consumed, given = values.usage_shown(
+        entry.quota_limit, entry.balance_after, entry.period_consumed, entry.period_given
+    )
     return State(
         user_id=entry.user_id,
         plan=entry.plan,

@@ -134,7 +134,7 @@ def as_shown(state: State, plan_in_force: Plan) -> State:
 
     This is for display only: the store asks the ledger before it changes such a row.
     """
-    if state.usage_seq == state.seq:
+    if state.is_usage_known:
         return state
     consumed, given = usage_shown(state.quota_limit, state.quota_remaining)
     end = period_end(plan_in_force, state.anchor_at, state.last_reset_date)
@@ -166,8 +166,8 @@ def lookback(snapshot: Snapshot) -> Lookback | None:
         return None
     begins_at, due = period_begin(target, state.anchor_at, now), is_due(state, now)
     following, _ = next_period(snapshot.current_plan, snapshot.plan_in_force, state, now)
-    is_known = state.usage_seq == state.seq and (state.left_until is None or state.left_until <= now)
-    if is_known and begins_at >= (following if due else state.last_reset_date):
+    is_left = not state.is_usage_known or (state.left_until is not None and state.left_until > now)
+    if not is_left and begins_at >= (following if due else state.last_reset_date):
         return None
     since = min(begins_at, now - target.longest_window)
     return Lookback(target.name, since, begins_at, now, due, following)

@@ -97,9 +97,14 @@ class State:
     refused_at: datetime | None  # the running period's first refusal
     left_until: datetime | None  # until then a change of plan must ask the ledger for periods that were left
     seq: int
-    usage_seq: int | None  # if it is not `seq`, usage, resets_at and left_until are unknown
+    usage_seq: int | None  # the `seq` at which usage, resets_at and left_until were written
     updated_at: datetime
     deleted_at: datetime | None
+
+    @property
+    def is_usage_known(self) -> bool:
+        """Whether a release that keeps the usage was the last to write the row."""
+        return self.usage_seq == self.seq
 
 
 def remaining(limit: int | None, given: int, consumed: int) -> int:
@@ -107,8 +112,12 @@ def remaining(limit: int | None, given: int, consumed: int) -> int:
     return 0 if limit is None else min(max(0, limit + given - consumed), MAX_UNITS)
 
 
-def usage_shown(limit: int | None, balance: int) -> tuple[int, int]:
-    """The units consumed and given, as far as a balance shows them: for records that do not state them."""
+def usage_shown(
+    limit: int | None, balance: int, consumed: int | None = None, given: int | None = None
+) -> tuple[int, int]:
+    """The units consumed and given; of a record that does not state them, what its balance shows of them."""
+    if consumed is not None and given is not None:
+        return consumed, given
     above = balance - (limit or 0)
     return max(0, -above), max(0, above)
 

@@ -211,9 +211,9 @@ def _already_decided(snapshot: Snapshot, request: Request) -> Refusal | Replay |
         return None
     if entry.fingerprint != request.fingerprint:
         return KeyReused()
-    used, given = entry.period_consumed, entry.period_given
-    if used is None or given is None:
-        used, given = usage_shown(entry.quota_limit, entry.balance_after)
+    used, given = usage_shown(
+        entry.quota_limit, entry.balance_after, entry.period_consumed, entry.period_given
+    )
     quota = Quota(
         user_id=entry.user_id,
         plan=snapshot.entry_plan or snapshot.plan_in_force,

@@ -249,10 +249,12 @@ def _read_snapshot(user_id: str, query: SnapshotQuery) -> Steps[Snapshot]:
     The row and the ledger may be read by two statements: a write that comes between them also stops ours.
     """
     snapshot = yield from _read_row(user_id, query)
-    if snapshot.state and snapshot.state.usage_seq != snapshot.state.seq:
-        snapshot = replace(snapshot, state=(yield from _with_usage(snapshot.state)))
+    if (state := snapshot.state) is None:
+        return snapshot
+    if not state.is_usage_known:
+        snapshot = replace(snapshot, state=(yield from _with_usage(state)))
     if asked := lookback(snapshot):
-        snapshot = replace(snapshot, usage=(yield from _read_usage(snapshot, asked)))
+        snapshot = replace(snapshot, usage=(yield from _read_usage(state, asked)))
     return snapshot
 
 
@@ -276,9 +278,8 @@ def _with_usage(state: State) -> Steps[State]:
     )
 
 
-def _read_usage(snapshot: Snapshot, asked: Lookback) -> Steps[Usage | None]:
-    seq = snapshot.state.seq if snapshot.state else 0
-    parameters = [seq, *asked, *[snapshot.user_id] * 4]
+def _read_usage(state: State, asked: Lookback) -> Steps[Usage | None]:
+    parameters = [state.seq, *asked, *[state.user_id] * 4]
     row = iter((yield Step(sql.USAGE_BY_PLAN, parameters, wants_row=True)))
     begins_at, period_seq, consumed, given, refused_at, left_until, limit, ends_at = islice(row, 8)
     if period_seq is None:

@@ -215,7 +215,7 @@ class QuotaManager(models.Manager[QuotaRow]):
             commit.lock(user_id)  # always before the assignment's row: another order could deadlock
             if not commit.note_assignment(user_id, source, external_id, plan, updated_at):
                 return False
-            self._commit(user_id, verbs.follow_assignments, Request(actor, reason=reason), ("clerk", None))
+            self._commit(user_id, verbs.follow_assignments, Request(actor, reason=reason), _including(None))
         return True
 
     def before_change(self, user_id: str, plan: str | None) -> Snapshot:

@@ -201,8 +201,8 @@ MUTANTS = [
     Mutant(
         "a row that the release before wrote is believed",
         COMMIT,
-        "snapshot.state.usage_seq != snapshot.state.seq:",
-        "snapshot.state.usage_seq is None:",
+        "if not state.is_usage_known:",
+        "if state.usage_seq is None:",
         ("store/test_usage.py::test_such_a_row_is_known_from_its_ledger[spent-kept once]",),
     ),
     Mutant(

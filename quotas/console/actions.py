@@ -29,6 +29,12 @@ class ResetForm(forms.Form):
     # Generated when the form is first shown: a form that is submitted twice is applied once.
     token = forms.UUIDField(widget=forms.HiddenInput)
 
+    def snapshot(self, quota: ChallengeQuota) -> Snapshot:
+        """Return what the action decides from: the row, or if it does not tell its usage, the store."""
+        if quota.state.is_usage_known:
+            return quota.snapshot(read_clock(quota))
+        return read_snapshot(quota.user_id, SnapshotQuery())
+
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
         return verbs.reset(snapshot, request)
 
@@ -118,8 +124,10 @@ class ChangePlanForm(ResetForm):
         name: str = self.cleaned_data["plan"]
         return None if name == FOLLOW_CLERK else name
 
+    def snapshot(self, quota: ChallengeQuota) -> Snapshot:
+        return ChallengeQuota.objects.before_change(quota.user_id, self.plan_name)
+
     def decide(self, snapshot: Snapshot, request: Request) -> Outcome:
-        snapshot = ChallengeQuota.objects.before_change(snapshot.user_id, self.plan_name)
         return verbs.change_plan(snapshot, request, OnChange(self.cleaned_data["on_change"]))
 
     def apply(self, user_id: str, actor: Actor) -> PlanChange:
@@ -147,10 +155,7 @@ class Preview(NamedTuple):
 
 def preview(quota: ChallengeQuota, form: ResetForm, actor: Actor) -> Preview:
     """Decide what the action would do to the quota, by the same rules, without storing it."""
-    snapshot = quota.snapshot(read_clock(quota))
-    if quota.usage_seq != quota.seq:  # its usage must come from the ledger
-        snapshot = read_snapshot(quota.user_id, SnapshotQuery())
-    outcome = form.decide(snapshot, Request(actor))
+    outcome = form.decide(form.snapshot(quota), Request(actor))
     return Preview(
         quota.user_id,
         before=display_of(quota),

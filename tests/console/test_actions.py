@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from quotas.console import quotas
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from tests.conftest import STAFF
+from tests.tools.ledger import forget_usage
 from tests.tools.staff import ACTING, LIST, PAGE, SCRIPT, confirm, send, sign_in, text
 
 pytestmark = pytest.mark.django_db
@@ -197,3 +198,19 @@ def test_no_act_is_done_without_the_token_of_the_session(make_quota: Make) -> No
     client.handler.enforce_csrf_checks = True
     assert "403" in confirm(client, "reset_now", "user_1")
     assert plan_of() == ("free", 3)
+
+
+def test_the_preview_of_a_row_of_the_release_before_is_what_will_be_done(
+    staff: Client, make_quota: Make, pro: Plan
+) -> None:
+    """Its balance does not show that more was used than the plan gives: the ledger does."""
+    make_quota()
+    ChallengeQuota.objects.change_plan("user_1", "pro", actor=STAFF)
+    ChallengeQuota.objects.consume("user_1", 45)
+    ChallengeQuota.objects.change_plan("user_1", "free", actor=STAFF)
+    forget_usage()
+    form = {"delta": 10, "reason": "a gift", "token": uuid4()}
+    shown = text(send(staff, "adjust", "user_1", **form))
+    assert "10 of 20" not in shown
+    send(staff, "adjust", "user_1", **form, confirmed="1")
+    assert plan_of() == ("free", 0)

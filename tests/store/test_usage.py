@@ -11,7 +11,7 @@ from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import OnChange, Quota
 from quotasite.demo.tour import shift
 from tests.conftest import STAFF, USER
-from tests.tools.ledger import assert_sound
+from tests.tools.ledger import assert_sound, forget_usage
 
 pytestmark = pytest.mark.django_db
 quotas = ChallengeQuota.objects
@@ -116,6 +116,19 @@ def test_a_period_goes_on_after_a_reset_that_mended_a_clock() -> None:
     assert figures(quotas.current(USER)) == (50, 250, 0)
 
 
+def test_a_period_in_which_nothing_was_spent_counts_after_such_a_reset_too() -> None:
+    """Its begin is that of the last period that began, and not the latest that there ever was."""
+    Plan(name="longer", allowance=200, period_seconds=45 * 86_400).save()
+    quotas.current(USER)
+    shift(USER, -40 * DAY)
+    quotas.reset(USER, reason="the clock was ahead", actor=STAFF)
+    quotas.consume(USER, 10)
+    change("long")
+    change("brief", pause=2 * DAY)
+    change("longer", pause=timedelta(seconds=3))
+    assert figures(quotas.current(USER)) == (190, 10, 0)
+
+
 def test_an_edited_plan_that_is_taken_again_goes_on_under_its_version() -> None:
     """An edit takes effect at the next reset, whichever way the user came back."""
     change("pro")
@@ -157,16 +170,13 @@ def refuse() -> int:
 
 def as_written_before(*, seq_is_newer: bool) -> None:
     """Let a release without the usage be the last to write: it leaves the new columns as they are."""
-    unknown = {"period_consumed": None, "period_given": None}
-    if seq_is_newer:
-        newest = LedgerEntry.objects.filter(user_id=USER).order_by("-seq")[:1]
-        LedgerEntry.objects.filter(pk__in=[entry.pk for entry in newest]).update(**unknown)
-        quotas.filter(pk=USER).update(
-            usage_seq=F("seq") - 1, period_consumed=1, resets_at=F("resets_at") + DAY
-        )
+    if not seq_is_newer:
+        forget_usage()
         return
-    LedgerEntry.objects.update(**unknown)
-    quotas.update(**unknown, resets_at=None, left_until=None, usage_seq=None)
+    newest = row().entries.latest("seq")
+    LedgerEntry.objects.filter(pk=newest.pk).update(period_consumed=None, period_given=None)
+    stale = {"usage_seq": F("seq") - 1, "period_consumed": 1, "resets_at": F("resets_at") + DAY}
+    quotas.filter(pk=USER).update(**stale)
 
 
 Spent = Callable[[], object]

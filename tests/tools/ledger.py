@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from quotas.models import LedgerEntry
+from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.reports import audit
 from quotas.rules.periods import Lookback
 from quotas.rules.values import Entry, Plan, Usage
@@ -20,6 +20,13 @@ def assert_sound(user_id: str) -> None:
     assert list(audit.faults(user_id)) == []
 
 
+def forget_usage() -> None:
+    """Leave of all ledgers and rows what a release before 0.2 would have written."""
+    unknown = {"period_consumed": None, "period_given": None}
+    LedgerEntry.objects.update(**unknown)
+    ChallengeQuota.objects.update(**unknown, resets_at=None, left_until=None, usage_seq=None)
+
+
 def usage_of(ledger: Sequence[Entry], first_seq: int) -> tuple[int, int]:
     """Return what was consumed and given from an entry on, without the ledger's own sums of it.
 
@@ -27,7 +34,9 @@ def usage_of(ledger: Sequence[Entry], first_seq: int) -> tuple[int, int]:
     sum that the entry states: a balance that stays 0 does not show it.
     """
     entries = ledger[first_seq - 1 :]
-    consumptions = {entry.id: entry for entry in entries if entry.kind == "consumed" and not _is_free(entry)}
+    consumptions = {
+        entry.id: entry for entry in entries if entry.kind == "consumed" and entry.quota_limit is not None
+    }
     consumed = sum(entry.cost for entry in consumptions.values())
     refunded = sum(entry.cost for entry in entries if entry.refund_of in consumptions)
     given = sum(
@@ -36,10 +45,6 @@ def usage_of(ledger: Sequence[Entry], first_seq: int) -> tuple[int, int]:
         if entry.kind == "adjusted"
     )
     return consumed - refunded, given
-
-
-def _is_free(entry: Entry) -> bool:
-    return entry.quota_limit is None
 
 
 def usage_by_plan(

@@ -74,8 +74,9 @@ ENTRIES = Check(
         LAG(t.kind) OVER w AS kind_before,
         LAG(t.period_seq) OVER w AS period_before,
         LAG(t.created_at) OVER w AS created_before,
-        t.kind = 'reset' AND t.reason <> '' AND LAG(t.last_reset_date) OVER w > t.created_at
-            AS is_clock_mended,
+        COALESCE(
+            t.kind = 'reset' AND t.reason <> '' AND LAG(t.last_reset_date) OVER w > t.created_at, FALSE
+        ) AS is_clock_mended,
         CASE t.seq WHEN 1 THEN 0 ELSE LAG(t.balance_after) OVER w END AS balance_before,
         t.plan <> LAG(t.plan) OVER w
             OR t.plan_source <> LAG(t.plan_source) OVER w
@@ -179,7 +180,7 @@ ENTRIES = Check(
             "{kind} in period {period_seq}, after an entry of period {period_before}",
         ),
         "state": (
-            "kind <> 'plan_changed' AND (is_other_plan AND NOT COALESCE(is_clock_mended, FALSE) "
+            "kind <> 'plan_changed' AND (is_other_plan AND NOT is_clock_mended "
             "OR is_other_term AND seq <> period_seq)",
             "{kind} changes the plan, its source or version, the limit, the anchor or the reset date",
         ),
@@ -231,39 +232,38 @@ EMPTY = Check(
 
 # A second proof, independent of the chain: it sums the costs of spends instead of their deltas. No more may
 # be spent in a period than the largest allowance in force in it and what staff gave. Releases before 0.2
-# forgot at a change of plan what had been used: of their entries all deltas count as given, and a period that
-# has entries of both is skipped. So is one whose first entry is missing: its allowance is unknown, and `gap`
-# or `lost prefix` reports it.
+# forgot at a change of plan what had been used: of their entries all deltas count as given, and refunds with
+# them. Of these a period whose first entry is missing is skipped: its allowance is unknown, and `gap` or
+# `lost prefix` reports it. So is one that has entries of both.
 PERIODS = Check(
     """
-    SELECT t.user_id, t.period_seq, MIN(t.seq) AS first_seq, MAX(t.seq) AS seq,
-        COUNT(*) - COUNT(t.period_consumed) AS old_entries, COUNT(t.period_consumed) AS new_entries,
-        SUM(CASE
-            WHEN t.seq = t.period_seq THEN COALESCE(t.quota_limit, 0)
-            WHEN t.kind = 'consumed' THEN 0
-            ELSE t.delta
-        END) AS given,
-        SUM(CASE WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost ELSE 0 END) AS taken,
-        MAX(COALESCE(t.quota_limit, 0)) + MAX(t.period_given) AS most,
-        SUM(CASE
-            WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost - COALESCE(r.refunded, 0)
-            ELSE 0
-        END) AS used
-    FROM ledger_entries AS t LEFT JOIN (
-        SELECT t.user_id, t.refund_of, SUM(t.cost) AS refunded FROM ledger_entries AS t
-        WHERE {one} AND t.refund_of IS NOT NULL GROUP BY t.user_id, t.refund_of
-    ) AS r ON r.user_id = t.user_id AND r.refund_of = t.id
-    WHERE {one} GROUP BY t.user_id, t.period_seq
+    SELECT s.user_id, s.period_seq, s.seq, s.first_seq, s.is_old, s.is_new,
+        CASE WHEN s.is_old THEN s.given ELSE s.most END AS given,
+        CASE WHEN s.is_old THEN s.taken ELSE s.taken - s.refunded END AS taken
+    FROM (
+        SELECT t.user_id, t.period_seq, MIN(t.seq) AS first_seq, MAX(t.seq) AS seq,
+            COUNT(t.period_consumed) = 0 AS is_old, COUNT(t.period_consumed) = COUNT(*) AS is_new,
+            SUM(CASE
+                WHEN t.seq = t.period_seq THEN COALESCE(t.quota_limit, 0)
+                WHEN t.kind = 'consumed' THEN 0
+                ELSE t.delta
+            END) AS given,
+            MAX(COALESCE(t.quota_limit, 0)) + MAX(t.period_given) AS most,
+            SUM(CASE WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost ELSE 0 END) AS taken,
+            SUM(CASE
+                WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN COALESCE(r.refunded, 0) ELSE 0
+            END) AS refunded
+        FROM ledger_entries AS t LEFT JOIN (
+            SELECT t.user_id, t.refund_of, SUM(t.cost) AS refunded FROM ledger_entries AS t
+            WHERE {one} AND t.refund_of IS NOT NULL GROUP BY t.user_id, t.refund_of
+        ) AS r ON r.user_id = t.user_id AND r.refund_of = t.id
+        WHERE {one} GROUP BY t.user_id, t.period_seq
+    ) AS s
     """,
     {
         "overspend": (
-            """
-            CASE
-                WHEN new_entries = 0 THEN taken > given AND first_seq = period_seq
-                WHEN old_entries = 0 THEN used > most
-            END
-            """,
-            "{taken} units spent in period {period_seq}, which gave at most {most}",
+            "taken > given AND (is_new OR is_old AND first_seq = period_seq)",
+            "{taken} units spent of {given} in period {period_seq}",
         )
     },
 )

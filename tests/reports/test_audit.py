@@ -21,6 +21,7 @@ from quotas.reports import audit
 from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import OnChange
 from tests.conftest import STAFF, USER
+from tests.tools.ledger import forget_usage
 from tests.tools.waiting import wait_until
 
 pytestmark = pytest.mark.django_db
@@ -44,12 +45,6 @@ def found() -> Seqs:
     assert {fault.user_id for fault in faults} <= {USER}
     assert sorted(faults) == sorted(audit.faults(USER))
     return {(fault.seq, fault.kind) for fault in faults}
-
-
-def forget_usage() -> None:
-    """Leave of the ledger and the rows what a release before 0.2 would have written."""
-    LedgerEntry.objects.update(period_consumed=None, period_given=None)
-    quotas.update(period_consumed=None, period_given=None, resets_at=None, usage_seq=None)
 
 
 def refund_late() -> None:
@@ -427,6 +422,17 @@ def test_a_fault_is_a_line_with_its_numbers_and_a_failure() -> None:
         "user_1 seq 3: balance: of 20, with +0 by staff and 8 consumed, 13 are left\n"
         "user_1 seq 4: chain: 13 +2 is not 14\n"
     )
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize("is_old", [False, True], ids=["this release", "before 0.2"])
+def test_an_overspend_is_told_with_what_was_there(is_old: bool) -> None:
+    if is_old:
+        forget_usage()
+    entries(2).update(cost=21)
+    told = [fault.detail for fault in audit.faults(USER) if fault.kind == "overspend"]
+    # This release takes the refund of 2 off what was spent, the one before adds it to what was there.
+    assert told == ["27 units spent of 26 in period 1" if is_old else "25 units spent of 24 in period 1"]
 
 
 @pytest.mark.usefixtures("ledger")

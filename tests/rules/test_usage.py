@@ -135,6 +135,26 @@ class History:
         return verbs.effective(self.snapshot()).quota_remaining
 
 
+SAME = (
+    "plan",
+    "plan_version",
+    "quota_limit",
+    "quota_remaining",
+    "period_consumed",
+    "period_given",
+    "last_reset_date",
+    "resets_at",
+    "period_seq",
+)
+
+
+def assert_same(direct: History, roundabout: History, what: object) -> None:
+    assert direct.state
+    assert roundabout.state
+    figures = [[getattr(state, name) for name in SAME] for state in (direct.state, roundabout.state)]
+    assert figures[0] == figures[1], what
+
+
 def test_a_plan_left_and_taken_again_remembers_what_was_used() -> None:
     """The gravest fault of the releases before: 4,500 of 1,000 were spent like this."""
     user = History(plans={plan.name: plan for plan in [plan("free", 20), plan("pro", 1000)]})
@@ -261,19 +281,14 @@ def test_deliveries_at_one_instant_lead_to_one_balance_in_any_order(names: list[
             user.spend(4)
             for name in way:
                 user.deliver(name)
-        assert direct.state
-        assert roundabout.state
-        kept = ("plan", "quota_remaining", "period_consumed", "last_reset_date", "resets_at", "period_seq")
-        assert [getattr(direct.state, name) for name in kept] == [
-            getattr(roundabout.state, name) for name in kept
-        ], order
+        assert_same(direct, roundabout, order)
 
 
 # The table of docs/rules.md
 
 
 def examples() -> Iterator[tuple[str, History]]:
-    """Yield each row's first words with the user whom it is about; the rows that go on share one."""
+    """Yield the text of each row, and the user as it describes them. "And" continues the row above."""
 
     def opened(*acts: Callable[[History], object]) -> History:
         user = History(now=BEGIN.replace(hour=9))
@@ -405,24 +420,7 @@ def assert_order_is_no_matter(user: History, chance: random.Random) -> None:
         direct.change(last)
         for name in (*names[1:], last):
             roundabout.change(name)
-        assert direct.state
-        assert roundabout.state
-        assert [getattr(direct.state, name) for name in SAME] == [
-            getattr(roundabout.state, name) for name in SAME
-        ], (names, last)
-
-
-SAME = (
-    "plan",
-    "plan_version",
-    "quota_limit",
-    "quota_remaining",
-    "period_consumed",
-    "period_given",
-    "last_reset_date",
-    "resets_at",
-    "period_seq",
-)
+        assert_same(direct, roundabout, (names, last))
 
 
 def run(histories: int, seed: int) -> int:

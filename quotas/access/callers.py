@@ -8,8 +8,8 @@ from rest_framework.request import Request
 
 from quotas.access import session_tokens
 from quotas.access.jwks import WouldWait
+from quotas.access.refusals import Fault, Refused
 from quotas.access.service_keys import Service, service_of
-from quotas.access.session_tokens import TokenRefused
 from quotas.rules.values import Actor
 
 
@@ -42,18 +42,16 @@ class BearerAuthentication(BaseAuthentication):
 def caller_from(header: str, *, may_wait: bool = True) -> Caller:
     """Return the caller that an Authorization header proves.
 
-    Raises TokenRefused or KeyRefused (a 401), or KeysUnavailable (a 503). If `may_wait` is false, raises
-    WouldWait for a service key, and for a session token whose key must be fetched.
+    Raises Refused (a 401), or KeysUnavailable (a 503). If `may_wait` is false, raises WouldWait for a service
+    key, and for a session token whose key must be fetched.
     """
     header = header.strip()
     if not header:
-        raise TokenRefused(
-            "token_missing", "Send the session token: Authorization: Bearer <await getToken()>."
-        )
+        raise Refused(Fault.TOKEN_MISSING)
     scheme, _, token = header.partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
-        raise TokenRefused("token_malformed", "The Authorization header must be: Bearer <token>.")
+        raise Refused(Fault.AUTHORIZATION_MALFORMED)
     if token.startswith("qs_"):
         if not may_wait:
             raise WouldWait

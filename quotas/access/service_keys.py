@@ -10,6 +10,7 @@ from typing import Literal
 
 from django.db.models import Q
 
+from quotas.access.refusals import Fault, Refused
 from quotas.models import ServiceKey
 from quotas.rules.values import Actor
 from quotas.store.errors import LostRace, read_with_reconnect, translating_errors
@@ -18,15 +19,6 @@ SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 KEY_CACHE_SECONDS = 10  # seconds; a revoked key stops working after this time at the latest
 MAX_CACHED_KEYS = 1_000
 LAST_USED_RESOLUTION = timedelta(minutes=1)  # last_used_at is written at most this often
-
-
-class KeyRefused(Exception):
-    """The service key is refused. `detail` is safe in a header: ASCII, with nothing quoted from the key."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(code, detail)
-        self.code = code
-        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +40,7 @@ _cache: dict[str, Service] = {}
 
 
 def service_of(text: str) -> Service:
-    """Return the holder of the key. Raises KeyRefused with the reason."""
+    """Return the holder of the key. Raises Refused with the reason."""
     digest = ServiceKey.digest_of(text)
     service = _cache.get(digest)
     if service is None or service.cached_at < time.monotonic() - KEY_CACHE_SECONDS:
@@ -57,7 +49,7 @@ def service_of(text: str) -> Service:
             _cache.clear()
         _cache[digest] = service
     if service.expires_at and service.expires_at <= datetime.now(UTC):
-        raise KeyRefused("key_expired", "This service key has expired: make a new one.")
+        raise Refused(Fault.KEY_EXPIRED)
     return service
 
 
@@ -65,9 +57,9 @@ def _fetch(text: str, digest: str) -> Service:
     match = SERVICE_KEY.fullmatch(text)
     key = match and read_with_reconnect(lambda: ServiceKey.objects.filter(prefix=match[1]).first())
     if not key or not hmac.compare_digest(key.digest, digest):
-        raise KeyRefused("key_unknown", "This service key is not known: see Service keys in the admin.")
+        raise Refused(Fault.KEY_UNKNOWN)
     if key.revoked_at:
-        raise KeyRefused("key_revoked", "This service key was revoked: make a new one.")
+        raise Refused(Fault.KEY_REVOKED)
     _record_use(key)
     return Service(str(key.id), frozenset(key.scopes), key.expires_at)
 

@@ -12,7 +12,7 @@ import string
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.conf import settings
 
 from quotas.access.jwks import KeysUnavailable, UnknownKey, key_set, require_strong
+from quotas.access.refusals import Fault, Refused
 
 MAX_TOKEN = 8 * 1024
 LEEWAY = 5  # seconds by which two clocks may differ
@@ -39,28 +40,7 @@ ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")
 MAX_REMEMBERED_TOKENS = 4_096  # tokens; about 1 KB each
 RETRY_SETTINGS = 60  # seconds; wrong settings last until an operator fixes them
 
-Code = Literal[
-    "token_missing",
-    "token_malformed",
-    "token_expired",
-    "token_not_yet_valid",
-    "token_signature",
-    "token_issuer",
-    "token_azp",
-    "token_kind",
-    "session_pending",
-]
-
 PKCS1, SHA256 = padding.PKCS1v15(), hashes.SHA256()  # RS256
-
-
-class TokenRefused(Exception):
-    """The token is refused. `detail` is safe in a header: ASCII, with nothing quoted from the token."""
-
-    def __init__(self, code: Code, detail: str) -> None:
-        super().__init__(code, detail)
-        self.code = code
-        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +67,11 @@ _verified: dict[bytes, VerifiedToken] = {}
 def verify(token: str, *, may_wait: bool = True) -> Session:
     """Return the session that `token` proves.
 
-    Raises TokenRefused with the code of the first fault, or KeysUnavailable. If `may_wait` is false, raises
-    WouldWait for a key that must be fetched.
+    Raises Refused with the first fault, or KeysUnavailable. If `may_wait` is false, raises WouldWait for a
+    key that must be fetched.
     """
     if len(token) > MAX_TOKEN:
-        raise TokenRefused("token_malformed", "The token is longer than 8 KB.")
+        raise Refused(Fault.TOKEN_TOO_LONG)
     now = time.time()
     digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
     verified = _verified.get(digest)
@@ -122,36 +102,28 @@ def _remember(digest: bytes, verified: VerifiedToken, now: float) -> None:
 
 def _check_form(token: str) -> None:
     if not COMPACT.fullmatch(token):
-        raise TokenRefused(
-            "token_malformed",
-            "The token must be three base64url parts separated by dots, as Clerk issues it.",
-        )
+        raise Refused(Fault.TOKEN_NOT_THREE_PARTS)
 
 
 @lru_cache(maxsize=64)  # a Clerk instance uses few headers
 def _check_header(part: str) -> str | None:
-    """Return the kid. Raises TokenRefused if no key could make the token valid, before a key is fetched."""
+    """Return the kid. Raises Refused if no key could make the token valid, before a key is fetched."""
     try:
         header = _json_object(_decode_base64url(part))
     except ValueError:
-        raise TokenRefused(
-            "token_malformed", "The first part of the token must be a JSON object in base64url."
-        ) from None
+        raise Refused(Fault.HEADER_NOT_AN_OBJECT) from None
     kid = header.get("kid")
     if header.get("alg") != "RS256":
-        raise TokenRefused("token_malformed", "The alg header must be RS256.")
+        raise Refused(Fault.ALG_NOT_RS256)
     if "crit" in header or header.get("b64", True) is not True:
-        raise TokenRefused("token_malformed", "The headers crit and b64 are not supported.")
+        raise Refused(Fault.CRIT_OR_B64)
     if "kid" in header and not isinstance(kid, str):
-        raise TokenRefused("token_malformed", "The kid header must be a string.")
+        raise Refused(Fault.KID_NOT_A_STRING)
     typ = header.get("typ", "JWT")
     if not isinstance(typ, str) or typ.upper() != "JWT":
-        raise TokenRefused("token_kind", "The typ header must be JWT: send a session token of Clerk.")
+        raise Refused(Fault.ANOTHER_TYP)
     if header.get("cat", SESSION_CATEGORIES[0]) not in SESSION_CATEGORIES:
-        raise TokenRefused(
-            "token_kind",
-            "The cat header names another kind of token: send a session token, made without a template.",
-        )
+        raise Refused(Fault.ANOTHER_CAT)
     return kid
 
 
@@ -161,16 +133,13 @@ def _signed_claims(token: str, key: RSAPublicKey) -> dict[str, Any]:
         key.verify(_decode_base64url(signature), signed.encode(), PKCS1, SHA256)
         payload = _decode_base64url(signed.partition(".")[2])
     except InvalidSignature:
-        raise TokenRefused(
-            "token_signature",
-            "The signature does not match the key: another Clerk instance issued the token, or it is forged.",
-        ) from None
+        raise Refused(Fault.SIGNATURE_OF_ANOTHER_KEY) from None
     except binascii.Error:
-        raise TokenRefused("token_malformed", "A part of the token is not valid base64url.") from None
+        raise Refused(Fault.PART_NOT_BASE64URL) from None
     try:
         return _json_object(payload)
     except ValueError:
-        raise TokenRefused("token_malformed", "The payload of the token must be a JSON object.") from None
+        raise Refused(Fault.PAYLOAD_NOT_AN_OBJECT) from None
 
 
 def _decode_base64url(part: str) -> bytes:
@@ -183,14 +152,11 @@ def _decode_base64url(part: str) -> bytes:
 def _session_from(claims: dict[str, Any]) -> Session:
     user_id, session_id, act = claims.get("sub"), claims.get("sid"), claims.get("act")
     if not _is_id(user_id):
-        raise TokenRefused("token_malformed", "The sub claim must be a user id of Clerk.")
+        raise Refused(Fault.SUB_NOT_AN_ID)
     if not user_id.startswith("user_"):
-        raise TokenRefused(
-            "token_kind",
-            "The sub claim does not start with user_: send a user's session token, not a machine token.",
-        )
+        raise Refused(Fault.SUB_NOT_A_USER)
     if not _is_id(session_id):
-        raise TokenRefused("token_malformed", "The sid claim must be a session id of Clerk.")
+        raise Refused(Fault.SID_NOT_AN_ID)
     actor = act.get("sub") if isinstance(act, dict) else None
     return Session(user_id, session_id, actor if _is_id(actor) else None)
 
@@ -199,46 +165,33 @@ def _check_claims(claims: dict[str, Any], now: float) -> None:
     _check_times(claims, now)
     _check_origin(claims)
     if claims.get("sts") == "pending":
-        raise TokenRefused("session_pending", "The session is pending: the user has sign-in tasks to finish.")
+        raise Refused(Fault.SESSION_PENDING)
 
 
 def _check_times(claims: dict[str, Any], now: float) -> None:
     exp = claims.get("exp")
     if not _is_number(exp):
-        raise TokenRefused("token_malformed", "The exp claim must be a number of seconds.")
+        raise Refused(Fault.EXP_NOT_A_NUMBER)
     if exp > now + MAX_LIFE:
-        raise TokenRefused("token_malformed", "The exp claim is more than a day ahead.")
+        raise Refused(Fault.EXP_TOO_FAR_AHEAD)
     if exp <= now - LEEWAY:
-        raise TokenRefused(
-            "token_expired", "The token has expired: get a new one from Clerk before each request."
-        )
+        raise Refused(Fault.TOKEN_EXPIRED)
     if not _is_number(claims.get("nbf", 0)):
-        raise TokenRefused("token_malformed", "The nbf claim must be a number of seconds.")
+        raise Refused(Fault.NBF_NOT_A_NUMBER)
     if claims.get("nbf", 0) > now + LEEWAY:
-        raise TokenRefused(
-            "token_not_yet_valid",
-            "The token is not valid yet: check the clock of this server.",
-        )
+        raise Refused(Fault.TOKEN_NOT_YET_VALID)
     if not _is_number(claims.get("iat", 0)):
-        raise TokenRefused("token_malformed", "The iat claim must be a number of seconds.")
+        raise Refused(Fault.IAT_NOT_A_NUMBER)
 
 
 def _check_origin(claims: dict[str, Any]) -> None:
     if not settings.CLERK_ISSUER:
-        raise TokenRefused(
-            "token_issuer",
-            "No issuer is configured, so every token is refused: set CLERK_PUBLISHABLE_KEY or CLERK_ISSUER.",
-        )
+        raise Refused(Fault.NO_ISSUER_CONFIGURED)
     if claims.get("iss") != settings.CLERK_ISSUER:
-        raise TokenRefused(
-            "token_issuer",
-            "The iss claim is not the issuer that CLERK_ISSUER or CLERK_PUBLISHABLE_KEY configures.",
-        )
+        raise Refused(Fault.ANOTHER_ISSUER)
     parties = settings.CLERK_AUTHORIZED_PARTIES
     if parties and claims.get("azp") not in parties:
-        raise TokenRefused(
-            "token_azp", "The azp claim is not one of the origins in CLERK_AUTHORIZED_PARTIES."
-        )
+        raise Refused(Fault.ANOTHER_PARTY)
 
 
 def _json_object(raw: bytes) -> dict[str, Any]:
@@ -285,9 +238,7 @@ def _find_key(kid: str | None, may_wait: bool) -> RSAPublicKey:
         try:
             return key_set(settings.CLERK_JWKS_URL).find(kid, may_wait=may_wait)
         except UnknownKey:
-            raise TokenRefused(
-                "token_signature", "The kid header names no key of the configured Clerk instance."
-            ) from None
+            raise Refused(Fault.KID_UNKNOWN) from None
     raise KeysUnavailable(
         "No key to verify tokens is configured: set CLERK_PUBLISHABLE_KEY or CLERK_JWT_KEY.",
         RETRY_SETTINGS,

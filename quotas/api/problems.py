@@ -14,8 +14,7 @@ from rest_framework import exceptions
 
 from quotas import metrics
 from quotas.access.jwks import KeysUnavailable
-from quotas.access.service_keys import KeyRefused
-from quotas.access.session_tokens import TokenRefused
+from quotas.access.refusals import Refused
 from quotas.api import rate_limit
 from quotas.rules import outcomes, values
 from quotas.store.errors import READ_ONLY, NoDefaultPlan, sqlstate
@@ -99,7 +98,7 @@ def problem_for(error: Exception) -> Problem | None:
             return _exhausted(error)
         case outcomes.Refusal():
             return Problem(STATUS[error.code], error.code, str(error))
-        case TokenRefused() | KeyRefused():
+        case Refused():
             return unauthorized(error.code, error.detail)
         case KeysUnavailable():
             return unavailable("keys_unavailable", error.detail, error.retry_after)

@@ -10,7 +10,8 @@ import pytest
 
 from quotas.access import jwks, session_tokens
 from quotas.access.jwks import JWKS, KeysUnavailable, UnknownKey
-from quotas.access.session_tokens import Session, TokenRefused, verify
+from quotas.access.refusals import Refused
+from quotas.access.session_tokens import Session, verify
 from tests.access.test_session_tokens import SESSION, other_key, weak_key
 from tests.tools.key_server import KeyServer
 from tests.tools.keys import ISSUER, KID, PARTY, REMOVE, jwk, key_set_of, mint, public_pem
@@ -65,7 +66,7 @@ def outcome(token):
     """Return the token's session, the code of its refusal, or the seconds to wait."""
     try:
         return verify(token)
-    except TokenRefused as refused:
+    except Refused as refused:
         return refused.code
     except KeysUnavailable as unavailable:
         return unavailable.retry_after
@@ -122,7 +123,7 @@ def test_a_bad_signature_under_a_known_kid_fetches_nothing(server):
 
 def test_a_token_that_no_key_could_make_good_fetches_nothing(server):
     for member in ({"alg": "none"}, {"alg": "HS256"}, {"crit": ["exp"]}, {"kid": [KID]}, {"typ": "at+jwt"}):
-        with pytest.raises(TokenRefused):
+        with pytest.raises(Refused):
             verify(mint(header=member))
     assert server.fetches == 0
 

@@ -4,7 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from django.contrib.staticfiles import finders
@@ -13,7 +13,7 @@ from django.test import Client
 from drf_spectacular.generators import SchemaGenerator
 from jsonschema import Draft202012Validator
 
-from quotas.access import session_tokens
+from quotas.access.refusals import Fault
 from quotas.api import messages, openapi, openapi_examples, openapi_schemas, problems, urls
 from quotas.models import Plan, ServiceKey
 from quotas.rules import outcomes
@@ -74,21 +74,18 @@ def test_every_route_is_described():
     assert {*routes(urls.urlpatterns)} == {*DESCRIPTION["paths"]} | UNDESCRIBED
 
 
-REFUSED_WITH_401 = ("unauthorized", "TokenRefused", "KeyRefused")
-
-
 def raised() -> Iterator[tuple[str, int]]:
     """Yield every code with its status, as the source raises them."""
     for refusal in outcomes.Refusal.__subclasses__():
         yield refusal.code, problems.STATUS.get(refusal.code, 429)
-    for code in get_args(session_tokens.Code):
-        yield code, 401
+    for fault in Fault:
+        yield fault.code, 401
     for path in [*ROOT.glob("quotas/**/*.py"), ROOT / "quotasite/observing/probes.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(ast.Name("Problem"), [ast.Constant(status), ast.Constant(code), *_]):
                     yield code, status
-                case ast.Call(ast.Name(name), [ast.Constant(code), *_]) if name in REFUSED_WITH_401:
+                case ast.Call(ast.Name("unauthorized"), [ast.Constant(code), *_]):
                     yield code, 401
                 case ast.Call(ast.Name("unavailable"), [ast.Constant(code), *_]):
                     yield code, 503

@@ -1,0 +1,27 @@
+"""Every refusal has one declaration: a code, and a sentence for the body and the challenge."""
+
+import pytest
+
+from quotas.access.refusals import Fault, Refused
+from quotas.api.openapi_examples import PROBLEMS
+
+pytestmark = pytest.mark.once
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_a_sentence_is_safe_in_a_quoted_header(fault: Fault) -> None:
+    assert fault.detail.isascii()
+    assert fault.detail.isprintable()
+    assert not set('"\\') & set(fault.detail)
+    assert fault.detail.endswith(".")
+
+
+def test_the_first_sentence_of_each_code_is_the_example_that_is_published() -> None:
+    usual = {fault.code: (401, fault.detail) for fault in reversed(Fault)}
+    assert usual == {code: PROBLEMS[code] for code in usual}
+
+
+def test_a_refusal_reads_as_its_sentence() -> None:
+    refusal = Refused(Fault.TOKEN_TOO_LONG)
+    assert (refusal.code, refusal.detail) == ("token_malformed", "The token is longer than 8 KB.")
+    assert str(refusal) == refusal.detail

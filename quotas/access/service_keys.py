@@ -41,19 +41,25 @@ _cache: dict[str, Service] = {}
 
 def service_of(text: str) -> Service:
     """Return the holder of the key. Raises Refused with the reason."""
-    digest = ServiceKey.digest_of(text)
-    service = _cache.get(digest)
+    return remembered(text) or _unexpired(_fetch(text))
+
+
+def remembered(text: str) -> Service | None:
+    """Return the holder of the key, or None if that takes a query. Raises Refused for an expired key."""
+    service = _cache.get(ServiceKey.digest_of(text))
     if service is None or service.cached_at < time.monotonic() - KEY_CACHE_SECONDS:
-        service = _fetch(text, digest)
-        if len(_cache) >= MAX_CACHED_KEYS:
-            _cache.clear()
-        _cache[digest] = service
+        return None
+    return _unexpired(service)
+
+
+def _unexpired(service: Service) -> Service:
     if service.expires_at and service.expires_at <= datetime.now(UTC):
         raise Refused(Fault.KEY_EXPIRED)
     return service
 
 
-def _fetch(text: str, digest: str) -> Service:
+def _fetch(text: str) -> Service:
+    digest = ServiceKey.digest_of(text)
     match = SERVICE_KEY.fullmatch(text)
     key = match and read_with_reconnect(lambda: ServiceKey.objects.filter(prefix=match[1]).first())
     if not key or not hmac.compare_digest(key.digest, digest):
@@ -61,7 +67,10 @@ def _fetch(text: str, digest: str) -> Service:
     if key.revoked_at:
         raise Refused(Fault.KEY_REVOKED)
     _record_use(key)
-    return Service(str(key.id), frozenset(key.scopes), key.expires_at)
+    if len(_cache) >= MAX_CACHED_KEYS:
+        _cache.clear()
+    _cache[digest] = service = Service(str(key.id), frozenset(key.scopes), key.expires_at)
+    return service
 
 
 def _record_use(key: ServiceKey) -> None:

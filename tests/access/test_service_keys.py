@@ -23,6 +23,8 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from quotas.access import service_keys
+from quotas.access.refusals import Fault, Refused
+from quotas.access.service_keys import remembered, service_of
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion, ServiceKey
 from quotas.store import commit
 from tests.api.test_service import ANY_KEY, Service, service_with
@@ -330,6 +332,28 @@ def test_a_key_that_is_remembered_expires_on_the_second():
     [(digest, held)] = service_keys._cache.items()
     service_keys._cache[digest] = replace(held, expires_at=datetime.now(UTC))
     assert unauthorized(service.get("quota"), "key_expired")
+
+
+def test_what_is_remembered_is_told_without_a_query(later, django_assert_num_queries):
+    _, text = ServiceKey.make("a server", {"read"})
+    with django_assert_num_queries(0):
+        assert remembered(text) is None
+    held = service_of(text)
+    with django_assert_num_queries(0):
+        assert remembered(text) is service_of(text) is held
+        assert remembered(text[:-1]) is None
+        later(10.5)
+        assert remembered(text) is None
+
+
+def test_an_expired_key_is_refused_from_memory_without_a_query(django_assert_num_queries):
+    _, text = ServiceKey.make("a server", {"read"}, datetime.now(UTC) - MINUTE)
+    with pytest.raises(Refused, match="expired"):
+        service_of(text)
+    for ask in (remembered, service_of):
+        with django_assert_num_queries(0), pytest.raises(Refused) as refused:
+            ask(text)
+        assert refused.value.fault is Fault.KEY_EXPIRED
 
 
 def test_the_memory_has_an_end(monkeypatch):

@@ -11,11 +11,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from jwt.algorithms import RSAAlgorithm
-from jwt.exceptions import PyJWTError
+from joserfc.errors import JoseError
+from joserfc.jwk import RSAKey
 
 from quotas import metrics
 
@@ -52,7 +54,7 @@ class Fetch:
     """One fetch of the keys; `keys` stays None if it fails."""
 
     began_at: float
-    keys: dict[str | None, RSAPublicKey] | None = None
+    keys: dict[str | None, RSAKey] | None = None
     is_over: threading.Event = field(default_factory=threading.Event)
 
 
@@ -68,13 +70,13 @@ class JWKS:
         self._url = url
         self._clock = clock
         self._lock = threading.Lock()  # never held during a wait
-        self._keys: dict[str | None, RSAPublicKey] = {}
+        self._keys: dict[str | None, RSAKey] = {}
         self._fetch: Fetch | None = None
         self._fetched_at: float | None = None
         self._stale_at = self._cooldown_until = clock()
         self._is_down = False
 
-    def find(self, kid: str | None, *, may_wait: bool = True) -> RSAPublicKey:
+    def find(self, kid: str | None, *, may_wait: bool = True) -> RSAKey:
         """Return the key named `kid`.
 
         Raises UnknownKey if the keys just fetched lack it, and KeysUnavailable if they cannot be fetched now.
@@ -156,30 +158,38 @@ def key_set(url: str) -> JWKS:
     return _key_sets.get(name) or _key_sets.setdefault(name, JWKS(url))  # setdefault is atomic
 
 
-def require_strong(key: object) -> RSAPublicKey:
-    """Return the key. Raises ValueError if it is not an RSA key of at least MIN_KEY_BITS bits."""
+def require_strong(key: object) -> RSAKey:
+    """Return the key for joserfc. Raises ValueError if it is not an RSA key of at least MIN_KEY_BITS bits."""
     if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
         raise ValueError(f"not an RSA public key of at least {MIN_KEY_BITS} bits")
-    return key
+    return RSAKey.import_key(key)
 
 
-def _parse_key_set(raw: bytes) -> dict[str | None, RSAPublicKey]:
+def _parse_key_set(raw: bytes) -> dict[str | None, RSAKey]:
     """Return the usable keys by kid. Raises ValueError if there are none."""
     try:
         answer = json.loads(raw.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
     members = answer.get("keys") if isinstance(answer, dict) else None
-    keys: dict[str | None, RSAPublicKey] = {}
+    keys: dict[str | None, RSAKey] = {}
     for jwk in members if isinstance(members, list) else []:
-        try:
-            if jwk.get("use", "sig") == "sig" and isinstance(jwk["kid"], str):
-                keys[jwk["kid"]] = require_strong(RSAAlgorithm.from_jwk(jwk))
-        except (PyJWTError, ValueError, LookupError, TypeError, AttributeError):
-            continue  # an unusable key must not affect the others
+        with suppress(JoseError, ValueError, LookupError, TypeError):  # an unusable key, for the others' sake
+            keys[jwk["kid"]] = _key_of(jwk)
     if not keys:
         raise ValueError("no RSA key in the response")
     return keys
+
+
+def _key_of(jwk: dict[str, Any]) -> RSAKey:
+    """Return the key of a JWK that verifies RS256. Raises JoseError, ValueError, LookupError or TypeError."""
+    if jwk["kty"] != "RSA":  # RSAKey ignores it
+        raise ValueError("not an RSA key")
+    key = RSAKey.import_key(jwk)
+    key.check_use("sig")
+    key.check_alg("RS256")
+    key.check_key_op("verify")
+    return require_strong(key.raw_value)
 
 
 def _download(url: str) -> bytes:

@@ -3,23 +3,21 @@
 `verify` is the entry point. Every check of a token is in this file; jwks.py decides which keys are valid.
 """
 
-import binascii
 import hashlib
 import json
 import math
 import re
-import string
 import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeGuard
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from django.conf import settings
+from joserfc import jws
+from joserfc.jwk import RSAKey
+from joserfc.util import urlsafe_b64decode
 
 from quotas.access.jwks import KeysUnavailable, UnknownKey, key_set, require_strong
 from quotas.access.refusals import Fault, Refused
@@ -30,17 +28,13 @@ MAX_LIFE = 86_400  # seconds; Clerk's tokens live for one minute
 # Clerk signs other kinds of token with the same key; these categories are the session tokens.
 SESSION_CATEGORIES = ("cl_B7d4PD111AAA", "cl_I7d4PD111III")
 RECHECKED_CLAIMS = ("exp", "nbf", "iat", "iss", "azp", "sts")  # their validity depends on time and settings
-FROM_URL = str.maketrans("-_", "+/")
-BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
-# The valid last characters of a part, by its length modulo 4: unused bits are zero. 1 is no valid length.
-VALID_ENDINGS = (BASE64URL, "", BASE64URL[::16], BASE64URL[::4])
 COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")
 
 MAX_REMEMBERED_TOKENS = 4_096  # tokens; about 1 KB each
 RETRY_SETTINGS = 60  # seconds; wrong settings last until an operator fixes them
 
-PKCS1, SHA256 = padding.PKCS1v15(), hashes.SHA256()  # RS256
+RS256 = jws.JWSRegistry(algorithms=["RS256"]).get_alg("RS256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +48,7 @@ class VerifiedToken(NamedTuple):
     """The content of a token with a valid signature, and the key that verified it."""
 
     kid: str | None
-    key: RSAPublicKey
+    key: RSAKey
     session: Session
     claims: dict[str, Any]  # RECHECKED_CLAIMS only
 
@@ -109,7 +103,7 @@ def _check_form(token: str) -> None:
 def _check_header(part: str) -> str | None:
     """Return the kid. Raises Refused if no key could make the token valid, before a key is fetched."""
     try:
-        header = _json_object(_decode_base64url(part))
+        header = _json_object(urlsafe_b64decode(part.encode()))
     except ValueError:
         raise Refused(Fault.HEADER_NOT_AN_OBJECT) from None
     kid = header.get("kid")
@@ -127,26 +121,19 @@ def _check_header(part: str) -> str | None:
     return kid
 
 
-def _signed_claims(token: str, key: RSAPublicKey) -> dict[str, Any]:
+def _signed_claims(token: str, key: RSAKey) -> dict[str, Any]:
+    # Not jws.deserialize_compact: it takes a malformed signature for a wrong one, and limits a valid header.
     signed, _, signature = token.rpartition(".")
     try:
-        key.verify(_decode_base64url(signature), signed.encode(), PKCS1, SHA256)
-        payload = _decode_base64url(signed.partition(".")[2])
-    except InvalidSignature:
-        raise Refused(Fault.SIGNATURE_OF_ANOTHER_KEY) from None
-    except binascii.Error:
+        if not RS256.verify(signed.encode(), urlsafe_b64decode(signature.encode()), key):
+            raise Refused(Fault.SIGNATURE_OF_ANOTHER_KEY)
+        payload = urlsafe_b64decode(signed.partition(".")[2].encode())
+    except ValueError:
         raise Refused(Fault.PART_NOT_BASE64URL) from None
     try:
         return _json_object(payload)
     except ValueError:
         raise Refused(Fault.PAYLOAD_NOT_AN_OBJECT) from None
-
-
-def _decode_base64url(part: str) -> bytes:
-    """Decode base64url without padding whose characters are already checked. Raises binascii.Error."""
-    if part[-1] not in VALID_ENDINGS[len(part) % 4]:
-        raise binascii.Error("unused bits are not zero")
-    return binascii.a2b_base64(part.translate(FROM_URL) + "==")
 
 
 def _session_from(claims: dict[str, Any]) -> Session:
@@ -228,7 +215,7 @@ def key_source() -> tuple[str, float | None]:
     return "JWKS", keys.age
 
 
-def _find_key(kid: str | None, may_wait: bool) -> RSAPublicKey:
+def _find_key(kid: str | None, may_wait: bool) -> RSAKey:
     if settings.CLERK_JWT_KEY:
         try:
             return public_key(settings.CLERK_JWT_KEY)
@@ -246,7 +233,7 @@ def _find_key(kid: str | None, may_wait: bool) -> RSAPublicKey:
 
 
 @lru_cache(maxsize=2)
-def public_key(pem: str) -> RSAPublicKey:
+def public_key(pem: str) -> RSAKey:
     """Parse the PEM of CLERK_JWT_KEY. Raises ValueError, which names the fix and never shows the value."""
     try:
         return require_strong(load_pem_public_key(pem.encode()))

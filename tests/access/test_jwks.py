@@ -20,6 +20,7 @@ pytestmark = pytest.mark.once
 
 DAY = 86_400
 SOON = 5  # seconds in which another thread must have finished
+BARE = {name: jwk()[name] for name in ("kty", "kid", "n", "e")}
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +129,19 @@ def test_a_token_that_no_key_could_make_good_fetches_nothing(server):
     assert server.fetches == 0
 
 
+def test_a_token_that_is_not_three_parts_of_base64url_fetches_nothing(server):
+    for text in (
+        mint() + "=",
+        mint() + "+",
+        mint().rpartition(".")[0] + ".",
+        mint(payload=b""),
+        mint() + ".a",
+    ):
+        with pytest.raises(Refused, match="three base64url parts"):
+            verify(text)
+    assert server.fetches == 0
+
+
 @pytest.mark.parametrize("kid", ["ins_forged", REMOVE])
 def test_a_kid_that_a_fresh_fetch_does_not_bring_is_refused(server, kid):
     assert outcome(mint(header={"kid": kid})) == "token_signature"
@@ -147,7 +161,7 @@ def test_a_new_key_is_found_when_the_quiet_time_is_over(server, clock, key_set):
     key_set.find(KID)
     server.publish(key_set_of("ins_new"))
     clock.now += 10
-    assert key_set.find("ins_new").key_size == 2048
+    assert key_set.find("ins_new").raw_value.key_size == 2048
     assert server.fetches == 2
 
 
@@ -393,7 +407,12 @@ def test_a_redirect_is_not_followed(server, key_set):
     "unusable",
     [
         pytest.param(jwk("ins_odd", kty="EC"), id="no RSA key"),
-        pytest.param(jwk("ins_odd", use="enc"), id="for encryption"),
+        pytest.param(BARE | {"kid": "ins_odd", "use": "enc"}, id="for encryption"),
+        pytest.param(jwk("ins_odd", use="tls"), id="for a use of the future"),
+        pytest.param(jwk("ins_odd", use=["sig"]), id="use is a list"),
+        pytest.param(jwk("ins_odd", alg="RS512"), id="for another algorithm"),
+        pytest.param(jwk("ins_odd", key_ops=["sign"]), id="not to verify with"),
+        pytest.param(jwk("ins_odd", key_ops=1), id="key_ops is a number"),
         pytest.param(jwk("ins_odd", n="AQAB"), id="tiny"),
         pytest.param(jwk("ins_odd", n=1), id="n is a number"),
         pytest.param(jwk("ins_odd", e="AA"), id="e is zero"),
@@ -407,16 +426,20 @@ def test_a_redirect_is_not_followed(server, key_set):
         pytest.param("ins_odd", id="text"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Key size")  # joserfc warns of a weak key
 def test_an_odd_key_costs_the_others_nothing(server, unusable, key_set):
     server.publish({"keys": [unusable, jwk()]})
     assert key_set.find(KID)
     assert list(key_set._keys) == [KID]
 
 
-def test_a_key_without_use_is_taken(server, key_set):
-    bare = jwk()
-    del bare["use"]
-    server.publish({"keys": [bare]})
+def test_a_key_with_as_little_as_clerk_may_publish_is_taken(server, key_set):
+    server.publish({"keys": [BARE]})
+    assert key_set.find(KID)
+
+
+def test_a_key_with_all_that_may_be_published_is_taken(server, key_set):
+    server.publish({"keys": [jwk(alg="RS256", key_ops=["verify"], x5c=["MIIC"], x5t="AQAB", issuer=ISSUER)]})
     assert key_set.find(KID)
 
 

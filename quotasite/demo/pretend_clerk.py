@@ -9,9 +9,10 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from joserfc import jwt
+from joserfc.jwk import RSAKey
 
 ISSUER = "https://clerk.demo.example"
 ORIGIN = "http://localhost:3000"
@@ -23,8 +24,9 @@ def session_token(
 ) -> str:
     """Return a session token like Clerk's, signed with a private key (or its PEM); `life` is in seconds."""
     now = int(time.time())
-    claims = {"iss": issuer, "azp": origin, "sub": user_id, "sid": "sess_demo", "iat": now, "nbf": now}
-    return jwt.encode({**claims, "exp": now + life}, key, "RS256", headers={"kid": "ins_demo"})
+    times = {"iat": now, "nbf": now, "exp": now + life}
+    claims = {"iss": issuer, "azp": origin, "sub": user_id, "sid": "sess_demo", **times}
+    return jwt.encode({"alg": "RS256", "kid": "ins_demo"}, claims, RSAKey.import_key(key))
 
 
 class PretendClerk:

@@ -15,18 +15,11 @@ from quotas.rules.outcomes import Change, Exhausted
 from quotas.rules.values import Actor, Entry, Plan, Request, Snapshot, State
 
 # pgbench.py has PostgreSQL alone run exactly the statements that the store sends. A copy would soon differ.
-from quotas.store.sql import (
-    ENTRY_COLUMNS,
-    MUTABLE_COLUMNS,
-    PLAN_COLUMNS,
-    STATE_COLUMNS,
-    compare_and_swap,
-    snapshot_query,
-)
+from quotas.store.rows import ENTRY_COLUMNS, PLAN_COLUMNS, STATE_COLUMNS, entry_names
+from quotas.store.sql import compare_and_swap, snapshot_query
 
 __all__ = [
     "ENTRY_COLUMNS",
-    "MUTABLE_COLUMNS",
     "PLAN_COLUMNS",
     "STATE_COLUMNS",
     "Actor",
@@ -38,6 +31,7 @@ __all__ = [
     "Snapshot",
     "State",
     "compare_and_swap",
+    "entry_names",
     "snapshot_query",
     "verbs",
     "verified_tokens",

@@ -12,10 +12,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bench.internals import (
     ENTRY_COLUMNS,
-    MUTABLE_COLUMNS,
     PLAN_COLUMNS,
     STATE_COLUMNS,
     compare_and_swap,
+    entry_names,
     snapshot_query,
 )
 from bench.stock import SPENDERS
@@ -28,7 +28,7 @@ PICK = f"\\set number random(0, {len(SPENDERS) - 1})\n"
 FOUND = (
     "clock",
     "newest_id",
-    *(f"plan_{name}" for name in PLAN_COLUMNS[:2]),
+    *(f"plan_{name}" for name in [*PLAN_COLUMNS][:2]),
     *(f"state_{name}" for name in STATE_COLUMNS),
     *(f"entry_{name}" for name in ENTRY_COLUMNS),
 )
@@ -86,27 +86,25 @@ def program() -> str | None:
 
 def read() -> str:
     """Return the script of a GET: the snapshot."""
-    return PICK + filled(snapshot_query("postgresql", keyed=False, without_plans=True), [USER]) + ";\n"
+    snapshot = snapshot_query("postgresql", keyed=False, without_plans=True)
+    return PICK + filled(snapshot, {"user_id": USER}) + ";\n"
 
 
 def spend() -> str:
     """Return the script of a consume with a key: the snapshot, then the compare-and-swap."""
-    guarded = [*(STATE[name] for name in MUTABLE_COLUMNS), "NULL", ":state_user_id", ":state_seq"]
-    swap = filled(compare_and_swap(1), [*guarded, *(f"({ENTRY[name]})" for name in ENTRY_COLUMNS)])
-    key = ENTRY["idempotency_key"]
-    snapshot = filled(snapshot_query("postgresql", without_plans=True), [USER, key])
+    entry = dict(zip(entry_names(0), (f"({ENTRY[name]})" for name in ENTRY_COLUMNS), strict=True))
+    swap = filled(compare_and_swap(1), {**STATE, "seq_read": ":state_seq", **entry})
+    found = {"user_id": USER, "key": ENTRY["idempotency_key"]}
+    snapshot = filled(snapshot_query("postgresql", without_plans=True), found)
     return (
         f"{PICK}\\set count :count + 1\n"
         f"SELECT * FROM ({snapshot}) AS found ({', '.join(FOUND)}) \\gset\n{swap};\n"
     )
 
 
-def filled(statement: str, values: list[str]) -> str:
-    """Return the statement with these values for its placeholders, in order."""
-    parts = re.split("%s", statement)
-    assert len(parts) == len(values) + 1, "the parameters of a statement in quotas/store/sql.py have changed"
-    text = parts[0] + "".join(f"{value}{part}" for value, part in zip(values, parts[1:], strict=True))
-    return re.sub(r"\s+", " ", text).strip()
+def filled(statement: str, values: dict[str, str]) -> str:
+    """Return the statement with these values for its placeholders."""
+    return re.sub(r"\s+", " ", statement % values).strip()
 
 
 def run(script: Path, database_url: str, *, seconds: int) -> tuple[int, float]:

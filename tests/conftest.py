@@ -19,7 +19,7 @@ from pytest_django import Settings
 
 from quotas.models import ChallengeQuota, Plan
 from quotas.rules.values import Actor, Snapshot
-from quotas.store import commit, plan_cache
+from quotas.store import plan_cache, statements
 from quotasite.demo.tour import shift
 from tests.tools import keys
 from tests.tools.fast_path import FastPathHandler, outside
@@ -131,15 +131,15 @@ def step_in(monkeypatch: pytest.MonkeyPatch) -> StepIn:
     """Let another request do something right after the next read."""
 
     def arrange(act: Callable[[], object]) -> None:
-        read, acts = commit._read_snapshot, [act]
+        read, acts = statements.read_snapshot, [act]
 
-        def read_and_let_act(user_id: str, query: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
-            snapshot = yield from read(user_id, query)
+        def read_and_let_act(*asked: Any, **options: Any) -> statements.Statements[Snapshot]:
+            snapshot = yield from read(*asked, **options)
             while acts:
                 outside(acts.pop())
             return snapshot
 
-        monkeypatch.setattr(commit, "_read_snapshot", read_and_let_act)
+        monkeypatch.setattr(statements, "read_snapshot", read_and_let_act)
 
     return arrange
 

@@ -10,8 +10,9 @@ from quotas.models import ChallengeQuota, Plan
 from quotas.rules import verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, OnChange, Quota, Request, Snapshot
-from quotas.store.commit import SnapshotQuery, read_snapshot
+from quotas.store.direct import read_snapshot
 from quotas.store.manager import PlanChange, Receipt
+from quotas.store.steps import SnapshotQuery
 
 
 class ResetForm(forms.Form):

@@ -16,7 +16,7 @@ from quotas.models import ChallengeQuota, Plan
 from quotas.reports.audit import MAX_AHEAD
 from quotas.rules import zones
 from quotas.rules.values import NAMED_PERIODS
-from quotas.store.commit import clock
+from quotas.store.direct import clock
 
 MAX_CLOCK_DRIFT = timedelta(seconds=2)
 

@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.reports.prune import MIN_AGE
 from quotas.rules.values import MAX_UNITS
-from quotas.store.commit import clock
+from quotas.store.direct import clock
 
 Parameters = dict[str, Any]
 MAX_AHEAD = timedelta(seconds=2)  # of an entry, before it counts as made in the future

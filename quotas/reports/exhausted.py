@@ -14,8 +14,8 @@ from django.db import connection
 from quotas.models import ChallengeQuota, Plan, PlanVersion
 from quotas.rules import periods, verbs
 from quotas.rules.values import NO_IDS, Snapshot, State
-from quotas.store.commit import clock
-from quotas.store.sql import STATE_COLUMNS
+from quotas.store.direct import clock
+from quotas.store.rows import STATE_COLUMNS
 
 MAX_EXHAUSTED = 500  # shown and counted by the console
 ROWS_PER_CHUNK = 1_000  # candidates read at once

@@ -9,7 +9,7 @@ from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
 from quotas.rules import outcomes, periods, values, verbs
 from quotas.rules.outcomes import Outcome, Refusal
 from quotas.rules.values import EntryKind, Quota, Snapshot, State
-from quotas.store.commit import clock
+from quotas.store.direct import clock
 
 MAX_ENTRIES_EXPLAINED = 100  # of the period, in an explanation
 

@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from django.db.models import Count, Max, Min
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
-from quotas.store.commit import clock
+from quotas.store.direct import clock
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 MIN_AGE = 35 * DAY  # of an entry that may go: idempotency keys are honoured for at least that long

@@ -17,7 +17,7 @@ from django.db.models.functions import Coalesce, TruncDate, TruncHour
 
 from quotas.models import HourlyTotal, LedgerEntry
 from quotas.rules.values import EntryKind
-from quotas.store.commit import clock
+from quotas.store.direct import clock
 from quotas.store.errors import is_statement_timeout
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from django.db import (
     DEFAULT_DB_ALIAS,
@@ -13,11 +13,14 @@ from django.db import (
     connections,
 )
 
+from quotas.store.steps import Result
+
 QUERY_CANCELED, READ_ONLY = "57014", "25006"  # PostgreSQL's SQLSTATEs
 # Serialization failure and deadlock: the statement or the transaction had no effect.
 LOST_RACE_STATES = ("40001", "40P01")
-
-Result = TypeVar("Result")
+# The prepared statement was deallocated, or a migration changed the type of its result. Only a reused
+# connection has prepared statements.
+STALE_STATEMENT_STATES = ("26000", "0A000")
 
 
 class NoDefaultPlan(Exception):
@@ -25,7 +28,10 @@ class NoDefaultPlan(Exception):
 
 
 class ConnectionLost(OperationalError):
-    """The connection died during a statement. `was_reused`: it was open before, so a new one may work."""
+    """The connection died during a statement, or is of no further use.
+
+    `was_reused`: it was open before, so a new one may work.
+    """
 
     was_reused = True
 
@@ -57,7 +63,8 @@ def translate_error(
     error: Error, *, is_lost: bool, was_reused: bool = True, close: Callable[[], object]
 ) -> Error:
     """Return the error that the commit loop reacts to; close a connection that is of no further use."""
-    if is_lost and isinstance(error, OperationalError | InterfaceError):
+    is_stale = was_reused and sqlstate(error) in STALE_STATEMENT_STATES
+    if is_stale or (is_lost and isinstance(error, OperationalError | InterfaceError)):
         close()
         lost = ConnectionLost(*error.args)
         lost.was_reused = was_reused

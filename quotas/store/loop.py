@@ -1,32 +1,41 @@
-"""Runs the steps of the store in an event loop, where no thread waits for the database.
+"""The driver of an event loop, where no thread waits for the database.
 
-The connections have Django's own settings. A thread continues the same steps if no connection is free, if a
-statement fails, or if a row must be locked.
+Each step takes one of the pool's connections, which have Django's own settings. A step runs in a thread if no
+connection is free in time, if it locks a row, or if it may wait for something else. Only this driver calls
+libpq.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from itertools import count
 from time import monotonic
 from typing import Any, Protocol
 
 import psycopg
 from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import Format
+from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-from quotas.store.commit import WRITER_WAIT_SECONDS, Step, Steps, run_steps
-from quotas.store.errors import Result, translate_error
-from quotas.store.thread import Prepared, PreparedSession, new_statement_name, with_dollar_placeholders
+from quotas.store import thread
+from quotas.store.errors import STALE_STATEMENT_STATES, ConnectionLost, translate_error
+from quotas.store.statements import Statement, Statements, statements_of
+from quotas.store.steps import DatabaseStep, Result, Step, Steps, Turn
 
 RECONNECT_SECONDS = 1  # between a failed attempt to connect and the next one
-CONNECTION_WAIT_SECONDS = 1  # for one of LANE_CONNECTIONS; then a thread runs the steps on its own
+CONNECTION_WAIT_SECONDS = 1  # for one of LANE_CONNECTIONS; then a thread runs the step
 LIVENESS_SECONDS = 1  # between checks of the connections
 WRITER_LOCK_COUNT = 256  # shared by all users
+WRITER_WAIT_SECONDS = 1  # then write anyway: correctness does not depend on these locks
+
+Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
+OK_STATUSES = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
+STATEMENT_NUMBERS = count()
 
 
 class RunInThread(Protocol):
@@ -41,48 +50,106 @@ def connect() -> BaseDatabaseWrapper:
     return db
 
 
-class LoopSession(PreparedSession):
-    """One connection to PostgreSQL that an event loop reads; it runs one statement at a time."""
+@lru_cache
+def with_dollar_placeholders(text: str) -> tuple[bytes, tuple[str, ...]]:
+    """Return the text with the placeholders of PostgreSQL's protocol, and the names of $1, $2 and so on."""
+    numbers: dict[str, int] = {}
+
+    def dollar(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"${numbers.setdefault(name, len(numbers) + 1)}" if name else "%"
+
+    return re.sub(r"%\((\w+)\)s|%%", dollar, text).encode(), tuple(numbers)
+
+
+class LoopSession:
+    """One connection to PostgreSQL that an event loop reads; it runs one statement at a time.
+
+    Once a statement was used prepare_threshold times, it is prepared.
+    """
 
     def __init__(self, db: BaseDatabaseWrapper, on_close: Callable[["LoopSession"], None]) -> None:
-        super().__init__(db.connection)
+        self.raw: psycopg.Connection[Any] = db.connection
         self.pgconn = self.raw.pgconn
+        self.transformer = Transformer(thread.binary_cursor(self.raw))
         self.errors = db.wrap_database_errors
         self.on_close = on_close
         self.is_open = True
+        self.uses: Counter[Prepared] = Counter()
+        self.names: dict[Prepared, bytes] = {}
         self.loop = asyncio.get_running_loop()
         self.pending: asyncio.Future[PGresult] | None = None
         self.result: PGresult | None = None
         self.socket = self.raw.fileno()
         self.loop.add_reader(self.socket, self.on_readable)
 
-    async def execute(self, step: Step) -> Any:
-        """Return the step's result. Raises ConnectionLost, or another of Django's database errors."""
+    async def run(self, statements: Statements[Result]) -> Result:
+        """Return the statements' result. Raises ConnectionLost, or another of Django's database errors."""
+        try:
+            statement = next(statements)
+            while True:
+                statement = statements.send(await self.execute(statement))
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+
+    async def execute(self, statement: Statement) -> Any:
         try:
             with self.errors:
-                result = await self._execute(*self.encode(step.statement, step.parameters))
+                result = await self._execute(statement)
         except Error as error:
             raise translate_error(error, is_lost=self.raw.closed, close=self.close) from error.__cause__
-        return self.decode_row(result) if step.wants_row else result.command_tuples or 0
+        return self.decode_row(result) if statement.wants_row else result.command_tuples or 0
 
-    async def _execute(self, prepared: Prepared, values: Any) -> PGresult:
-        (statement, types), formats = prepared, self.transformer.formats
+    async def _execute(self, statement: Statement) -> PGresult:
+        text, names = with_dollar_placeholders(statement.text)
+        values = self.encode(names, statement)
+        types, formats = self.transformer.types, self.transformer.formats
+        prepared = statement.text, types
         if self.should_prepare(prepared):
             if (name := self.names.get(prepared)) is None:
-                name = new_statement_name()
-                self.pgconn.send_prepare(name, with_dollar_placeholders(statement), types)
+                name = b"kept_%d" % next(STATEMENT_NUMBERS)
+                self.pgconn.send_prepare(name, text, types)
                 self.check_result(await self._next_result())
                 self.names[prepared] = name
             self.pgconn.send_query_prepared(name, values, formats, Format.BINARY)
             if result := self.check_result(await self._next_result()):
                 return result
-        self.pgconn.send_query_params(
-            with_dollar_placeholders(statement), values, types, formats, Format.BINARY
-        )
+        self.pgconn.send_query_params(text, values, types, formats, Format.BINARY)
         answer = await self._next_result()
         if result := self.check_result(answer):
             return result
         raise error_from_result(answer)
+
+    def encode(self, names: Sequence[str], statement: Statement) -> Any:
+        if statement.parameters.keys() != {*names}:
+            raise TypeError(f"The parameters are {[*statement.parameters]}, the placeholders {names}.")
+        values = [statement.parameters[name] for name in names]
+        return self.transformer.dump_sequence(values, [PyFormat.AUTO] * len(values))
+
+    def decode_row(self, result: PGresult) -> Sequence[Any]:
+        self.transformer.set_pgresult(result, set_loaders=True, format=Format.BINARY)
+        row: Sequence[Any] | None = self.transformer.load_row(0, tuple)
+        assert row  # noqa: S101 - for mypy: a snapshot always has one
+        return row
+
+    def should_prepare(self, prepared: Prepared) -> bool:
+        """Count a use of the statement; return whether it is used often enough to be prepared."""
+        self.uses[prepared] += 1
+        return self.raw.prepare_threshold is not None and self.uses[prepared] > self.raw.prepare_threshold
+
+    def check_result(self, result: PGresult) -> PGresult | None:
+        """Return the result; None if the prepared statement is stale. Raises psycopg's error if it failed."""
+        if result.status in OK_STATUSES:
+            return result
+        if self.raw.closed:
+            raise psycopg.OperationalError("the connection was lost")
+        error = error_from_result(result)
+        if error.sqlstate not in STALE_STATEMENT_STATES:
+            raise error
+        self.names.clear()
+        self.uses.clear()
+        return None
 
     def _next_result(self) -> "asyncio.Future[PGresult]":
         self.pending = self.loop.create_future()
@@ -141,43 +208,49 @@ class Pool:
         self.writer_locks = [asyncio.Lock() for _ in range(WRITER_LOCK_COUNT)]
 
     async def run_steps(self, steps: Steps[Result]) -> Result:
-        """Return the result of the steps, which a thread finishes if the loop cannot."""
-        error: Error | None = None
-        if session := await self.acquire():
-            try:
-                step = next(steps)
-                while isinstance(step, Step):
-                    try:
-                        found = await session.execute(step)
-                    except Error as fault:
-                        error = fault
-                        break
+        """Return the result of the steps. They never leave the loop; a thread may run single ones."""
+        turns: list[asyncio.Lock] = []
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    found = await self._run_step(step, turns)
+                except Exception as error:  # noqa: BLE001 - the steps handle it, or raise it
+                    step = steps.throw(error)
+                else:
                     step = steps.send(found)
-            except StopIteration as stop:
-                result: Result = stop.value
-                return result
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+        finally:
+            steps.close()
+            for turn in turns:
+                turn.release()
+
+    async def _run_step(self, step: Step, turns: list[asyncio.Lock]) -> Any:
+        if isinstance(step, Turn):
+            return await self._take_turn(step.user_id, turns)
+        if isinstance(step, DatabaseStep) and (session := await self.acquire()):
+            try:
+                return await session.run(statements_of(step, "postgresql"))
+            except ConnectionLost:
+                self._close_dead()  # a server that ends one session may have ended others
+                raise
             finally:
                 self.release(session)
-        return await self.run_in_thread(partial(run_steps, steps, error))
+        return await self.run_in_thread(partial(thread.run_step, step))
 
-    @asynccontextmanager
-    async def one_writer(self, user_id: str) -> AsyncIterator[None]:
-        """Let one task of this loop at a time write to this user's row, as commit.one_writer one thread."""
+    async def _take_turn(self, user_id: str, turns: list[asyncio.Lock]) -> None:
         lock = self.writer_locks[hash(user_id) % WRITER_LOCK_COUNT]
-        is_ours = True
         if lock.locked():
             try:
                 async with asyncio.timeout(WRITER_WAIT_SECONDS):
                     await lock.acquire()
             except TimeoutError:
-                is_ours = False
+                return
         else:
             await lock.acquire()
-        try:
-            yield
-        finally:
-            if is_ours:
-                lock.release()
+        turns.append(lock)
 
     async def acquire(self) -> LoopSession | None:
         """Return a connection; None if none becomes free in time, or if connecting failed a moment ago.
@@ -217,10 +290,13 @@ class Pool:
         self._wake_next(session)
 
     def _check_liveness(self) -> None:
-        """Find closed connections that libuv did not signal: a task would wait for them forever."""
+        self._close_dead()
+        asyncio.get_running_loop().call_later(LIVENESS_SECONDS, self._check_liveness)
+
+    def _close_dead(self) -> None:
+        """Close the connections that ended: libuv may not signal it, and a task would wait forever."""
         for session in [*self.sessions]:
             session.on_readable()
-        asyncio.get_running_loop().call_later(LIVENESS_SECONDS, self._check_liveness)
 
     def release(self, session: LoopSession) -> None:
         if session.pending:  # its task was cancelled: the result is still to come

@@ -4,8 +4,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from functools import partial, wraps
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
 from django.db import models, transaction
@@ -13,8 +13,10 @@ from django.db import models, transaction
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, Quota, Request, Snapshot
-from quotas.store import commit
-from quotas.store.errors import Result
+from quotas.store import direct
+from quotas.store.commit import commit
+from quotas.store.steps import Result, SnapshotQuery, Steps, Turn
+from quotas.store.thread import lock, run_steps
 
 
 class Receipt(NamedTuple):
@@ -46,51 +48,47 @@ P = ParamSpec("P")
 QuotaRow = TypeVar("QuotaRow", bound=models.Model)
 
 
-def _run_in_thread(steps: Callable[P, commit.Steps[Result]]) -> Callable[P, Result]:
-    """Make a verb that runs these steps on the connection of the calling thread."""
+class BoundVerb(Generic[P, Result]):
+    """A verb of a manager. A call runs its steps in this thread; `steps` returns them, for another driver."""
 
-    @wraps(steps)
-    def verb(*args: P.args, **options: P.kwargs) -> Result:
-        return commit.run_steps(steps(*args, **options))
+    def __init__(self, steps: Callable[P, Steps[Result]]) -> None:
+        self.steps = steps
 
-    return verb
+    def __call__(self, *args: P.args, **options: P.kwargs) -> Result:
+        return run_steps(self.steps(*args, **options))
 
 
-def _as_one_writer(
-    steps: Callable[Concatenate["QuotaManager[QuotaRow]", str, P], commit.Steps[Result]],
-) -> Callable[Concatenate["QuotaManager[QuotaRow]", str, P], Result]:
-    """Make a verb that also lets only one thread of this process write to a user's row; see `one_writer`."""
+class Verb(Generic[P, Result]):
+    """Makes a verb of a method that returns its steps."""
 
-    @wraps(steps)
-    def verb(self: "QuotaManager[QuotaRow]", user_id: str, /, *args: P.args, **options: P.kwargs) -> Result:
-        with commit.one_writer(user_id):
-            return commit.run_steps(steps(self, user_id, *args, **options))
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[Result]]) -> None:
+        self._steps = steps
+        self.__doc__ = steps.__doc__
 
-    return verb
+    def __get__(self, manager: object, owner: type) -> BoundVerb[P, Result]:
+        return BoundVerb(partial(self._steps, manager))
 
 
 class QuotaManager(models.Manager[QuotaRow]):
     """The verbs. Each takes a user id, decides by quotas/rules and stores the outcome.
 
-    `reading` and `consuming` return the steps of `current` and `consume`, for another driver (loop.py). A
-    verb raises `outcomes.Refusal` if the rules refuse it, ValueError for an invalid user id, and
+    A verb raises `outcomes.Refusal` if the rules refuse it, ValueError for an invalid user id, and
     `django.db.OperationalError` if the database cannot be reached or takes no writes.
     """
 
-    def reading(self, user_id: str, *, actor: Actor | None = None) -> commit.Steps[Quota]:
+    @Verb
+    def current(self, user_id: str, *, actor: Actor | None = None) -> Steps[Quota]:
         """Return the quota; it is opened if missing and reset if due."""
-        outcome = yield from self._commit_steps(
-            user_id, verbs.current, Request(actor or Actor("user", user_id))
-        )
-        return outcome.quota
+        request = Request(actor or Actor("user", user_id))
+        return (yield from self._commit(user_id, verbs.current, request)).quota
 
-    current = _run_in_thread(reading)
-
-    def open_missing(self, user_id: str, *, actor: Actor) -> Quota:
+    @Verb
+    def open_missing(self, user_id: str, *, actor: Actor) -> Steps[Quota]:
         """Open the quota if it is missing; leave an existing one as it is, due or not."""
-        return self._commit(user_id, verbs.open_missing, Request(actor)).quota
+        return (yield from self._commit(user_id, verbs.open_missing, Request(actor))).quota
 
-    def consuming(
+    @Verb
+    def consume(
         self,
         user_id: str,
         cost: int | None = None,
@@ -99,7 +97,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         metadata: Mapping[str, Any] | None = None,
         key: str | None = None,
         actor: Actor | None = None,
-    ) -> commit.Steps[Receipt]:
+    ) -> Steps[Receipt]:
         """Spend `cost` units, all or nothing, and once per idempotency key.
 
         The default cost is the plan's price of `action`, or 1 without an action. Raises Exhausted if too few
@@ -115,13 +113,12 @@ class QuotaManager(models.Manager[QuotaRow]):
             action=action,
             metadata=metadata,
         )
-        return (yield from self._receipt_steps(user_id, partial(verbs.consume, cost=cost), request))
+        return (yield from self._write(user_id, partial(verbs.consume, cost=cost), request))
 
-    consume = _as_one_writer(consuming)
-
+    @Verb
     def adjust(
         self, user_id: str, delta: int, *, reason: str, actor: Actor, key: str | None = None
-    ) -> Receipt:
+    ) -> Steps[Receipt]:
         """Add `delta` units, or remove them if it is negative, until the next reset.
 
         Raises AdjustmentOutOfRange if this would leave a balance below 0 or above MAX_UNITS, or if the quota
@@ -131,15 +128,17 @@ class QuotaManager(models.Manager[QuotaRow]):
         request = _keyed_request(
             "adjust", {"delta": delta, "reason": reason}, actor=actor, key=key, reason=_require_reason(reason)
         )
-        return self._write(user_id, partial(verbs.adjust, delta=delta), request)
+        return (yield from self._write(user_id, partial(verbs.adjust, delta=delta), request))
 
-    def reset(self, user_id: str, *, reason: str, actor: Actor, key: str | None = None) -> Receipt:
+    @Verb
+    def reset(self, user_id: str, *, reason: str, actor: Actor, key: str | None = None) -> Steps[Receipt]:
         """Refill to the plan's allowance, whether or not the quota is due."""
         request = _keyed_request(
             "reset", {"reason": reason}, actor=actor, key=key, reason=_require_reason(reason)
         )
-        return self._write(user_id, verbs.reset, request)
+        return (yield from self._write(user_id, verbs.reset, request))
 
+    @Verb
     def refund(
         self,
         user_id: str,
@@ -149,7 +148,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         reason: str,
         actor: Actor,
         key: str | None = None,
-    ) -> Receipt:
+    ) -> Steps[Receipt]:
         """Give back `amount` units (None: all that is left) of one consumption.
 
         The refund never lifts the balance above the allowance, and gives nothing back after the consumption's
@@ -166,8 +165,9 @@ class QuotaManager(models.Manager[QuotaRow]):
             reason=_require_reason(reason),
         )
         verb = partial(verbs.refund, amount=amount)
-        return self._write(user_id, verb, request, ("consumption", consumption_id))
+        return (yield from self._write(user_id, verb, request, ("consumption", consumption_id)))
 
+    @Verb
     def change_plan(
         self,
         user_id: str,
@@ -177,7 +177,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         actor: Actor,
         reason: str = "",
         key: str | None = None,
-    ) -> PlanChange:
+    ) -> Steps[PlanChange]:
         """Give the user the plan that staff chose, or, if None, the one that Clerk's assignments lead to.
 
         Raises UnknownPlan.
@@ -190,7 +190,7 @@ class QuotaManager(models.Manager[QuotaRow]):
             reason=reason,
         )
         verb = partial(verbs.change_plan, on_change=on_change)
-        outcome = self._commit(user_id, verb, request, _including(plan))
+        outcome = yield from self._commit(user_id, verb, request, _including(plan))
         is_replay = isinstance(outcome, outcomes.Replay)
         return PlanChange(outcome.quota, outcome.quota_now, is_replay)
 
@@ -212,23 +212,25 @@ class QuotaManager(models.Manager[QuotaRow]):
         """
         with transaction.atomic():
             self.open_missing(user_id, actor=actor)
-            commit.lock(user_id)  # always before the assignment's row: another order could deadlock
-            if not commit.note_assignment(user_id, source, external_id, plan, updated_at):
+            lock(user_id)  # always before the assignment's row: another order could deadlock
+            if not direct.note_assignment(user_id, source, external_id, plan, updated_at):
                 return False
-            self._commit(user_id, verbs.follow_assignments, Request(actor, reason=reason), _including(None))
+            request = Request(actor, reason=reason)
+            run_steps(self._commit(user_id, verbs.follow_assignments, request, _including(None)))
         return True
 
     def before_change(self, user_id: str, plan: str | None) -> Snapshot:
         """Return the snapshot from which a change of plan would be decided now; `plan` as in change_plan."""
-        return commit.read_snapshot(user_id, commit.SnapshotQuery(None, *_including(plan)))
+        return direct.read_snapshot(user_id, SnapshotQuery(None, *_including(plan)))
 
-    def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> None:
+    @Verb
+    def delete(self, user_id: str, *, actor: Actor, reason: str = "") -> Steps[None]:
         """Close the quota permanently: the row becomes a tombstone without an e-mail."""
-        self._commit(user_id, verbs.delete, Request(actor, reason=reason))
+        yield from self._commit(user_id, verbs.delete, Request(actor, reason=reason))
 
     def note_profile(self, user_id: str, email: str, clerk_updated_at: datetime) -> bool:
         """Store the e-mail unless a later one is stored or the user is deleted; return whether it was."""
-        return commit.note_profiles([(user_id, email, clerk_updated_at)]) > 0
+        return direct.note_profiles([(user_id, email, clerk_updated_at)]) > 0
 
     def open_many(self, users: Iterable[tuple[str, str, datetime | None]], *, actor: Actor) -> Opened:
         """Open the missing quotas of a batch of (user_id, e-mail, clerk_updated_at), all or none."""
@@ -238,8 +240,8 @@ class QuotaManager(models.Manager[QuotaRow]):
         with transaction.atomic():
             known = self._known(profiles)
             missing = [user_id for user_id in profiles if user_id not in known]
-            made = commit.open_many(missing, partial(verbs.open_missing, request=Request(actor)))
-            commit.note_profiles((user_id, email, at) for user_id, (email, at) in profiles.items() if at)
+            made = direct.open_many(missing, partial(verbs.open_missing, request=Request(actor)))
+            direct.note_profiles((user_id, email, at) for user_id, (email, at) in profiles.items() if at)
         tombstoned = sum(known.values())
         return Opened(made, len(profiles) - made - tombstoned, tombstoned)
 
@@ -255,38 +257,35 @@ class QuotaManager(models.Manager[QuotaRow]):
         rows = self.filter(user_id__in=user_ids).values_list("user_id", "deleted_at")
         return {user_id: deleted_at is not None for user_id, deleted_at in rows}
 
-    def _commit_steps(
+    def _commit(
         self,
         user_id: str,
         verb: Callable[[Snapshot, Request], Outcome],
         request: Request,
         include: tuple[str, Any] = ("", None),
-    ) -> commit.Steps[Change | outcomes.Replay]:
+    ) -> Steps[Change | outcomes.Replay]:
         """Read, decide, write: every verb goes through here. Raises the refusal, if there is one."""
         _require_user_id(user_id)
-        query = commit.SnapshotQuery(request.idempotency_key, *include)
-        outcome = yield from commit.commit(user_id, lambda snapshot: verb(snapshot, request), query)
+        query = SnapshotQuery(request.idempotency_key, *include)
+        outcome = yield from commit(user_id, lambda snapshot: verb(snapshot, request), query)
         if isinstance(outcome, Refusal):
             raise outcome
         if isinstance(outcome, Change) and outcome.refusal:
             raise outcome.refusal
         return outcome
 
-    _commit = _run_in_thread(_commit_steps)
-
-    def _receipt_steps(
+    def _write(
         self,
         user_id: str,
         verb: Callable[[Snapshot, Request], Outcome],
         request: Request,
         include: tuple[str, Any] = ("", None),
-    ) -> commit.Steps[Receipt]:
-        outcome = yield from self._commit_steps(user_id, verb, request, include)
+    ) -> Steps[Receipt]:
+        yield Turn(user_id)
+        outcome = yield from self._commit(user_id, verb, request, include)
         if isinstance(outcome, Change):
             return Receipt(outcome.entries[-1], outcome.quota, outcome.quota_now, is_replay=False)
         return Receipt(outcome.entry, outcome.quota, outcome.quota_now, is_replay=True)
-
-    _write = _as_one_writer(_receipt_steps)
 
 
 def _keyed_request(

@@ -1,4 +1,4 @@
-"""The statements of the verbs, as constant text with parameters.
+"""The statements of the verbs, as constant text with named parameters.
 
 Running constant text takes a quarter of the CPU time that the ORM needs for the same query.
 """
@@ -7,58 +7,9 @@ Running constant text takes a quarter of the CPU time that the ORM needs for the
 from collections.abc import Iterable
 from functools import lru_cache
 
-# The columns and their types, in the order of the fields of State, Plan and Entry (quotas/rules/values.py).
-STATE_COLUMNS = {
-    "user_id": "text",
-    "plan_id": "text",
-    "plan_source": "text",
-    "plan_version": "bigint",
-    "quota_limit": "bigint",
-    "quota_remaining": "bigint",
-    "period_consumed": "bigint",
-    "period_given": "bigint",
-    "last_reset_date": "timestamptz",
-    "resets_at": "timestamptz",
-    "anchor_at": "timestamptz",
-    "period_seq": "bigint",
-    "refused_at": "timestamptz",
-    "left_until": "timestamptz",
-    "seq": "bigint",
-    "usage_seq": "bigint",
-    "updated_at": "timestamptz",
-    "deleted_at": "timestamptz",
-}
-PLAN_COLUMNS = ("name", "version", "allowance", "reset_policy", "period_seconds", "timezone", "actions")
-VERSION_COLUMNS = ("plan_id", *PLAN_COLUMNS[1:])  # of a plan's version
-ENTRY_COLUMNS = {
-    "id": "uuid",
-    "user_id": "text",
-    "seq": "bigint",
-    "kind": "text",
-    "cost": "bigint",
-    "delta": "bigint",
-    "plan": "text",
-    "plan_source": "text",
-    "plan_version": "bigint",
-    "quota_limit": "bigint",
-    "balance_after": "bigint",
-    "period_consumed": "bigint",
-    "period_given": "bigint",
-    "last_reset_date": "timestamptz",
-    "anchor_at": "timestamptz",
-    "resets_at": "timestamptz",
-    "period_seq": "bigint",
-    "created_at": "timestamptz",
-    "actor_kind": "text",
-    "actor_id": "text",
-    "act": "text",
-    "reason": "text",
-    "action": "text",
-    "metadata": "jsonb",
-    "idempotency_key": "text",
-    "fingerprint": "text",
-    "refund_of": "uuid",
-}
+from quotas.store.rows import ENTRY_COLUMNS, PLAN_COLUMNS, STATE_COLUMNS, entry_names
+
+VERSION_COLUMNS = ("plan_id", *tuple(PLAN_COLUMNS)[1:])  # of a plan's version
 MUTABLE_COLUMNS = tuple(STATE_COLUMNS)[1:]  # what a change may set
 
 CLOCK = {
@@ -76,24 +27,24 @@ def _select_list(alias: str, names: Iterable[str]) -> str:
     return ", ".join(f"CAST({name} AS text)" if name.endswith(JSON_COLUMNS) else name for name in each)
 
 
-def _placeholders(count: int) -> str:
-    return "(" + ", ".join(["%s"] * count) + ")"
+def _placeholders(names: Iterable[str]) -> str:
+    return ", ".join(f"%({name})s" for name in names)
 
 
-# What a snapshot may include besides the row: more columns and joins, with at most one parameter.
+# What a snapshot may include besides the row: more columns and joins. Those with a parameter: `argument`.
 INCLUDES = {
     "": ("", ""),
-    # Parameter: entry id. The consumption, and how many of its units earlier refunds asked for.
+    # Argument: entry id. The consumption, and how many of its units earlier refunds asked for.
     "consumption": (
         f""", {_select_list("c", ENTRY_COLUMNS)}, (
             SELECT COALESCE(SUM(r.cost), 0) FROM ledger_entries AS r
             WHERE r.user_id = u.user_id AND r.refund_of = c.id
         )""",
-        "LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %s",
+        "LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %(argument)s",
     ),
-    # Parameter: plan name. The plan's current version.
-    "target": (f", {_select_list('t', PLAN_COLUMNS)}", "LEFT JOIN plans AS t ON t.name = %s"),
-    # No parameter. The plan that Clerk's assignments lead to, and its source. The latest assignment of the
+    # Argument: plan name. The plan's current version.
+    "target": (f", {_select_list('t', PLAN_COLUMNS)}", "LEFT JOIN plans AS t ON t.name = %(argument)s"),
+    # The plan that Clerk's assignments lead to, and its source. The latest assignment of the
     # highest rank counts: billing with a plan of ours, then metadata, then billing with the default plan or
     # an unknown one, as Clerk Billing gives to each sign-up. Without any, or of an unknown plan: the default.
     "clerk": (
@@ -114,7 +65,6 @@ INCLUDES = {
 }
 
 
-# Parameters: user id, the stored idempotency key if `keyed`, and the one of INCLUDES.
 # Returns exactly one row: the clock, the id of the newest version of the user's plan (without a row of the
 # default plan), that plan, the version in force in the running period, and the row; if `keyed`, the entry of
 # that key and the version it was made under; then the columns of INCLUDES. Missing parts are NULL; a NULL
@@ -124,7 +74,7 @@ INCLUDES = {
 def snapshot_query(vendor: str, include: str = "", *, keyed: bool = True, without_plans: bool = False) -> str:
     columns, joins = INCLUDES[include]
     user = "text" if vendor == "postgresql" else "varchar"
-    plan = _select_list("p", PLAN_COLUMNS[:2] if without_plans else PLAN_COLUMNS)
+    plan = _select_list("p", tuple(PLAN_COLUMNS)[:2] if without_plans else PLAN_COLUMNS)
     of_row = of_entry = of_entry_plan = ""
     if not without_plans:
         plan = f"{plan}, {_select_list('v', VERSION_COLUMNS)}"
@@ -134,12 +84,12 @@ def snapshot_query(vendor: str, include: str = "", *, keyed: bool = True, withou
     if keyed:
         columns = f", {_select_list('e', ENTRY_COLUMNS)}{of_entry_plan}{columns}"
         joins = f"""
-        LEFT JOIN ledger_entries AS e ON e.user_id = u.user_id AND e.idempotency_key = %s
+        LEFT JOIN ledger_entries AS e ON e.user_id = u.user_id AND e.idempotency_key = %(key)s
         {of_entry}
         {joins}"""
     return f"""
         SELECT {CLOCK[vendor]}, p.version_id, {plan}, {_select_list("q", STATE_COLUMNS)}{columns}
-        FROM (SELECT CAST(%s AS {user}) AS user_id) AS u
+        FROM (SELECT CAST(%(user_id)s AS {user}) AS user_id) AS u
         LEFT JOIN challenge_quotas AS q ON q.user_id = u.user_id
         LEFT JOIN plans AS p
             ON p.name = COALESCE(q.plan_id, (SELECT d.name FROM plans AS d WHERE d.is_default))
@@ -148,17 +98,17 @@ def snapshot_query(vendor: str, include: str = "", *, keyed: bool = True, withou
         """
 
 
-# Parameters: user id. Waits for the row's lock; locks nothing if there is no row.
+# Waits for the row's lock; locks nothing if there is no row.
 # A statement of its own: only a later statement sees what the previous holder of the lock wrote.
-LOCK = "SELECT 1 FROM challenge_quotas WHERE user_id = %s FOR UPDATE"
+LOCK = "SELECT 1 FROM challenge_quotas WHERE user_id = %(user_id)s FOR UPDATE"
 
-# Parameters: the MUTABLE_COLUMNS, deleted_at again, user id, the seq that was read.
-# Updates the row only if its seq is still the one that was read. The CASE empties a tombstone's e-mail in
+# Parameters: the STATE_COLUMNS, and the seq that was read.
+# Updates the row only if that seq is still its own. The CASE empties a tombstone's e-mail in
 # the same text, so that every verb shares one statement.
 _UPDATE = f"""
-    UPDATE challenge_quotas SET {", ".join(f"{name} = %s" for name in MUTABLE_COLUMNS)},
+    UPDATE challenge_quotas SET {", ".join(f"{name} = %({name})s" for name in MUTABLE_COLUMNS)},
         email = CASE WHEN {{deleted_at}} IS NULL THEN email ELSE '' END
-    WHERE user_id = %s AND seq = %s
+    WHERE user_id = %(user_id)s AND seq = %(seq_read)s
 """
 _INSERT = f"INSERT INTO challenge_quotas (email, {', '.join(STATE_COLUMNS)})"
 _ENTRIES = f"INSERT INTO ledger_entries ({', '.join(ENTRY_COLUMNS)})"
@@ -168,57 +118,64 @@ _ENTRIES = f"INSERT INTO ledger_entries ({', '.join(ENTRY_COLUMNS)})"
 def compare_and_swap(entries: int) -> str:
     """Update the row and insert its entries in one statement, both or neither. Row count: entries inserted.
 
-    Parameters: as _UPDATE, then the ENTRY_COLUMNS of each entry.
+    Parameters: as _UPDATE, and the entry_names of each entry.
     """
-    update = _UPDATE.format(deleted_at="%s::timestamptz")
+    update = _UPDATE.format(deleted_at="%(deleted_at)s::timestamptz")
     return f"""
         WITH done AS ({update} RETURNING user_id)
         {_ENTRIES} SELECT e.* FROM done, {_values(entries)} WHERE e.user_id = done.user_id
         """
 
 
-def _arrays(types: Iterable[str]) -> str:
-    return ", ".join(f"%s::{kind}[]" for kind in types)
+def _arrays(names: Iterable[str], types: Iterable[str]) -> str:
+    return ", ".join(f"%({name}s)s::{kind}[]" for name, kind in zip(names, types, strict=True))
 
 
 # Inserts the rows that are missing, and entries for only these. Row count: entries inserted.
 # Two requests may open the same row at once: the second waits, finds the row and inserts nothing.
-# Parameters: each of the STATE_COLUMNS as an array over the rows, then each of the ENTRY_COLUMNS.
+# Parameters: those of SQLITE_INSERT and SQLITE_ENTRY as arrays, their names with an s.
 OPEN_ROWS = f"""
     WITH done AS (
-        {_INSERT} SELECT '', s.* FROM unnest({_arrays(STATE_COLUMNS.values())}) AS s
+        {_INSERT} SELECT '', s.* FROM unnest({_arrays(STATE_COLUMNS, STATE_COLUMNS.values())}) AS s
         ON CONFLICT (user_id) DO NOTHING RETURNING user_id
     )
     {_ENTRIES} SELECT e.* FROM done
-    JOIN unnest({_arrays(ENTRY_COLUMNS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})
+    JOIN unnest({_arrays(entry_names(0), ENTRY_COLUMNS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})
         ON e.user_id = done.user_id
 """
 
 
 def _values(entries: int) -> str:
     """Return rows with typed values: PostgreSQL treats a bare NULL or literal in VALUES as text."""
-    row = "(" + ", ".join(f"%s::{kind}" for kind in ENTRY_COLUMNS.values()) + ")"
-    return f"(VALUES {', '.join([row] * entries)}) AS e ({', '.join(ENTRY_COLUMNS)})"
+    rows = [
+        ", ".join(
+            f"%({name})s::{kind}"
+            for name, kind in zip(entry_names(number), ENTRY_COLUMNS.values(), strict=True)
+        )
+        for number in range(entries)
+    ]
+    return f"(VALUES {', '.join(f'({row})' for row in rows)}) AS e ({', '.join(ENTRY_COLUMNS)})"
 
 
 # SQLite has no data-modifying WITH: the same in several statements, in one BEGIN IMMEDIATE transaction.
-SQLITE_UPDATE = _UPDATE.format(deleted_at="%s")
-SQLITE_INSERT = f"{_INSERT} VALUES (''{', %s' * len(STATE_COLUMNS)}) ON CONFLICT (user_id) DO NOTHING"
-SQLITE_ENTRY = f"{_ENTRIES} VALUES {_placeholders(len(ENTRY_COLUMNS))}"
+SQLITE_UPDATE = _UPDATE.format(deleted_at="%(deleted_at)s")
+SQLITE_INSERT = f"{_INSERT} VALUES ('', {_placeholders(STATE_COLUMNS)}) ON CONFLICT (user_id) DO NOTHING"
+SQLITE_ENTRY = f"{_ENTRIES} VALUES ({_placeholders(entry_names(0))})"
 
-# Parameters: e-mail, Clerk's time of it, user id, that time again. The latest e-mail wins in any order of
+# `at` is Clerk's time of the e-mail. The latest e-mail wins in any order of
 # arrival, and a tombstone takes none. It leaves `seq` alone, so it commutes with every verb.
 NOTE_PROFILE = """
-    UPDATE challenge_quotas SET email = %s, clerk_updated_at = %s
-    WHERE user_id = %s AND deleted_at IS NULL AND (clerk_updated_at IS NULL OR clerk_updated_at < %s)
+    UPDATE challenge_quotas SET email = %(email)s, clerk_updated_at = %(at)s
+    WHERE user_id = %(user_id)s AND deleted_at IS NULL
+        AND (clerk_updated_at IS NULL OR clerk_updated_at < %(at)s)
 """
 
-# Parameters: id, user id, source, external id, plan, Clerk's time of it. The latest assignment of each item
-# wins in any order of arrival. Of two billing assignments of the same time, the end of the item wins. Of two
-# metadata assignments of the same time, the one that arrives last wins: the setting for the key was changed.
+# `updated_at` is Clerk's time of the assignment. The latest assignment of each item wins in any order of
+# arrival. Of two billing assignments of the same time, the end of the item wins. Of two metadata assignments
+# of the same time, the one that arrives last wins: the setting for the key was changed.
 NOTE_ASSIGNMENT = """
     INSERT INTO plan_assignments (id, user_id, source, external_id, plan, updated_at)
-    VALUES (%s, %s, %s, %s, %s, %s)
+    VALUES (%(id)s, %(user_id)s, %(source)s, %(external_id)s, %(plan)s, %(updated_at)s)
     ON CONFLICT (user_id, source, external_id) DO UPDATE
     SET plan = excluded.plan, updated_at = excluded.updated_at
     WHERE plan_assignments.updated_at < excluded.updated_at
@@ -242,34 +199,35 @@ _USAGE = """
 """
 _ENTRIES_OF_USER = """
     SELECT t.*, LAG(t.period_given) OVER (ORDER BY t.seq) AS given_before
-    FROM ledger_entries AS t, asked WHERE t.user_id = %s AND t.seq <= asked.seq
+    FROM ledger_entries AS t, asked WHERE t.user_id = %(user_id)s AND t.seq <= asked.seq
 """
 
-# Parameters: seq and period_seq of the row, user id. The end and the usage of the running period, for a row
+# Parameters: user id, seq and period_seq of the row. The end and the usage of the running period, for a row
 # that was last written by a release that did not keep them.
 RUNNING_USAGE = f"""
-    WITH asked AS (SELECT %s AS seq, %s AS period_seq),
+    WITH asked AS (SELECT %(seq)s AS seq, %(period_seq)s AS period_seq),
     counted AS ({_ENTRIES_OF_USER} AND t.seq >= asked.period_seq)
     SELECT MAX(CASE WHEN t.seq = (SELECT seq FROM asked) THEN t.resets_at END) AS "resets_at [datetime]",
         {_USAGE}
 """
 
-# Parameters: seq of the row, the six of a periods.Lookback, user id four times. The begin and the usage of
+# Parameters: user id and seq of the row, and the fields of a periods.Lookback. The begin and the usage of
 # the period in which a plan finds the user, the latest end of a period since the last refill, and if the plan
 # was left in that period: its limit, its end, and its version. A refill that somebody asked for is the
 # opening, a change of plan that began a period, or a reset with a reason (one that was due has none).
 USAGE_BY_PLAN = f"""
     WITH asked AS (
-        SELECT %s AS seq, %s AS plan, %s AS since, %s AS begins_at, %s AS now, %s AS is_due, %s AS next_begin
+        SELECT %(seq)s AS seq, %(plan)s AS plan, %(since)s AS since, %(begins_at)s AS begins_at,
+            %(now)s AS now, %(is_due)s AS is_due, %(next_begin)s AS next_begin
     ),
     running AS (
         SELECT t.seq, t.last_reset_date FROM ledger_entries AS t, asked
-        WHERE t.user_id = %s AND t.seq <= asked.seq AND t.seq = t.period_seq
+        WHERE t.user_id = %(user_id)s AND t.seq <= asked.seq AND t.seq = t.period_seq
         ORDER BY t.seq DESC LIMIT 1
     ),
     last_of_plan AS (
         SELECT t.* FROM ledger_entries AS t, asked
-        WHERE t.user_id = %s AND t.seq <= asked.seq AND t.plan = asked.plan AND t.resets_at > now
+        WHERE t.user_id = %(user_id)s AND t.seq <= asked.seq AND t.plan = asked.plan AND t.resets_at > now
         ORDER BY t.seq DESC LIMIT 1
     ),
     needed AS (
@@ -278,7 +236,7 @@ USAGE_BY_PLAN = f"""
         SELECT period_seq FROM last_of_plan
         UNION ALL
         SELECT MIN(t.seq) FROM ledger_entries AS t, asked
-        WHERE t.user_id = %s AND t.seq <= asked.seq AND (t.created_at >= since OR t.resets_at > now)
+        WHERE t.user_id = %(user_id)s AND t.seq <= asked.seq AND (t.created_at >= since OR t.resets_at > now)
     ),
     recent AS ({_ENTRIES_OF_USER} AND t.seq >= (SELECT MIN(seq) FROM needed) - 1),
     refill AS (
@@ -316,5 +274,5 @@ USAGE_BY_PLAN = f"""
     LEFT JOIN plan_versions AS v ON v.plan_id = l.plan AND v.version = l.plan_version
 """
 
-# Parameters: user id, entry id. Whether a write whose reply was lost was carried out.
-ENTRY_EXISTS = "SELECT 1 FROM ledger_entries WHERE user_id = %s AND id = %s"
+# Whether a write whose reply was lost was carried out.
+ENTRY_EXISTS = "SELECT 1 FROM ledger_entries WHERE user_id = %(user_id)s AND id = %(entry_id)s"

@@ -1,138 +1,94 @@
-"""Runs the statements of sql.py on the calling thread's connection.
+"""The driver of the calling thread: its steps run on Django's connection of that thread.
 
-On PostgreSQL through psycopg itself, with values in binary and with prepared statements (DATABASE_PREPARE),
-because planning the snapshot query takes longer than the rest of a GET. On SQLite through Django's cursor.
+On PostgreSQL through psycopg's own cursor, with values in binary and with prepared statements
+(DATABASE_PREPARE), because planning the snapshot query takes longer than the rest of a GET. On SQLite through
+Django's cursor.
 """
 
 import json
 import threading
-from asyncio import _get_running_loop
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from functools import cache, lru_cache
-from itertools import count
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 import psycopg
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg.adapt import PyFormat, Transformer
-from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, Format
-from psycopg.pq.abc import PGresult
+from psycopg.pq import Format
 from psycopg.types.json import JsonbDumper
 from psycopg.types.numeric import Int8Dumper
 
-Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
-OK_STATUSES = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
-# SQLSTATEs: the prepared statement was deallocated, or a migration changed the type of its result.
-STALE_STATEMENT_STATES = ("26000", "0A000")
-AUTO_FORMATS = [PyFormat.AUTO] * 100
-STATEMENT_NUMBERS = count()
+from quotas.store import sql
+from quotas.store.errors import translating_errors
+from quotas.store.statements import Statement, Statements, statements_of
+from quotas.store.steps import InThread, Lock, Result, Step, Steps, Turn, Write
 
 
-class PreparedSession:
-    """One connection to PostgreSQL, and the statements that are prepared on it.
-
-    Up to prepare_threshold uses, a statement goes through psycopg's cursor. Then it is prepared and goes
-    through libpq directly, which leaves a third of the work in Python. In a transaction every statement goes
-    through the cursor, because psycopg sends the BEGIN.
-    """
-
-    def __init__(self, raw: "psycopg.Connection[Any]") -> None:
-        self.raw = raw
-        self.cursor: psycopg.Cursor[tuple[Any, ...]] = psycopg.Cursor(raw)
-        self.cursor.format = Format.BINARY
-        # If a number's type depended on its size, each size would need a prepared statement of its own.
-        self.cursor.adapters.register_dumper(int, Int8Dumper)
-        self.cursor.adapters.register_dumper(dict, JsonbDumper)
-        self.transformer = Transformer(self.cursor)
-        self.uses: Counter[Prepared] = Counter()
-        self.names: dict[Prepared, bytes] = {}
-
-    def row(self, statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
-        if (result := self.execute_prepared(statement, parameters)) is None:
-            row = self.cursor.execute(statement, parameters).fetchone()
-            assert row  # noqa: S101 - for mypy: a snapshot always has one
-            return row
-        return self.decode_row(result)
-
-    def rows(self, statement: str, parameters: Sequence[Any]) -> int:
-        if (result := self.execute_prepared(statement, parameters)) is None:
-            return self.cursor.execute(statement, parameters).rowcount
-        return result.command_tuples or 0
-
-    def execute_prepared(self, statement: str, parameters: Sequence[Any]) -> PGresult | None:
-        """Return the result of the prepared statement; None, with nothing done, if it is not prepared."""
-        if self.raw.prepare_threshold is None or not self.raw.autocommit:
-            return None
-        prepared, values = self.encode(statement, parameters)
-        if not self.should_prepare(prepared):
-            return None
-        if (name := self.names.get(prepared)) is None:
-            name = new_statement_name()
-            self.check_result(self.raw.pgconn.prepare(name, with_dollar_placeholders(statement), prepared[1]))
-            self.names[prepared] = name
-        result = self.raw.pgconn.exec_prepared(name, values, self.transformer.formats, Format.BINARY)
-        return self.check_result(result)
-
-    def encode(self, statement: str, parameters: Sequence[Any]) -> tuple[Prepared, Any]:
-        values = self.transformer.dump_sequence(parameters, AUTO_FORMATS[: len(parameters)])
-        return (statement, self.transformer.types), values
-
-    def decode_row(self, result: PGresult) -> Sequence[Any]:
-        self.transformer.set_pgresult(result, set_loaders=True, format=Format.BINARY)
-        row: Sequence[Any] | None = self.transformer.load_row(0, tuple)
-        assert row  # noqa: S101 - as above
-        return row
-
-    def should_prepare(self, prepared: Prepared) -> bool:
-        """Count a use of the statement; return whether it is used often enough to be prepared."""
-        self.uses[prepared] += 1
-        return self.raw.prepare_threshold is not None and self.uses[prepared] > self.raw.prepare_threshold
-
-    def check_result(self, result: PGresult) -> PGresult | None:
-        """Return the result; None if the prepared statement is stale. Raises psycopg's error if it failed."""
-        if result.status in OK_STATUSES:
-            return result
-        if self.raw.closed:
-            raise psycopg.OperationalError("the connection was lost")
-        error = error_from_result(result)
-        if error.sqlstate not in STALE_STATEMENT_STATES:
-            raise error
-        self.names.clear()  # after a rollback psycopg may have deallocated all
-        self.uses.clear()
-        return None
+def run_steps(steps: Steps[Result]) -> Result:
+    """Return the result of the steps, run on this thread's connection."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                found = run_step(step)
+            except Exception as error:  # noqa: BLE001 - the steps handle it, or raise it
+                step = steps.throw(error)
+            else:
+                step = steps.send(found)
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
+    finally:
+        steps.close()  # immediately, whatever happened
 
 
-def new_statement_name() -> bytes:
-    return b"kept_%d" % next(STATEMENT_NUMBERS)
+def run_step(step: Step) -> Any:
+    if isinstance(step, Turn):
+        return None  # threads may lose races to each other: a lock of theirs would cost more
+    if isinstance(step, InThread):
+        return step.function()
+    if isinstance(step, Lock):
+        with _locked(step.user_id):
+            return run_steps(step.steps)
+    in_transaction = database().in_atomic_block
+    is_sqlite_write = isinstance(step, Write) and vendor() == "sqlite"
+    with translating_errors(), transaction.atomic(savepoint=False) if is_sqlite_write else nullcontext():
+        return run_statements(statements_of(step, vendor(), in_transaction=in_transaction))
 
 
-@lru_cache
-def with_dollar_placeholders(statement: str) -> bytes:
-    """Replace the placeholders %s by those of PostgreSQL's protocol: $1, $2 and so on."""
-    first, *rest = statement.split("%s")
-    return "".join([first, *(f"${number}{part}" for number, part in enumerate(rest, start=1))]).encode()
+def run_statements(statements: Statements[Result]) -> Result:
+    try:
+        statement = next(statements)
+        while True:
+            statement = statements.send(execute(statement))
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
 
 
-class _ThreadLocal(threading.local):
-    session: PreparedSession | None = None
+def execute(statement: Statement) -> Any:
+    """Return the statement's one row, or the number of rows that it found or wrote."""
+    db = database()
+    if vendor() != "postgresql":
+        return _execute_on_sqlite(db, statement)
+    db.validate_no_broken_transaction()
+    with db.wrap_database_errors:
+        cursor = _cursor(db).execute(statement.text, statement.parameters)
+        return cursor.fetchone() if statement.wants_row else cursor.rowcount
 
 
-_local = _ThreadLocal()
+def lock(user_id: str) -> None:
+    """Lock the user's row until the transaction ends."""
+    if vendor() == "postgresql":  # SQLite's transactions lock the whole database from their start
+        execute(Statement(sql.LOCK, {"user_id": user_id}))
 
 
 def database() -> BaseDatabaseWrapper:
     """Return this thread's connection; `django.db.connection` would look it up again for each attribute."""
     return connections[DEFAULT_DB_ALIAS]
-
-
-def in_transaction() -> bool:
-    """Return whether this thread is in a transaction; an event loop's sessions never are."""
-    return _get_running_loop() is None and database().in_atomic_block
 
 
 @cache
@@ -141,45 +97,48 @@ def vendor() -> str:
     return database().vendor
 
 
-def fetch_row(statement: str, parameters: Sequence[Any]) -> Sequence[Any]:
-    """Return the one row that the statement finds."""
-    db = database()
-    if vendor() != "postgresql":
-        with db.cursor() as cursor:
-            cursor.execute(statement, _sqlite_parameters(db, parameters))
-            return [_in_utc(value) for value in cursor.fetchone()]
-    with db.wrap_database_errors:
-        return _session(db).row(statement, parameters)
+def binary_cursor(raw: "psycopg.Connection[Any]") -> "psycopg.Cursor[tuple[Any, ...]]":
+    cursor: psycopg.Cursor[tuple[Any, ...]] = psycopg.Cursor(raw)
+    cursor.format = Format.BINARY
+    # If a number's type depended on its size, each size would need a prepared statement of its own.
+    cursor.adapters.register_dumper(int, Int8Dumper)
+    cursor.adapters.register_dumper(dict, JsonbDumper)
+    return cursor
 
 
-def execute(statement: str, parameters: Sequence[Any]) -> int:
-    """Return the number of rows found or written."""
-    db = database()
-    if vendor() != "postgresql":
-        with db.cursor() as cursor:
-            cursor.execute(statement, _sqlite_parameters(db, parameters))
-            return int(cursor.rowcount)
-    db.validate_no_broken_transaction()
-    with db.wrap_database_errors:
-        return _session(db).rows(statement, parameters)
+class _ThreadLocal(threading.local):
+    cursor: "psycopg.Cursor[tuple[Any, ...]] | None" = None
 
 
-def _session(db: BaseDatabaseWrapper) -> PreparedSession:
-    """Return this thread's session, a new one if Django has replaced a dead connection."""
+_local = _ThreadLocal()
+
+
+def _cursor(db: BaseDatabaseWrapper) -> "psycopg.Cursor[tuple[Any, ...]]":
+    """Return this thread's cursor, a new one if Django has replaced a dead connection."""
     db.ensure_connection()
-    session = _local.session
-    if session is None or session.raw is not db.connection:
-        session = _local.session = PreparedSession(db.connection)
-    return session
+    cursor = _local.cursor
+    if cursor is None or cursor.connection is not db.connection:
+        cursor = _local.cursor = binary_cursor(db.connection)
+    return cursor
+
+
+@contextmanager
+def _locked(user_id: str) -> Iterator[None]:
+    with translating_errors(), transaction.atomic():
+        lock(user_id)
+        yield
+
+
+def _execute_on_sqlite(db: BaseDatabaseWrapper, statement: Statement) -> Any:
+    parameters = {name: _sqlite_value(db, value) for name, value in statement.parameters.items()}
+    with db.cursor() as cursor:
+        cursor.execute(statement.text, parameters)
+        return [_in_utc(value) for value in cursor.fetchone()] if statement.wants_row else cursor.rowcount
 
 
 def _in_utc(value: Any) -> Any:
     """Add the time zone, which SQLite does not store."""
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) else value
-
-
-def _sqlite_parameters(db: BaseDatabaseWrapper, values: Iterable[Any]) -> list[Any]:
-    return [_sqlite_value(db, value) for value in values]
 
 
 def _sqlite_value(db: BaseDatabaseWrapper, value: Any) -> Any:

@@ -105,16 +105,15 @@ class FastPath:
         if message := READ.get(request.path):
             if "content-length" in request.headers:
                 return UseFullPath()
-            quota = await self.pool.run_steps(views.quotas.reading(caller.user_id, actor=caller.actor))
+            quota = await self.pool.run_steps(views.quotas.current.steps(caller.user_id, actor=caller.actor))
             kind = RequestKind("GET", request.path[1:], "read", "ok", 200)
             body, fields = message(quota), views.quota_headers(quota)
         else:
             if (spend := plain_spend(request)) is None:
                 return UseFullPath()
             key = idempotency.idempotency_key(request.headers.get("idempotency-key"))
-            steps = views.quotas.consuming(caller.user_id, spend.get("cost"), key=key, actor=caller.actor)
-            async with self.pool.one_writer(caller.user_id):
-                receipt = await self.pool.run_steps(steps)
+            steps = views.quotas.consume.steps(caller.user_id, spend.get("cost"), key=key, actor=caller.actor)
+            receipt = await self.pool.run_steps(steps)
             outcome = "replayed" if receipt.is_replay else "granted"
             kind, cost = RequestKind("POST", request.path[1:], "consume", outcome, 201), receipt.entry.cost
             body = messages.consumption(receipt)

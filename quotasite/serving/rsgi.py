@@ -26,8 +26,8 @@ from django.conf import settings
 
 from quotas.api.middleware import BODY_TIMED_OUT
 from quotas.api.views import FAST_PATH_ERROR
-from quotas.store.errors import Result
 from quotas.store.loop import Pool
+from quotas.store.steps import Result
 from quotas.store.thread import vendor
 from quotasite.observing.request_log import BEGAN
 from quotasite.serving.fast_path import FastPath, Headers, Request, Response, UseFullPath

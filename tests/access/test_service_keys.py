@@ -26,7 +26,7 @@ from quotas.access import service_keys
 from quotas.access.refusals import Fault, Refused
 from quotas.access.service_keys import remembered, service_of
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion, ServiceKey
-from quotas.store import commit
+from quotas.store import statements
 from tests.api.test_service import ANY_KEY, Service, service_with
 from tests.conftest import USER
 from tests.store.test_round_trips import wire  # noqa: F401 - a fixture
@@ -420,7 +420,7 @@ def test_the_key_is_in_no_log_and_no_answer(caplog, monkeypatch, make_quota):
             ]
             for fault in (OperationalError("no route"), RuntimeError("a bug")):
                 monkeypatch.setattr(
-                    commit, "_read_snapshot", lambda *_, fault=fault: (_ for _ in ()).throw(fault)
+                    statements, "read_snapshot", lambda *_, fault=fault, **__: (_ for _ in ()).throw(fault)
                 )
                 answers.append(service.get("quota"))
     finally:

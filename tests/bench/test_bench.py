@@ -23,6 +23,7 @@ from bench.serving import ALLOWANCE, served
 from bench.time_travel import INSTANTS
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.store import sql
+from quotas.store.rows import ENTRY_COLUMNS
 from tests import ROOT
 from tests.tools import keys
 
@@ -148,9 +149,9 @@ class TestAPeerThatDoesTheSameWork:
         assert peer.balance == (before.remaining - 1, before.entries + 1)
         with psycopg.connect(peer.database_url) as connection:
             row = connection.execute(
-                f"SELECT {', '.join(sql.ENTRY_COLUMNS)} FROM ledger_entries WHERE id = %s", [body["id"]]
+                f"SELECT {', '.join(ENTRY_COLUMNS)} FROM ledger_entries WHERE id = %s", [body["id"]]
             ).fetchone()
-        entry = dict(zip(sql.ENTRY_COLUMNS, row or (), strict=True))
+        entry = dict(zip(ENTRY_COLUMNS, row or (), strict=True))
         assert (entry["user_id"], entry["seq"], entry["kind"]) == (USER, body["seq"], "consumed")
         assert entry["balance_after"] == body["quota"]["quota_remaining"]
 
@@ -189,7 +190,7 @@ class TestAPeerThatDoesTheSameWork:
 
 def test_pgbench_sends_our_statements_with_nothing_but_their_holes_filled() -> None:
     def parts(statement: str) -> Iterator[str]:
-        return (re.sub(r"\s+", " ", part).strip() for part in statement.split("%s"))
+        return (re.sub(r"\s+", " ", part).strip() for part in re.split(r"%\(\w+\)s", statement))
 
     def is_in_order(statement: str, script: str) -> bool:
         return re.search(".*?".join(map(re.escape, parts(statement))), script, re.DOTALL) is not None

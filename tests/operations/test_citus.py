@@ -221,22 +221,23 @@ def test_a_table_that_is_distributed_in_another_way_is_refused() -> None:
 
 # Citus sends a statement to one shard if PostgreSQL's planner finds `user_id = …` for every table of users'
 # rows by itself, and no condition that can never hold. Both can be seen in any PostgreSQL's plan.
-CHANGE = (
-    [None] * (len(sql.MUTABLE_COLUMNS) + 1)
-    + [USER, 1]
-    + [USER if column == "user_id" else None for column in sql.ENTRY_COLUMNS]
-)
+CHANGE = dict.fromkeys([*sql.STATE_COLUMNS, *sql.entry_names(0)]) | {
+    "user_id": USER,
+    "seq_read": 1,
+    "entry_0_user_id": USER,
+}
+KEYED = {"user_id": USER, "key": "a key"}
 ONE_USERS = {
-    "lock": (lambda: sql.LOCK, [USER]),
-    "profile": (lambda: sql.NOTE_PROFILE, ["", None, USER, "2026-01-01"]),
+    "lock": (lambda: sql.LOCK, {"user_id": USER}),
+    "profile": (lambda: sql.NOTE_PROFILE, {"email": "", "user_id": USER, "at": "2026-01-01"}),
     "swap": (lambda: sql.compare_and_swap(1), CHANGE),
-    "entry": (lambda: sql.ENTRY_EXISTS, [USER, uuid.uuid4()]),
+    "entry": (lambda: sql.ENTRY_EXISTS, {"user_id": USER, "entry_id": uuid.uuid4()}),
     "prune": (lambda: DELETE, [USER, 1]),
-    "snapshot": (lambda: sql.snapshot_query("postgresql", keyed=False), [USER]),
-    "keyed": (lambda: sql.snapshot_query("postgresql"), [USER, "a key"]),
-    "refund": (lambda: sql.snapshot_query("postgresql", "consumption"), [USER, "a key", uuid.uuid4()]),
-    "plan": (lambda: sql.snapshot_query("postgresql", "target"), [USER, "a key", "free"]),
-    "clerk": (lambda: sql.snapshot_query("postgresql", "clerk", keyed=False), [USER]),
+    "snapshot": (lambda: sql.snapshot_query("postgresql", keyed=False), {"user_id": USER}),
+    "keyed": (lambda: sql.snapshot_query("postgresql"), KEYED),
+    "refund": (lambda: sql.snapshot_query("postgresql", "consumption"), KEYED | {"argument": uuid.uuid4()}),
+    "plan": (lambda: sql.snapshot_query("postgresql", "target"), KEYED | {"argument": "free"}),
+    "clerk": (lambda: sql.snapshot_query("postgresql", "clerk", keyed=False), {"user_id": USER}),
 }
 
 
@@ -250,7 +251,7 @@ def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize(("statement", "values"), ONE_USERS.values(), ids=ONE_USERS)
 def test_the_planner_sees_whose_rows_each_statement_is_about(
-    statement: Callable[[], str], values: list[Any]
+    statement: Callable[[], str], values: Any
 ) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (FORMAT JSON) {statement()}", values)

@@ -12,7 +12,7 @@ from quotas.models import ChallengeQuota, Plan
 from quotas.reports.exhausted import exhausted
 from quotas.rules import outcomes
 from quotas.rules.values import Actor, OnChange
-from quotas.store.commit import clock
+from quotas.store.direct import clock
 
 pytestmark = pytest.mark.django_db
 Make = Callable[..., ChallengeQuota]

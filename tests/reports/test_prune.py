@@ -13,7 +13,7 @@ from quotas.reports import audit
 from quotas.reports import prune as pruning
 from quotas.reports.prune import TooYoung, min_days, prune
 from quotas.rules import outcomes
-from quotas.store.commit import clock
+from quotas.store.direct import clock
 from tests.conftest import STAFF, USER
 
 pytestmark = pytest.mark.django_db

@@ -14,7 +14,7 @@ from quotas.models import ChallengeQuota, HourlyTotal, LedgerEntry
 from quotas.reports import totals
 from quotas.reports.totals import DAY, HOUR, Day
 from quotas.rules.values import Actor
-from quotas.store.commit import clock
+from quotas.store.direct import clock
 
 pytestmark = pytest.mark.django_db
 Make = Callable[..., ChallengeQuota]

@@ -30,7 +30,8 @@ from quotas.reports import audit
 from quotas.rules import outcomes, periods, values, verbs
 from quotas.rules.outcomes import Exhausted, Outcome, Refusal
 from quotas.rules.values import Actor, Entry, OnChange, Plan, Request, Snapshot, State
-from quotas.store import commit, manager, plan_cache
+from quotas.store import commit, manager, plan_cache, statements
+from quotas.store.steps import SnapshotQuery
 from tests import ROOT
 from tests.conftest import STAFF, USER, StepIn
 from tests.store.test_races import url_of_the_test_database
@@ -84,9 +85,7 @@ class Model:
             known.append(replace(plan, version=len(known) + 1))
         return len(known)
 
-    def find(
-        self, user_id: str, clock: datetime, ids: tuple[UUID, UUID], query: commit.SnapshotQuery
-    ) -> Snapshot:
+    def find(self, user_id: str, clock: datetime, ids: tuple[UUID, UUID], query: SnapshotQuery) -> Snapshot:
         state, ledger = self.states.get(user_id), self.ledgers[user_id]
         plan = self.versions[state.plan if state else self.default][-1]
         key = query.idempotency_key
@@ -154,8 +153,8 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.seen: Snapshot | None = None
         self.last_step: Callable[[], None] = lambda: None
-        self.read, commit._read_snapshot = commit._read_snapshot, self.read_and_note
-        self.read_row, commit._read_row = commit._read_row, self.read_at_our_time
+        self.read, statements.read_snapshot = statements.read_snapshot, self.read_and_note
+        self.read_row, statements._read_row = statements._read_row, self.read_at_our_time
         for table in (models.PlanAssignment, LedgerEntry, ChallengeQuota, PlanVersion, models.Plan):
             table.objects.all().delete()
         plan_cache.clear()  # the plans are made again
@@ -164,7 +163,7 @@ class Machine(RuleBasedStateMachine):
         self.make_default("free")
 
     def teardown(self) -> None:
-        commit._read_snapshot, commit._read_row = self.read, self.read_row
+        statements.read_snapshot, statements._read_row = self.read, self.read_row
         for user_id, ledger in self.model.ledgers.items():
             stored = LedgerEntry.objects.filter(user_id=user_id).order_by("seq")
             assert [entry_of(row) for row in stored] == [unmarked(entry) for entry in ledger]
@@ -173,13 +172,13 @@ class Machine(RuleBasedStateMachine):
                 assert [fault for fault in audit.faults(user_id) if fault.kind != "future"] == []
                 assert_fair(ledger)
 
-    def read_at_our_time(self, user_id: str, query: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
-        snapshot = yield from self.read_row(user_id, query)
+    def read_at_our_time(self, *asked: Any, **options: Any) -> statements.Statements[Snapshot]:
+        snapshot = yield from self.read_row(*asked, **options)
         assert abs(snapshot.clock - datetime.now(UTC)) < timedelta(minutes=1)
         return replace(snapshot, clock=self.now)
 
-    def read_and_note(self, user_id: str, query: commit.SnapshotQuery) -> commit.Steps[Snapshot]:
-        self.seen = yield from self.read(user_id, query)
+    def read_and_note(self, *asked: Any, **options: Any) -> statements.Statements[Snapshot]:
+        self.seen = yield from self.read(*asked, **options)
         return self.seen
 
     # Time
@@ -353,7 +352,7 @@ class Machine(RuleBasedStateMachine):
             self.steps["a late assignment"] += 1
             return
         assert self.seen is not None
-        found = self.model.find(user_id, self.now, self.seen.entry_ids, commit.SnapshotQuery(None, "clerk"))
+        found = self.model.find(user_id, self.now, self.seen.entry_ids, SnapshotQuery(None, "clerk"))
         assert self.seen == found
         outcome = verbs.follow_assignments(found, Request(WEBHOOK))
         self.model.keep(outcome)
@@ -395,7 +394,7 @@ class Machine(RuleBasedStateMachine):
             request = replace(request, idempotency_key=f"{verb}:{by.kind}:{key}", fingerprint=mark)
         assert self.seen is not None
         found = self.model.find(
-            user_id, self.now, self.seen.entry_ids, commit.SnapshotQuery(request.idempotency_key, *include)
+            user_id, self.now, self.seen.entry_ids, SnapshotQuery(request.idempotency_key, *include)
         )
         assert unmarked_snapshot(self.seen) == unmarked_snapshot(found)
         outcome = rule(found, request)
@@ -569,7 +568,7 @@ def test_the_same_key_that_was_spent_since_is_replayed(step_in: StepIn) -> None:
 def test_after_some_lost_races_the_row_is_held_from_the_read_on(
     step_in: StepIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(commit.UNLOCKED_TRIES, "postgresql", 0)
+    monkeypatch.setattr(commit, "UNLOCKED_TRIES", 0)
     ChallengeQuota.objects.current(USER)
 
     def find_it_held() -> None:

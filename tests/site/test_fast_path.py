@@ -12,7 +12,8 @@ from pytest_django import Settings
 from quotas.access import session_tokens
 from quotas.api import views
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.store import commit
+from quotas.store import manager
+from quotas.store.steps import InThread, Steps
 from tests.conftest import USER
 from tests.tools import keys
 from tests.tools.fast_path import FastPathHandler, learned_headers
@@ -170,12 +171,12 @@ def test_a_spend_of_unknown_outcome_is_not_made_again_by_the_view(
 ) -> None:
     calls: list[str] = []
 
-    def fail(user_id: str, *_: object) -> commit.Steps[None]:
+    def fail(user_id: str, *_: object) -> Steps[None]:
         calls.append(user_id)
-        yield commit.NeedsThread()
+        yield InThread(lambda: None)
         raise OperationalError("the connection is lost")
 
-    monkeypatch.setattr(commit, "commit", fail)
+    monkeypatch.setattr(manager, "commit", fail)
     answer = user.consume()
     assert (answer.status_code, answer["Retry-After"], calls) == (503, "5", [USER])
 

@@ -16,7 +16,10 @@ from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Actor, Request
-from quotas.store import commit, plan_cache
+from quotas.store import direct, plan_cache
+from quotas.store.commit import _write_again
+from quotas.store.steps import SnapshotQuery
+from quotas.store.thread import run_steps
 from tests.tools.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying, explained, overheard, scans
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
@@ -115,10 +118,10 @@ def refused(spend: Callable[[], object]) -> None:
 
 def store_twice() -> None:
     """Write again as after a lost reply: the guard fails the second time, and the entry is looked up."""
-    change = verbs.consume(commit.read_snapshot(BUSY, commit.SnapshotQuery()), Request(STAFF))
+    change = verbs.consume(direct.read_snapshot(BUSY, SnapshotQuery()), Request(STAFF))
     assert isinstance(change, Change)
     for _ in range(2):
-        assert commit.run_steps(commit._write_again(change))
+        assert run_steps(_write_again(change))
 
 
 def unmade(act: Callable[[], object]) -> list[Sent]:

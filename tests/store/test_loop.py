@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from threading import Barrier
+from threading import Barrier, current_thread
 from typing import Any
 
 import psycopg
@@ -15,9 +15,12 @@ from django.db import OperationalError, connection, connections
 from quotas import metrics
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.values import Quota
-from quotas.store import commit, loop, plan_cache
-from quotas.store.loop import Pool
+from quotas.store import commit, loop, plan_cache, thread
+from quotas.store.loop import Pool, with_dollar_placeholders
+from quotas.store.statements import Statement
+from quotas.store.steps import InThread, Result, Steps, Turn
 from tests.conftest import USER
+from tests.store.test_thread import altered_column
 from tests.tools.fast_path import outside
 from tests.tools.postgres import free_port
 from tests.tools.site import url_of_the_test_database
@@ -51,12 +54,11 @@ def run(work: Callable[[Pool], Coroutine[Any, Any, Any]], size: int = 3) -> Any:
 
 
 async def read(pool: Pool, user_id: str = USER) -> Quota:
-    return await pool.run_steps(quotas.reading(user_id))
+    return await pool.run_steps(quotas.current.steps(user_id))
 
 
 async def spend(pool: Pool, key: str | None = None, user_id: str = USER) -> Any:
-    async with pool.one_writer(user_id):
-        return await pool.run_steps(quotas.consuming(user_id, key=key))
+    return await pool.run_steps(quotas.consume.steps(user_id, key=key))
 
 
 def spent(user_id: str = USER) -> int:
@@ -192,8 +194,9 @@ def test_a_spend_whose_connection_dies_is_made_once() -> None:
         with held():
             stuck = asyncio.create_task(spend(pool))
             await until(lambda: bool(outside(waiting)))
-            outside(lambda: terminate(waiting()))
-            await until(lambda: len(pool.sessions) == 0)
+            [lost] = outside(waiting)
+            outside(lambda: terminate([lost]))
+            await until(lambda: outside(waiting) not in ([], [lost]))  # the same spend, on a new connection
         return await stuck
 
     assert run(work).quota.quota_remaining == 19
@@ -205,6 +208,7 @@ def test_whoever_waits_for_a_connection_that_dies_is_answered_by_a_thread(
 ) -> None:
     monkeypatch.setattr(loop, "CONNECTION_WAIT_SECONDS", 600)
     quotas.current(USER)
+    quotas.current(OTHER)
 
     async def work(pool: Pool) -> list[Quota]:
         with held():
@@ -221,14 +225,85 @@ def test_whoever_waits_for_a_connection_that_dies_is_answered_by_a_thread(
 
 
 def test_steps_end_at_once_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "fetch_row", lambda *_: 1 / 0)
-    monkeypatch.setitem(commit.UNLOCKED_TRIES, "postgresql", 0)
-    steps = quotas.consuming(USER)
+    monkeypatch.setattr(thread, "execute", lambda _: 1 / 0)
+    monkeypatch.setattr(commit, "UNLOCKED_TRIES", 0)
+    steps = quotas.consume.steps(USER)
     with pytest.raises(ZeroDivisionError) as error:
-        commit.run_steps(steps)
+        thread.run_steps(steps)
     assert error.value
     assert steps.gi_frame is None
     assert not connection.in_atomic_block
+
+
+def test_a_lock_is_held_in_a_thread_and_the_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "UNLOCKED_TRIES", 0)
+    quotas.current(USER)
+
+    async def work(pool: Pool) -> None:
+        with held():
+            stuck = asyncio.create_task(spend(pool))
+            await until(lambda: bool(outside(waiting)))
+            assert not pool.sessions  # a thread's own connection waits for the lock
+            assert (await pool.run_steps(asking(lambda: "in time"))) == "in time"
+        await stuck
+
+    run(work)
+    assert spent() == 1
+
+
+def asking(function: Callable[[], Result]) -> Steps[Result]:
+    result: Result = yield InThread(function)
+    return result
+
+
+def test_what_may_wait_is_called_in_a_thread() -> None:
+    async def work(pool: Pool) -> str:
+        return await pool.run_steps(asking(lambda: current_thread().name))
+
+    assert run(work) != current_thread().name
+
+
+def test_the_steps_get_the_error_of_what_a_thread_called() -> None:
+    def steps() -> Steps[str]:
+        try:
+            yield InThread(lambda: 1 / 0)
+        except ZeroDivisionError:
+            return "handled"
+        return "not raised"
+
+    assert run(lambda pool: pool.run_steps(steps())) == "handled"
+
+
+@pytest.mark.parametrize("parameters", [{}, {"n": 1, "unknown": 2}], ids=["missing", "unknown"])
+def test_a_statement_with_other_parameters_than_it_names_is_not_sent(parameters: dict[str, int]) -> None:
+    async def work(pool: Pool) -> None:
+        await read(pool)
+        with pytest.raises(TypeError, match="placeholders"):
+            await pool.idle[0].execute(Statement("SELECT %(n)s", parameters))
+
+    run(work)
+
+
+def test_a_name_that_is_repeated_is_one_parameter() -> None:
+    text = "SELECT %(b)s + %(a)s %% %(b)s"
+    assert with_dollar_placeholders(text) == (b"SELECT $1 + $2 % $1", ("b", "a"))
+
+
+def test_a_migration_that_changes_a_column_under_warm_connections_is_no_error() -> None:
+    quotas.current(USER)
+
+    async def work(pool: Pool) -> None:
+        for _ in range(10):
+            await asyncio.gather(*(read(pool) for _ in range(3)))
+            await spend(pool)
+        assert all(session.names for session in pool.idle)
+        with altered_column():
+            await asyncio.gather(*(read(pool) for _ in range(3)))
+            await spend(pool)
+        await spend(pool)
+
+    run(work)
+    assert spent() == 12
 
 
 def test_who_gives_up_leaves_no_answer_to_the_next() -> None:
@@ -266,6 +341,11 @@ def test_those_who_wait_are_told_when_no_connection_can_be_made(monkeypatch: pyt
     run(work)
 
 
+def without_turns(steps: Steps[Any]) -> Steps[Any]:
+    assert isinstance(next(steps), Turn)
+    return (yield from steps)
+
+
 def test_writers_of_one_row_take_turns_and_lose_no_race(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -274,7 +354,7 @@ def test_writers_of_one_row_take_turns_and_lose_no_race(
 
     async def without_locks(pool: Pool) -> None:
         before = lost()
-        await asyncio.gather(*(pool.run_steps(quotas.consuming(OTHER)) for _ in range(10)))
+        await asyncio.gather(*(pool.run_steps(without_turns(quotas.consume.steps(OTHER))) for _ in range(10)))
         assert lost() > before
 
     async def work(pool: Pool) -> None:

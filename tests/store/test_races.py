@@ -11,12 +11,10 @@ import psycopg
 import pytest
 from django.db import connection
 
-from quotas import metrics
 from quotas.access.service_keys import _record_use
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, ServiceKey
 from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import Actor
-from quotas.store import commit
 from quotasite.demo.tour import shift
 from tests.store.test_loop import waiting
 from tests.tools.ledger import assert_sound, spent
@@ -31,12 +29,6 @@ def give_everyone(allowance: int) -> None:
     plan = Plan.objects.get(is_default=True)
     plan.allowance = allowance
     plan.save()
-
-
-@pytest.fixture(autouse=True)
-def _no_writer_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let threads race as processes do: writer locks would order them."""
-    monkeypatch.setattr(commit, "WRITER_WAIT_SECONDS", 0)
 
 
 @pytest.fixture(params=["missing", "full", "expired by 25 hours"])
@@ -127,31 +119,6 @@ def test_a_use_of_a_key_that_meets_another_is_no_error_under_any_default_isolati
         wait_until(lambda: bool(waiting()))
         other.commit()
         use.result()
-
-
-def test_threads_of_one_process_take_turns_and_lose_no_race_to_each_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    give_everyone(80)
-    ChallengeQuota.objects.current(USER)
-
-    def lost_by_eight() -> float:
-        before = metrics.LOST_RACES._value.get()
-        with ThreadPoolExecutor(8) as threads:
-            assert all(threads.map(lambda _: spend_and_leave(), range(40)))
-        return float(metrics.LOST_RACES._value.get() - before)
-
-    assert lost_by_eight() > 0
-    monkeypatch.setattr(commit, "WRITER_WAIT_SECONDS", 60)  # however slow the machine
-    assert lost_by_eight() == 0
-    assert spent(USER) == 80
-
-
-def spend_and_leave() -> bool:
-    try:
-        return spend_one()
-    finally:
-        connection.close()
 
 
 def test_the_same_race_without_the_guard_grants_more() -> None:

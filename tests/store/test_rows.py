@@ -1,23 +1,32 @@
-"""The columns of the statements and the fields of the values, which rows.py matches by their order."""
+"""The columns of the statements and the fields of the values are the same."""
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import pytest
 
-from quotas.store import rows, sql
+from quotas.store.rows import columns_of
 
 pytestmark = pytest.mark.once
-RENAMED = {"plan_id": "plan", "period_seconds": "period"}  # columns whose fields have other names
+
+
+@dataclass
+class Pair:
+    first: int
+    second: str
+
+
+def test_a_column_has_the_name_of_its_field_unless_it_has_another() -> None:
+    assert columns_of(Pair, {"first": "bigint", "second": "last text"}) == {"first": "bigint", "last": "text"}
 
 
 @pytest.mark.parametrize(
-    ("columns", "fields"),
+    ("table", "fault"),
     [
-        (sql.STATE_COLUMNS, rows.STATE_FIELDS),
-        (sql.PLAN_COLUMNS, rows.PLAN_FIELDS),
-        (sql.ENTRY_COLUMNS, rows.ENTRY_FIELDS),
+        ({"first": "bigint"}, "fields of Pair differ: {'second'}"),
+        ({"first": "bigint", "second": "text", "third": "text"}, "{'third'}"),
+        ({"second": "text", "first": "bigint"}, "their order"),
     ],
-    ids=["state", "plan", "entry"],
 )
-def test_the_columns_are_in_the_order_of_the_fields(columns: Iterable[str], fields: tuple[str, ...]) -> None:
-    assert tuple(RENAMED.get(column, column) for column in columns) == fields
+def test_a_table_that_differs_from_the_fields_is_refused(table: dict[str, str], fault: str) -> None:
+    with pytest.raises(TypeError, match=fault):
+        columns_of(Pair, table)

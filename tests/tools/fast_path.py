@@ -16,11 +16,10 @@ from django.http.response import HttpResponseBase
 from django.test.client import ClientHandler
 
 from quotas.api.views import FAST_PATH_ERROR
-from quotas.store.commit import Steps
-from quotas.store.errors import Result
-from quotas.store.loop import LoopSession, Pool
+from quotas.store.loop import LoopSession, Pool, Prepared
 from quotas.store.plan_cache import clear
-from quotas.store.thread import Prepared, in_transaction
+from quotas.store.steps import Result, Steps
+from quotas.store.thread import database
 from quotasite.serving.fast_path import (
     FAST_REQUESTS,
     HEADER_KEY_FIELDS,
@@ -80,7 +79,7 @@ class OwnPool(Pool):
         try:
             return await super().run_steps(steps)
         finally:
-            if outside(in_transaction):
+            if outside(lambda: database().in_atomic_block):
                 clear()
 
     def release(self, session: LoopSession) -> None:

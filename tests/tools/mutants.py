@@ -28,6 +28,8 @@ COMMIT = f"{STORE}/commit.py"
 ERRORS = f"{STORE}/errors.py"
 LOOP = f"{STORE}/loop.py"
 SQL = f"{STORE}/sql.py"
+STATEMENTS = f"{STORE}/statements.py"
+THREAD = f"{STORE}/thread.py"
 
 MUTANTS = [
     Mutant(
@@ -200,7 +202,7 @@ MUTANTS = [
     ),
     Mutant(
         "a row that the release before wrote is believed",
-        COMMIT,
+        STATEMENTS,
         "if not state.is_usage_known:",
         "if state.usage_seq is None:",
         ("store/test_usage.py::test_such_a_row_is_known_from_its_ledger[spent-kept once]",),
@@ -261,8 +263,8 @@ MUTANTS = [
     Mutant(
         "a write without its guard",
         SQL,
-        "WHERE user_id = %s AND seq = %s\n",
-        "WHERE user_id = %s AND %s > 0\n",
+        "WHERE user_id = %(user_id)s AND seq = %(seq_read)s\n",
+        "WHERE user_id = %(user_id)s AND %(seq_read)s > 0\n",
         (
             "rules/test_model.py::test_a_spend_is_decided_anew_if_the_row_was_changed_since",
             "store/test_races.py::test_64_threads_are_granted_exactly_50[full]",
@@ -307,8 +309,8 @@ MUTANTS = [
     Mutant(
         "another user's spend",
         SQL,
-        "ON c.user_id = u.user_id AND c.id = %s",
-        "ON c.id = %s",
+        "ON c.user_id = u.user_id AND c.id = %(argument)s",
+        "ON c.id = %(argument)s",
         ("rules/test_refunds.py::test_another_users_spend_is_not_found",),
     ),
     Mutant(
@@ -328,7 +330,7 @@ MUTANTS = [
     Mutant(
         "a lost reply is treated as a lost race",
         COMMIT,
-        "    return found > 0\n",
+        "    return was_written\n",
         "    return False\n",
         (
             "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
@@ -340,7 +342,7 @@ MUTANTS = [
     ),
     Mutant(
         "a write that its guard stopped is reported as done",
-        COMMIT,
+        STATEMENTS,
         "        return added > 0\n",
         "        return added >= 0\n",
         ("rules/test_model.py::test_a_spend_is_decided_anew_if_the_row_was_changed_since",),
@@ -348,17 +350,17 @@ MUTANTS = [
     ),
     Mutant(
         "no lock after lost races",
-        COMMIT,
-        "with _locked(user_id) if locked else nullcontext():",
+        THREAD,
+        "with _locked(step.user_id):",
         "with nullcontext():",
         ("rules/test_model.py::test_after_some_lost_races_the_row_is_held_from_the_read_on",),
         postgres=True,
     ),
     Mutant(
         "a key is not looked up",
-        COMMIT,
-        "*([key] if keyed else [])",
-        "*([None] if keyed else [])",
+        STATEMENTS,
+        '{"key": key} if keyed else {}',
+        '{"key": None} if keyed else {}',
         (
             "rules/test_refunds.py::test_a_key_gives_back_once",
             "rules/test_plans.py::test_a_key_changes_the_plan_once",
@@ -366,15 +368,15 @@ MUTANTS = [
     ),
     Mutant(
         "a key is not looked up by a read without plans",
-        COMMIT,
-        "[user_id] if key is None else [user_id, key]",
-        "[user_id] if key is None else [user_id, None]",
+        STATEMENTS,
+        'if key is None else {"user_id": user_id, "key": key}',
+        'if key is None else {"user_id": user_id, "key": None}',
         ("store/test_loop.py::test_a_key_spends_once_however_often_it_is_sent_at_once",),
         postgres=True,
     ),
     Mutant(
         "a read with cached plans ignores the version in force",
-        COMMIT,
+        STATEMENTS,
         "known(state.plan, state.plan_version) if state else plan",
         "plan",
         ("store/test_loop.py::test_a_period_goes_on_by_the_version_it_began_under",),
@@ -500,8 +502,8 @@ MUTANTS = [
     Mutant(
         "staff return the choice to Clerk without the row lock",
         COMMIT,
-        'locked = query.include == "clerk" or attempt >=',
-        "locked = attempt >=",
+        'must_lock = query.include == "clerk" or attempt >=',
+        "must_lock = attempt >=",
         (
             "webhooks/test_clerk_plans.py::test_an_assignment_that_comes_while_staff_give_the_choice_back_is_waited_for",
         ),

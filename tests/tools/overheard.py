@@ -5,7 +5,7 @@ the current ones.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
@@ -55,7 +55,9 @@ def overheard() -> Iterator[list[Sent]]:
     def note(query: Any, values: Any) -> None:
         text = query.decode() if isinstance(query, bytes) else str(query)
         if any(table in text for table in GROWING):
-            sent.append(Sent(text, tuple(values or ())))
+            sent.append(
+                in_order(text, values) if isinstance(values, Mapping) else Sent(text, tuple(values or ()))
+            )
 
     def recording_execute(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
         note(query, params)
@@ -72,6 +74,14 @@ def overheard() -> Iterator[list[Sent]]:
         yield sent
     finally:
         psycopg.Cursor.execute, psycopg.Cursor.executemany = execute, executemany
+
+
+def in_order(text: str, values: Mapping[str, Any]) -> Sent:
+    """Return the statement with PostgreSQL's own placeholders instead of named ones."""
+    names: list[str] = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", text)))
+    return Sent(
+        text % {name: f"${names.index(name) + 1}" for name in names}, tuple(values[name] for name in names)
+    )
 
 
 def numbered(text: str) -> str:

@@ -21,7 +21,8 @@ from pytest_django import Settings
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanAssignment
 from quotas.reports import audit
 from quotas.rules.values import Actor
-from quotas.store import commit
+from quotas.store import direct
+from quotas.store.commit import Decide
 from quotas.store.manager import Opened
 from tests.tools.clerk_api import CREATED_AT, ClerkAPI, make_user, make_users
 from tests.tools.site import url_of_the_test_database
@@ -181,16 +182,16 @@ def test_a_run_that_is_interrupted_within_a_page_leaves_nothing_of_that_page(
     exit_code: int,
     text: str,
 ) -> None:
-    clerk.users, made, open_many = make_users(1_200), list[int](), commit.open_many
+    clerk.users, made, open_many = make_users(1_200), list[int](), direct.open_many
 
-    def interrupted(user_ids: Iterable[str], decide: commit.Decide) -> int:
+    def interrupted(user_ids: Iterable[str], decide: Decide) -> int:
         made.append(open_many(user_ids, decide))
         if len(made) == 2:
             raise interruption
         return made[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "open_many", interrupted)
+        patch.setattr(direct, "open_many", interrupted)
         run = backfill()
     assert (made, run.exit_code, text in run.error) == ([500, 500], exit_code, True)
     assert run.out == "seen 500, made 500, already there 0, tombstoned 0, odd 0\n"
@@ -217,15 +218,15 @@ def test_a_run_behind_a_user_that_ends_at_once_is_gone_on_with_behind_the_same(c
 def test_sigterm_ends_a_run_as_ctrl_c_does(clerk: ClerkAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     clerk.users = make_users(1_200)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    open_many, calls = commit.open_many, list[int]()
+    open_many, calls = direct.open_many, list[int]()
 
-    def terminated(user_ids: Iterable[str], decide: commit.Decide) -> int:
+    def terminated(user_ids: Iterable[str], decide: Decide) -> int:
         calls.append(1)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGTERM)
         return open_many(user_ids, decide)
 
-    monkeypatch.setattr(commit, "open_many", terminated)
+    monkeypatch.setattr(direct, "open_many", terminated)
     run = backfill()
     assert (run.error, run.exit_code) == (
         "Interrupted. What was made stays; continue with --after user_000500",
@@ -465,7 +466,7 @@ def test_a_plan_in_the_metadata_is_noted_and_followed(plans: ClerkAPI) -> None:
 def test_a_plan_that_is_known_is_not_noted_again(plans: ClerkAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     plans.users = [make_user(1, public_metadata={"plan": "pro"})]
     backfill()
-    monkeypatch.setattr(commit, "note_assignment", None)  # not even tried
+    monkeypatch.setattr(direct, "note_assignment", None)  # not even tried
     assert backfill().out == "seen 1, made 0, already there 1, tombstoned 0, odd 0\n"
 
 

@@ -122,10 +122,10 @@ def test_the_email_of_an_event_that_is_late_is_not_kept(deliver):
 
 def test_no_email_outlives_a_deletion_that_steps_in(deliver, monkeypatch):
     """The deletion comes between the read of the row and its lock: on PostgreSQL only, so it is simulated."""
-    open_missing = QuotaManager.open_missing
+    open_missing = ChallengeQuota.objects.open_missing
 
     def open_and_delete(quotas, user_id, **given):
-        open_missing(quotas, user_id, **given)
+        open_missing(user_id, **given)
         quotas.delete(user_id, actor=STAFF)
 
     monkeypatch.setattr(QuotaManager, "open_missing", open_and_delete)

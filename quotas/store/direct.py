@@ -1,0 +1,62 @@
+"""What the store asks of the database outside the commit loop, on the connection of the calling thread."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from uuid_utils.compat import uuid7
+
+from quotas.rules.outcomes import Change
+from quotas.rules.values import Snapshot
+from quotas.store import sql
+from quotas.store.commit import Decide
+from quotas.store.errors import ConnectionLost
+from quotas.store.statements import Statement, insert_rows
+from quotas.store.steps import Read, SnapshotQuery
+from quotas.store.thread import execute, run_statements, run_step, vendor
+
+
+def read_snapshot(user_id: str, query: SnapshotQuery) -> Snapshot:
+    """Return the snapshot from which a verb would decide now."""
+    step = Read(user_id, query)
+    try:
+        snapshot: Snapshot = run_step(step)
+    except ConnectionLost as error:
+        if not error.was_reused:
+            raise
+        snapshot = run_step(step)
+    return snapshot
+
+
+def clock() -> datetime:
+    """Return the database's clock, which dates the entries."""
+    row = execute(Statement(f"SELECT {sql.CLOCK[vendor()]}", {}, wants_row=True))
+    now: datetime = row[0]
+    return now
+
+
+def open_many(user_ids: Iterable[str], decide: Decide) -> int:
+    """Insert the missing rows as `decide` opens them; return how many were inserted."""
+    blank: Snapshot = run_step(Read("", SnapshotQuery()))  # no user has this id: a snapshot without a row
+    decided = [decide(replace(blank, user_id=user_id, entry_ids=(uuid7(), uuid7()))) for user_id in user_ids]
+    changes = [outcome for outcome in decided if isinstance(outcome, Change)]
+    return run_statements(insert_rows(changes, vendor())) if changes else 0
+
+
+def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
+    """Store each (user id, e-mail, Clerk's time) that is newer than the stored one; return how many were."""
+    return sum(
+        _written(sql.NOTE_PROFILE, user_id=user_id, email=email, at=at) for user_id, email, at in profiles
+    )
+
+
+def note_assignment(user_id: str, source: str, external_id: str, plan: str, updated_at: datetime) -> bool:
+    """Store Clerk's plan assignment unless a later one of its item is stored; return whether it was."""
+    item = {"user_id": user_id, "source": source, "external_id": external_id}
+    return _written(sql.NOTE_ASSIGNMENT, id=uuid7(), **item, plan=plan, updated_at=updated_at) > 0
+
+
+def _written(text: str, **parameters: Any) -> int:
+    rows: int = execute(Statement(text, parameters))
+    return rows

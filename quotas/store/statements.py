@@ -1,0 +1,175 @@
+"""The statements of each step of steps.py: generators whose statements a driver runs, one after the other."""
+
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from quotas.rules.outcomes import Change
+from quotas.rules.periods import Lookback, lookback
+from quotas.rules.values import MAX_PERIOD, PlanSource, Snapshot, State, Usage, remaining
+from quotas.store import plan_cache, sql
+from quotas.store.errors import NoDefaultPlan
+from quotas.store.rows import entry_from, entry_parameters, plan_from, state_from, state_parameters
+from quotas.store.steps import DatabaseStep, Read, Result, SnapshotQuery, Write
+
+
+class Statement(NamedTuple):
+    """Its result is its one row, or the number of rows that it found or wrote."""
+
+    text: str
+    parameters: Mapping[str, Any]
+    wants_row: bool = False
+
+
+Statements = Generator[Statement, Any, Result]
+
+
+def statements_of(step: DatabaseStep, vendor: str, *, in_transaction: bool = False) -> Statements[Any]:
+    """Return the statements whose result is the step's."""
+    if isinstance(step, Read):
+        return read_snapshot(step.user_id, step.query, vendor, in_transaction=in_transaction)
+    return write(step.change, vendor) if isinstance(step, Write) else was_written(*step)
+
+
+def read_snapshot(
+    user_id: str, query: SnapshotQuery, vendor: str, *, in_transaction: bool
+) -> Statements[Snapshot]:
+    """Return what the verb decides from.
+
+    The row and the ledger may be read by two statements: a write that comes between them also stops ours.
+    """
+    snapshot = yield from _read_row(user_id, query, vendor, in_transaction=in_transaction)
+    if (state := snapshot.state) is None:
+        return snapshot
+    if not state.is_usage_known:
+        snapshot = replace(snapshot, state=(yield from _with_usage(state)))
+    if asked := lookback(snapshot):
+        snapshot = replace(snapshot, usage=(yield from _read_usage(state, asked)))
+    return snapshot
+
+
+def write(change: Change, vendor: str) -> Statements[bool]:
+    """Write the change if the row is still as it was read. On SQLite this needs a transaction."""
+    if change.snapshot.state is None:
+        return (yield from insert_rows([change], vendor)) > 0
+    parameters = state_parameters(change.state) | {"seq_read": change.snapshot.state.seq}
+    if vendor == "postgresql":
+        for number, entry in enumerate(change.entries):
+            parameters |= entry_parameters(entry, number)
+        added: int = yield Statement(sql.compare_and_swap(len(change.entries)), parameters)
+        return added > 0
+    if not (yield Statement(sql.SQLITE_UPDATE, parameters)):
+        return False
+    for entry in change.entries:
+        yield Statement(sql.SQLITE_ENTRY, entry_parameters(entry))
+    return True
+
+
+def was_written(user_id: str, entry_id: UUID) -> Statements[bool]:
+    found: int = yield Statement(sql.ENTRY_EXISTS, {"user_id": user_id, "entry_id": entry_id})
+    return found > 0
+
+
+def insert_rows(changes: list[Change], vendor: str) -> Statements[int]:
+    """Insert the missing rows with their entries; return how many entries were inserted."""
+    if vendor == "postgresql":
+        states = [state_parameters(change.state) for change in changes]
+        entries = [entry_parameters(entry) for change in changes for entry in change.entries]
+        arrays = {f"{name}s": [row[name] for row in rows] for rows in (states, entries) for name in rows[0]}
+        added: int = yield Statement(sql.OPEN_ROWS, arrays)
+        return added
+    added = 0
+    for change in changes:
+        if (yield Statement(sql.SQLITE_INSERT, state_parameters(change.state))):
+            for entry in change.entries:
+                added += yield Statement(sql.SQLITE_ENTRY, entry_parameters(entry))
+    return added
+
+
+def _with_usage(state: State) -> Statements[State]:
+    """Return the state with the usage that its ledger tells, because the row does not.
+
+    A release that does not keep it wrote the row. Such a release may run beside this one during a deploy: so
+    the row says at which seq its usage was written. The balance stays: what that release gave or took by
+    other rules counts as given.
+    """
+    parameters = {"user_id": state.user_id, "seq": state.seq, "period_seq": state.period_seq}
+    resets_at, _, _, consumed, given = yield Statement(sql.RUNNING_USAGE, parameters, wants_row=True)
+    if remaining(state.quota_limit, given, consumed) != state.quota_remaining:
+        given = state.quota_remaining + consumed - (state.quota_limit or 0)
+    return replace(
+        state,
+        period_consumed=consumed,
+        period_given=given,
+        resets_at=(end := resets_at or state.last_reset_date),  # without entries it is over
+        left_until=end + MAX_PERIOD,
+    )
+
+
+def _read_usage(state: State, asked: Lookback) -> Statements[Usage | None]:
+    parameters = {"user_id": state.user_id, "seq": state.seq, **asked._asdict()}
+    row = iter((yield Statement(sql.USAGE_BY_PLAN, parameters, wants_row=True)))
+    begins_at, period_seq, consumed, given, refused_at, left_until, limit, ends_at = islice(row, 8)
+    if period_seq is None:
+        return None
+    plan = plan_from(row)
+    return Usage(begins_at, period_seq, consumed, given, refused_at, left_until, plan, limit, ends_at)
+
+
+def _read_row(
+    user_id: str, query: SnapshotQuery, vendor: str, *, in_transaction: bool
+) -> Statements[Snapshot]:
+    key, include, argument = query
+    if not include and not plan_cache.is_empty():
+        snapshot = yield from _read_without_plans(user_id, key, vendor)
+        if snapshot:
+            return snapshot
+    keyed = key is not None
+    parameters = {"user_id": user_id} | ({"key": key} if keyed else {})
+    if argument is not None:
+        parameters["argument"] = argument
+    row = iter(
+        (yield Statement(sql.snapshot_query(vendor, include, keyed=keyed), parameters, wants_row=True))
+    )
+    clock, newest_id = next(row), next(row)
+    plan, in_force, state = plan_from(row), plan_from(row), state_from(row)
+    entry, entry_plan = (entry_from(row), plan_from(row)) if keyed else (None, None)
+    if plan is None:
+        raise NoDefaultPlan("There is no default plan: mark a plan as the default in the admin.")
+    if not in_transaction:
+        plan_cache.remember(newest_id, plan, in_force, entry_plan)
+    return Snapshot(
+        user_id=user_id,
+        clock=clock,
+        current_plan=plan,
+        plan_in_force=in_force or plan,
+        state=state,
+        entry=entry,
+        entry_plan=entry_plan,
+        entry_ids=(uuid7(), uuid7()),
+        consumption=entry_from(row) if include == "consumption" else None,
+        refunded=int(next(row)) if include == "consumption" else 0,
+        target=plan_from(row) if include in ("target", "clerk") else None,
+        target_source=next(row) if include == "clerk" else PlanSource.STAFF.value,
+    )
+
+
+def _read_without_plans(user_id: str, key: str | None, vendor: str) -> Statements[Snapshot | None]:
+    """Read the snapshot with plans from the cache; return None if a plan version is not cached."""
+    parameters = {"user_id": user_id} if key is None else {"user_id": user_id, "key": key}
+    statement = sql.snapshot_query(vendor, keyed=key is not None, without_plans=True)
+    row = iter((yield Statement(statement, parameters, wants_row=True)))
+    clock, newest_id = next(row), next(row)
+    known = partial(plan_cache.get, newest_id)
+    plan, state = known(next(row), next(row)), state_from(row)
+    entry = None if key is None else entry_from(row)
+    in_force = known(state.plan, state.plan_version) if state else plan
+    entry_plan = known(entry.plan, entry.plan_version) if entry else None
+    if not plan or not in_force or (entry and not entry_plan):
+        return None
+    return Snapshot(user_id, clock, plan, in_force, state, entry, entry_plan, (uuid7(), uuid7()))

@@ -43,7 +43,7 @@ def commit(user_id: str, decide: Decide, query: SnapshotQuery) -> Steps[Outcome]
         except ConnectionLost as error:
             if not _has_entries(outcome) and not error.was_reused:
                 raise
-            is_final = _has_entries(outcome) and (yield from _write_again(outcome))
+            is_final = _has_entries(outcome) and (yield from _settle(outcome, was_locked=must_lock))
         except LostRace:  # of a database whose default is not READ COMMITTED; a locked try uses that
             is_final = False
         if is_final and outcome:
@@ -56,13 +56,19 @@ def _has_entries(outcome: Outcome | None) -> TypeGuard[Change]:
     return isinstance(outcome, Change) and bool(outcome.entries)
 
 
-def _write_again(change: Change) -> Steps[bool]:
-    """Write a change that may have been written already, or may still be under way.
+def _settle(change: Change, *, was_locked: bool) -> Steps[bool]:
+    """Return whether a change is stored that may have been written already, or may still be under way.
 
     The same guarded write waits for the first one and cannot take effect twice. If its guard fails, the id of
-    our own entry shows whether the first one succeeded.
+    our own entry shows whether the first one succeeded. A transaction that held the row's lock has ended once
+    we hold it. If it was rolled back, decide anew: assignments may have changed since.
     """
-    if (yield Write(change)):
-        return True
+    if was_locked and change.snapshot.state:
+        is_stored: bool = yield Lock(change.state.user_id, _was_written(change))
+        return is_stored
+    return (yield Write(change)) or (yield from _was_written(change))
+
+
+def _was_written(change: Change) -> Steps[bool]:
     was_written: bool = yield WasWritten(change.state.user_id, change.entries[-1].id)
     return was_written

@@ -17,7 +17,7 @@ from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Actor, Request
 from quotas.store import direct, plan_cache
-from quotas.store.commit import _write_again
+from quotas.store.commit import _settle
 from quotas.store.steps import SnapshotQuery
 from quotas.store.thread import run_steps
 from tests.tools.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying, explained, overheard, scans
@@ -121,7 +121,7 @@ def store_twice() -> None:
     change = verbs.consume(direct.read_snapshot(BUSY, SnapshotQuery()), Request(STAFF))
     assert isinstance(change, Change)
     for _ in range(2):
-        assert run_steps(_write_again(change))
+        assert run_steps(_settle(change, was_locked=False))
 
 
 def unmade(act: Callable[[], object]) -> list[Sent]:

@@ -30,6 +30,7 @@ LOOP = f"{STORE}/loop.py"
 SQL = f"{STORE}/sql.py"
 STATEMENTS = f"{STORE}/statements.py"
 THREAD = f"{STORE}/thread.py"
+SIMULATION = ("store/test_simulation.py::test_150_seeds_keep_every_promise",)
 
 MUTANTS = [
     Mutant(
@@ -508,5 +509,68 @@ MUTANTS = [
             "webhooks/test_clerk_plans.py::test_an_assignment_that_comes_while_staff_give_the_choice_back_is_waited_for",
         ),
         postgres=True,
+    ),
+    Mutant(
+        "our own entry is not looked up after a lost reply",
+        COMMIT,
+        "return (yield Write(change)) or (yield from _was_written(change))",
+        "return (yield Write(change))",
+        SIMULATION,
+    ),
+    Mutant(
+        "our own entry is looked up before the write that may still be under way is repeated",
+        COMMIT,
+        "return (yield Write(change)) or (yield from _was_written(change))",
+        "return (yield from _was_written(change)) or (yield Write(change))",
+        SIMULATION,
+    ),
+    Mutant(
+        "a change of unknown outcome is decided anew",
+        COMMIT,
+        "_has_entries(outcome) and (yield from _settle(outcome, was_locked=must_lock))",
+        "False",
+        SIMULATION,
+    ),
+    Mutant(
+        "a lost write is repeated with a new decision",
+        COMMIT,
+        "(yield from _settle(outcome, was_locked=must_lock))",
+        "(yield from try_once())",
+        SIMULATION,
+    ),
+    Mutant(
+        "a lost race is reported as done",
+        COMMIT,
+        "            is_final = False\n",
+        "            is_final = True\n",
+        SIMULATION,
+    ),
+    Mutant(
+        "the error of a new connection is swallowed",
+        COMMIT,
+        "if not _has_entries(outcome) and not error.was_reused:",
+        "if False:",
+        SIMULATION,
+    ),
+    Mutant(
+        "a busy row is never locked",
+        COMMIT,
+        "or attempt >= UNLOCKED_TRIES",
+        "or attempt >= MAX_TRIES",
+        SIMULATION,
+    ),
+    Mutant(
+        "staff return the choice to Clerk without the lock in memory too",
+        COMMIT,
+        'query.include == "clerk" or attempt >= UNLOCKED_TRIES',
+        "attempt >= UNLOCKED_TRIES",
+        SIMULATION,
+    ),
+    Mutant(
+        "what was decided under the lock is written again without it",
+        COMMIT,
+        "if was_locked and change.snapshot.state:",
+        "if False:",
+        SIMULATION,
     ),
 ]

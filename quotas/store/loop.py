@@ -8,7 +8,7 @@ libpq.
 import asyncio
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import count
 from time import monotonic
@@ -51,15 +51,15 @@ def connect() -> BaseDatabaseWrapper:
 
 
 @lru_cache
-def with_dollar_placeholders(text: str) -> tuple[bytes, tuple[str, ...]]:
-    """Return the text with the placeholders of PostgreSQL's protocol, and the names of $1, $2 and so on."""
+def with_dollar_placeholders(text: str) -> tuple[bytes, dict[str, int]]:
+    """Return the text with the placeholders of PostgreSQL's protocol, and the number of each name."""
     numbers: dict[str, int] = {}
 
     def dollar(match: re.Match[str]) -> str:
         name = match[1]
         return f"${numbers.setdefault(name, len(numbers) + 1)}" if name else "%"
 
-    return re.sub(r"%\((\w+)\)s|%%", dollar, text).encode(), tuple(numbers)
+    return re.sub(r"%\((\w+)\)s|%%", dollar, text).encode(), numbers
 
 
 class LoopSession:
@@ -102,8 +102,8 @@ class LoopSession:
         return self.decode_row(result) if statement.wants_row else result.command_tuples or 0
 
     async def _execute(self, statement: Statement) -> PGresult:
-        text, names = with_dollar_placeholders(statement.text)
-        values = self.encode(names, statement)
+        text, numbers = with_dollar_placeholders(statement.text)
+        values = self.encode(statement.parameters, numbers)
         types, formats = self.transformer.types, self.transformer.formats
         prepared = statement.text, types
         if self.should_prepare(prepared):
@@ -121,10 +121,10 @@ class LoopSession:
             return result
         raise error_from_result(answer)
 
-    def encode(self, names: Sequence[str], statement: Statement) -> Any:
-        if statement.parameters.keys() != {*names}:
-            raise TypeError(f"The parameters are {[*statement.parameters]}, the placeholders {names}.")
-        values = [statement.parameters[name] for name in names]
+    def encode(self, parameters: Mapping[str, Any], numbers: dict[str, int]) -> Any:
+        if parameters.keys() != numbers.keys():
+            raise TypeError(f"The parameters are {[*parameters]}, the placeholders {[*numbers]}.")
+        values = [parameters[name] for name in numbers]
         return self.transformer.dump_sequence(values, [PyFormat.AUTO] * len(values))
 
     def decode_row(self, result: PGresult) -> Sequence[Any]:

@@ -286,7 +286,7 @@ def test_a_statement_with_other_parameters_than_it_names_is_not_sent(parameters:
 
 def test_a_name_that_is_repeated_is_one_parameter() -> None:
     text = "SELECT %(b)s + %(a)s %% %(b)s"
-    assert with_dollar_placeholders(text) == (b"SELECT $1 + $2 % $1", ("b", "a"))
+    assert with_dollar_placeholders(text) == (b"SELECT $1 + $2 % $1", {"b": 1, "a": 2})
 
 
 def test_a_migration_that_changes_a_column_under_warm_connections_is_no_error() -> None:

@@ -3,96 +3,44 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache, lru_cache
 from itertools import islice
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from quotas.rules.values import Entry, Plan, State
 
+SQL_TYPES = {
+    str: "text",
+    int: "bigint",
+    datetime: "timestamptz",
+    timedelta: "bigint",  # seconds
+    UUID: "uuid",
+    Mapping: "jsonb",
+}
 
-def columns_of(kind: type, table: Mapping[str, str]) -> dict[str, str]:
-    """Return the type of each column. `table` gives each field's type, after the column if its name differs.
 
-    Raises TypeError unless the table has exactly the fields of the dataclass `kind`, in their order.
+def columns_of(kind: type, **renamed: str) -> dict[str, str]:
+    """Return the column of each field of a dataclass, and its type; some columns have another name.
+
+    Raises TypeError for a field whose type no column has.
     """
-    names = [field.name for field in fields(kind)]
-    if names != [*table]:
-        wrong = set(names) ^ set(table) or "their order"
-        raise TypeError(f"The columns in {__name__} and the fields of {kind.__name__} differ: {wrong}.")
-    words = [[field, *text.split()] for field, text in table.items()]
-    return {column: sql_type for *_, column, sql_type in words}
+    types = get_type_hints(kind)
+    return {renamed.get(field.name, field.name): _sql_type(types[field.name]) for field in fields(kind)}
 
 
-STATE_COLUMNS = columns_of(
-    State,
-    {
-        "user_id": "text",
-        "plan": "plan_id text",
-        "plan_source": "text",
-        "plan_version": "bigint",
-        "quota_limit": "bigint",
-        "quota_remaining": "bigint",
-        "period_consumed": "bigint",
-        "period_given": "bigint",
-        "last_reset_date": "timestamptz",
-        "resets_at": "timestamptz",
-        "anchor_at": "timestamptz",
-        "period_seq": "bigint",
-        "refused_at": "timestamptz",
-        "left_until": "timestamptz",
-        "seq": "bigint",
-        "usage_seq": "bigint",
-        "updated_at": "timestamptz",
-        "deleted_at": "timestamptz",
-    },
-)
-PLAN_COLUMNS = columns_of(
-    Plan,
-    {
-        "name": "text",
-        "version": "bigint",
-        "allowance": "bigint",
-        "reset_policy": "text",
-        "period": "period_seconds bigint",
-        "timezone": "text",
-        "actions": "jsonb",
-    },
-)
-ENTRY_COLUMNS = columns_of(
-    Entry,
-    {
-        "id": "uuid",
-        "user_id": "text",
-        "seq": "bigint",
-        "kind": "text",
-        "cost": "bigint",
-        "delta": "bigint",
-        "plan": "text",
-        "plan_source": "text",
-        "plan_version": "bigint",
-        "quota_limit": "bigint",
-        "balance_after": "bigint",
-        "period_consumed": "bigint",
-        "period_given": "bigint",
-        "last_reset_date": "timestamptz",
-        "anchor_at": "timestamptz",
-        "resets_at": "timestamptz",
-        "period_seq": "bigint",
-        "created_at": "timestamptz",
-        "actor_kind": "text",
-        "actor_id": "text",
-        "act": "text",
-        "reason": "text",
-        "action": "text",
-        "metadata": "jsonb",
-        "idempotency_key": "text",
-        "fingerprint": "text",
-        "refund_of": "uuid",
-    },
-)
+def _sql_type(annotated: Any) -> str:
+    for part in (annotated, *get_args(annotated)):  # X | None has the type of X
+        if sql_type := SQL_TYPES.get(get_origin(part) or part):
+            return sql_type
+    raise TypeError(f"No column has the type {annotated}: add it to SQL_TYPES.")
+
+
+STATE_COLUMNS = columns_of(State, plan="plan_id")
+PLAN_COLUMNS = columns_of(Plan, period="period_seconds")
+ENTRY_COLUMNS = columns_of(Entry)
 
 state_values, entry_values = (attrgetter(*(field.name for field in fields(kind))) for kind in (State, Entry))
 

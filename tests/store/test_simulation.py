@@ -10,7 +10,7 @@ from tests.tools.simulation import Account, Simulation, Violation, simulate
 
 pytestmark = pytest.mark.once
 SEEDS, MANY_SEEDS = 150, 1_000
-MIN_STEPS, MIN_STEPS_A_SECOND = 1_000_000, 5_000  # on a busy machine
+MIN_STEPS = 1_000_000
 
 
 def test_150_seeds_keep_every_promise() -> None:
@@ -24,7 +24,6 @@ def test_a_million_steps_keep_every_promise(capsys: pytest.CaptureFixture[str]) 
     with capsys.disabled():
         print(f"\n{totals}")
     assert totals.steps >= MIN_STEPS
-    assert totals.steps / totals.seconds >= MIN_STEPS_A_SECOND
 
 
 def test_a_seed_is_the_same_history_each_time() -> None:

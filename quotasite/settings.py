@@ -112,7 +112,7 @@ MIDDLEWARE = [
     "quotas.api.middleware.RequestGuard",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "quotasite.observing.middleware.PagePolicy",
-    "django.contrib.sessions.middleware.SessionMiddleware",
+    "quotasite.observing.middleware.PageSession",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -169,12 +169,10 @@ STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # the admin's few files need no collectstatic step
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["quotas.access.callers.BearerAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [],  # quotas/api/respond.py authenticates
+    "DEFAULT_PERMISSION_CLASSES": [],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["quotas.api.strict_json.StrictJSONParser"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "quotas.api.strict_json.AlwaysJSON",
-    "EXCEPTION_HANDLER": "quotas.api.problems.exception_handler",
+    "EXCEPTION_HANDLER": "quotas.api.views.exception_handler",
     "UNAUTHENTICATED_USER": None,
     "DEFAULT_SCHEMA_CLASS": "quotas.api.openapi.EndpointSchema",
 }

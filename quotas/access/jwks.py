@@ -32,6 +32,9 @@ RETRY_STALE = 60  # seconds between attempts to renew old keys, which stay in us
 COOLDOWN_AFTER_SUCCESS, COOLDOWN_AFTER_FAILURE = 10, 1  # seconds without a fetch, whatever the kid
 
 
+KEY_NOT_FETCHED = "The key of this token could not be fetched from Clerk: try again shortly."
+
+
 class KeysUnavailable(Exception):
     """The token cannot be verified now; retry after `retry_after` seconds."""
 
@@ -96,7 +99,7 @@ class JWKS:
         if fetch and is_ours and fetch.keys is not None:
             raise UnknownKey
         raise KeysUnavailable(
-            "The key of this token could not be fetched from Clerk: try again shortly.",
+            KEY_NOT_FETCHED,
             max(1, math.ceil(self._cooldown_until - self._clock())),
         )
 

@@ -6,7 +6,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 from django.db.models import Q
 
@@ -29,7 +28,6 @@ class Service:
     scopes: frozenset[str]
     expires_at: datetime | None
     cached_at: float = field(default_factory=time.monotonic)
-    is_authenticated: Literal[True] = True
 
     @property
     def actor(self) -> Actor:

@@ -54,7 +54,7 @@ class VerifiedToken(NamedTuple):
 
 
 # The tokens that this process has verified, by the digest of the whole token. A client sends each token many
-# times in its minute; a full check costs twenty times as much as this cache (bench/tokens.py).
+# times in its minute; a full check costs many times as much as this cache (bench/tokens.py).
 _verified: dict[bytes, VerifiedToken] = {}
 
 

@@ -4,19 +4,11 @@ import re
 from contextlib import suppress
 
 import http_sf
-from rest_framework.request import Request
 
-from quotas.api.problems import Problem
+from quotas.problems import IDEMPOTENCY_KEY_MALFORMED
 
 # The ledger has 32 characters more for the verb and the kind of caller (quotas/models.py).
 RAW_KEY = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
-
-
-def required_key(request: Request) -> str:
-    if key := idempotency_key(request.headers.get("Idempotency-Key")):
-        return key
-    detail = "Send an Idempotency-Key, such as a UUID made for this action, so that a retry is safe."
-    raise Problem(400, "idempotency_key_missing", detail)
 
 
 def idempotency_key(header: str | None) -> str | None:
@@ -33,9 +25,4 @@ def idempotency_key(header: str | None) -> str | None:
             match http_sf.parse(header.encode(), tltype="item"):
                 case (str(value), {**parameters}) if 1 <= len(value) <= 128 and not parameters:
                     return value
-    raise Problem(
-        400,
-        "idempotency_key_malformed",
-        "Idempotency-Key must be one value of 1 to 128 characters from A-Z a-z 0-9 . _ ~ : / + = -, "
-        "such as a UUID.",
-    )
+    raise IDEMPOTENCY_KEY_MALFORMED()

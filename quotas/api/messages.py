@@ -1,63 +1,201 @@
-"""The JSON of requests, checked strictly, and of responses."""
+"""The JSON of requests and of responses: each message is declared once.
+
+A class gives the parsing of its message and the schema in the OpenAPI description, which also shows its
+`example`. Names and types are those of the JSON.
+"""
 
 import json
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any
+from itertools import chain
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from rest_framework import serializers
+from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert
+from msgspec.structs import fields
 
 from quotas.models import LedgerEntry, Plan
+from quotas.problems import INVALID_REQUEST, of_refusal
 from quotas.reports.history import Explanation
 from quotas.rules import values
-from quotas.rules.values import MAX_UNITS, OnChange, Quota, rfc3339
+from quotas.rules.periods import RESET_POLICIES
+from quotas.rules.values import MAX_UNITS, EntryKind, PlanSource, rfc3339
 from quotas.store.manager import Receipt
 
-
-class WholeNumber(serializers.Field[int, Any, int, Any]):
-    """A JSON integer from 1 to MAX_UNITS; 1.0, "1" and true are refused."""
-
-    def to_internal_value(self, data: object) -> int:
-        if type(data) is not int or not 1 <= data <= MAX_UNITS:
-            raise serializers.ValidationError(f"must be a whole number from 1 to {MAX_UNITS}.")
-        return data
+JSON = dict[str, Any]
 
 
-class Difference(serializers.Field[int, Any, int, Any]):
-    """A JSON integer from -MAX_UNITS to MAX_UNITS, except 0."""
+def _named(schema: str) -> Meta:
+    return Meta(extra_json_schema={"$ref": f"#/components/schemas/{schema}"})
 
-    def to_internal_value(self, data: object) -> int:
-        if type(data) is not int or not 1 <= abs(data) <= MAX_UNITS:
-            raise serializers.ValidationError(
-                f"must be a whole number from -{MAX_UNITS} to {MAX_UNITS}, and not 0."
+
+def _one_of(choices: Iterable[str], description: str = "") -> Meta:
+    return Meta(description=description or None, extra_json_schema={"enum": [*choices]})
+
+
+def _must(sentence: str, **limits: Any) -> Meta:
+    """Return the limits of a member of a request, and the sentence for a client that breaks them."""
+    return Meta(**limits, extra={"must": sentence})
+
+
+def _text(max_length: int) -> Meta:
+    return _must(
+        f"must be a string of 1 to {max_length} characters.",
+        min_length=1,
+        max_length=max_length,
+        extra_json_schema={"pattern": r"^[^\u0000]+$"},  # strict_json.py refuses U+0000
+    )
+
+
+UserId = Annotated[str, _named("UserId")]
+Instant = Annotated[str, _named("Instant")]
+Uuid = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+PlanName = Annotated[str, Meta(pattern="^[a-z0-9_-]{1,40}$")]
+Source = Annotated[str, _one_of(PlanSource, "Where the choice of the plan comes from.")]
+Units = Annotated[int, Meta(ge=0, le=MAX_UNITS)]
+Spendable = Annotated[Units, Meta(description=f"Units that can be spent now; {MAX_UNITS} if unlimited.")]
+Cost = Annotated[int, _must(f"must be a whole number from 1 to {MAX_UNITS}.", ge=1, le=MAX_UNITS)]
+Change = Annotated[int, Meta(ge=-MAX_UNITS, le=MAX_UNITS)]
+Difference = Annotated[
+    Change,
+    _must(
+        f"must be a whole number from -{MAX_UNITS} to {MAX_UNITS}, and not 0.",
+        extra_json_schema={"not": {"const": 0}},
+    ),
+]
+Limit = Annotated[Units, Meta(description="Units per period; null if unlimited.")] | None
+Seq = Annotated[
+    int,
+    Meta(ge=1, le=2**63 - 1, description="The entry's place in the user's ledger, from 1, without gaps."),
+]
+Seconds = Annotated[int, Meta(ge=0, le=2**63 - 1, description="Whole seconds, rounded up.")]
+Policy = Annotated[str, _one_of(RESET_POLICIES)]
+Period = (
+    Annotated[
+        int,
+        Meta(ge=1, le=MAX_UNITS, description="null for calendar months, whose lengths differ."),
+    ]
+    | None
+)
+Metadata = Annotated[
+    Mapping[str, Any], Meta(description="Stored with the entry. Numbers come back without an exponent.")
+]
+MAX_METADATA_BYTES = 2048  # without whitespace between the tokens
+Reason = Annotated[
+    str, _text(200), Meta(description="The reason, which services and staff see in the history.")
+]
+
+
+class Request(Struct, forbid_unknown_fields=True):
+    """The body of a request. A member that is UNSET was not sent, and its verb's default applies."""
+
+    example: ClassVar[JSON]
+
+    @classmethod
+    def of(cls, members: JSON) -> Self:
+        """Raises a 400 Problem for the first fault."""
+        try:
+            return convert(members, cls)
+        except ValidationError:
+            raise INVALID_REQUEST(fault=_fault_of(cls, members)) from None
+
+    @property
+    def given(self) -> JSON:
+        """The members that were sent, or have a default."""
+        members = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in members.items() if value is not UNSET}
+
+
+def _fault_of(message: type[Request], members: JSON) -> str:
+    """Return one sentence about the first member that the message does not take."""
+    declared = {field.name: field for field in fields(message)}
+    for name in members:
+        if name not in declared:
+            return f"The member {name[:40]!r} is unknown: send only {', '.join(declared)}."
+    for name, field in declared.items():
+        try:
+            if name in members or field.required:
+                convert(members.get(name, UNSET), field.type)
+        except ValidationError:
+            return f"{name}: {_must_of(field.type)}"
+    raise AssertionError("The message takes each of its members.")
+
+
+def _must_of(type_: Any) -> str:
+    parts = get_args(type_)
+    own = (part.extra["must"] for part in parts if isinstance(part, Meta) and part.extra)
+    return next(chain(own, filter(None, map(_must_of, parts))), "")
+
+
+class ConsumeRequest(Request):
+    cost: Annotated[Cost, Meta(description="Default: the plan's price of the action, or 1.")] | UnsetType = (
+        UNSET
+    )
+    action: Annotated[str, _text(64), Meta(description="The name of an action of the plan.")] | UnsetType = (
+        UNSET
+    )
+    metadata: Annotated[JSON, _must("must be an object."), Meta(description="At most 2 KiB.")] | UnsetType = (
+        UNSET
+    )
+
+    example = {"cost": 1, "metadata": {"model": "small"}}
+
+    def __post_init__(self) -> None:
+        if self.metadata is not UNSET and _length_stored(self.metadata) > MAX_METADATA_BYTES:
+            raise INVALID_REQUEST(
+                fault="metadata: must not be longer than 2 KiB, with 1e3 written out as 1000."
             )
-        return data
 
 
-class Text(serializers.Field[str, Any, str, Any]):
-    """A JSON string of 1 to `max_length` characters."""
+class RefundRequest(Request):
+    reason: Reason
+    amount: Annotated[Cost, Meta(description="Default: all that can still be refunded.")] | UnsetType = UNSET
 
-    def __init__(self, max_length: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.max_length = max_length
-
-    def to_internal_value(self, data: object) -> str:
-        if not isinstance(data, str) or not 1 <= len(data) <= self.max_length:
-            raise serializers.ValidationError(f"must be a string of 1 to {self.max_length} characters.")
-        return data
+    example = {"amount": 1, "reason": "llm_timeout"}
 
 
-class Metadata(serializers.Field[dict[str, Any], Any, dict[str, Any], Any]):
-    """A JSON object of at most 2 KiB, as it was sent and as PostgreSQL writes it out."""
+class AdjustRequest(Request):
+    delta: Annotated[Difference, Meta(description="Units to add; negative: to take away.")]
+    reason: Reason
 
-    max_bytes = 2048  # without whitespace between the tokens
+    example = {"delta": 50, "reason": "goodwill"}
 
-    def to_internal_value(self, data: object) -> dict[str, Any]:
-        if not isinstance(data, dict):
-            raise serializers.ValidationError("must be an object.")
-        compact = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-        if len(compact.encode()) + _written_out(data) > self.max_bytes:
-            raise serializers.ValidationError("must not be longer than 2 KiB, with 1e3 written out as 1000.")
-        return data
+    def __post_init__(self) -> None:
+        if self.delta == 0:
+            raise INVALID_REQUEST(fault=f"delta: {_must_of(Difference)}")
+
+
+class ResetRequest(Request):
+    reason: Reason
+
+    example = {"reason": "asked for by support"}
+
+
+class ChangePlanRequest(Request):
+    plan: (
+        Annotated[
+            str,
+            _text(40),
+            Meta(description="null returns the choice to billing, metadata or the default plan."),
+        ]
+        | None
+    )
+    on_change: Annotated[
+        Literal["keep", "reset", "prorate"],
+        _must("must be keep, reset or prorate.", extra_json_schema={"type": "string"}),
+        Meta(
+            description="keep: units already used stay used; reset: a new period begins; prorate: the "
+            "difference is added in proportion to the rest of the period."
+        ),
+    ] = "keep"
+    reason: Reason | UnsetType = UNSET
+
+    example = {"plan": "free", "on_change": "keep"}
+
+
+def _length_stored(metadata: JSON) -> int:
+    """The bytes of a JSON object without whitespace, as it was sent and as PostgreSQL writes it out."""
+    compact = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
+    return len(compact.encode()) + _written_out(metadata)
 
 
 def _written_out(value: Any) -> int:
@@ -69,163 +207,263 @@ def _written_out(value: Any) -> int:
     return sum(map(_written_out, value)) if isinstance(value, list) else 0
 
 
-class StrictSerializer(serializers.Serializer[dict[str, Any]]):
-    """Refuses unknown members, so that a misspelled `ammount` is not ignored."""
-
-    def to_internal_value(self, data: Any) -> Any:
-        for name in data:
-            if name not in self.fields:
-                known = ", ".join(self.fields)
-                unknown = f"The member {name[:40]!r} is unknown: send only {known}."
-                raise serializers.ValidationError({"non_field_errors": [unknown]})
-        return super().to_internal_value(data)
-
-
-class ConsumeSerializer(StrictSerializer):
-    cost = WholeNumber(required=False)
-    action = Text(64, required=False)
-    metadata = Metadata(required=False)
-
-
-class RefundSerializer(StrictSerializer):
-    amount = WholeNumber(required=False)
-    reason = Text(200)
-
-
-class AdjustSerializer(StrictSerializer):
-    delta = Difference()
-    reason = Text(200)
-
-
-class ResetSerializer(StrictSerializer):
-    reason = Text(200)
-
-
-class ChangePlanSerializer(StrictSerializer):
-    plan = Text(40, allow_null=True)
-    on_change = serializers.ChoiceField([choice.value for choice in OnChange], default=OnChange.KEEP.value)
-    reason = Text(200, required=False)
-
-
-def simple_quota(quota: Quota) -> dict[str, Any]:
+class SimpleQuotaAnswer(Struct, forbid_unknown_fields=True):
     """The three members of `GET /api/quota`, which never change."""
-    return {
-        "user_id": quota.user_id,
-        "quota_remaining": quota.spendable,
-        "last_reset_date": rfc3339(quota.last_reset_date),
-    }
+
+    user_id: UserId
+    quota_remaining: Spendable
+    last_reset_date: Instant
+
+    @classmethod
+    def of(cls, quota: values.Quota) -> Self:
+        return cls(quota.user_id, quota.spendable, rfc3339(quota.last_reset_date))
 
 
-def full_quota(quota: Quota) -> dict[str, Any]:
-    return {
-        "user_id": quota.user_id,
-        "plan": quota.plan.name,
-        "unlimited": quota.is_unlimited,
-        "quota_limit": quota.quota_limit,
-        "quota_used": quota.used,
-        "quota_remaining": quota.spendable,
-        **_period(quota.plan),
-        "last_reset_date": rfc3339(quota.last_reset_date),
-        "resets_at": rfc3339(quota.resets_at),
-        "seconds_to_reset": quota.seconds_to_reset,
-    }
+class QuotaAnswer(Struct):
+    user_id: UserId
+    plan: PlanName
+    unlimited: bool
+    quota_limit: Limit
+    quota_used: Annotated[
+        Units,
+        Meta(description="Units consumed in this period less refunds, without those of an unlimited plan."),
+    ]
+    quota_remaining: Spendable
+    reset_policy: Policy
+    period_seconds: Period
+    timezone: str
+    last_reset_date: Instant
+    resets_at: Instant
+    seconds_to_reset: Seconds
+
+    @classmethod
+    def of(cls, quota: values.Quota) -> Self:
+        plan = quota.plan
+        return cls(
+            user_id=quota.user_id,
+            plan=plan.name,
+            unlimited=quota.is_unlimited,
+            quota_limit=quota.quota_limit,
+            quota_used=quota.used,
+            quota_remaining=quota.spendable,
+            reset_policy=plan.reset_policy,
+            period_seconds=period_seconds(plan),
+            timezone=plan.timezone,
+            last_reset_date=rfc3339(quota.last_reset_date),
+            resets_at=rfc3339(quota.resets_at),
+            seconds_to_reset=quota.seconds_to_reset,
+        )
 
 
-def consumption(receipt: Receipt) -> dict[str, Any]:
-    entry = receipt.entry
-    return {**_receipt(receipt), "cost": entry.cost, "action": entry.action or None}
+class ReceiptAnswer(Struct):
+    """What all verbs that make an entry answer."""
+
+    id: Uuid
+    user_id: UserId
+    seq: Seq
+    created_at: Instant
+    quota: QuotaAnswer
+
+    @classmethod
+    def of(cls, receipt: Receipt) -> Self:
+        entry = receipt.entry
+        return cls(
+            id=str(entry.id),
+            user_id=entry.user_id,
+            seq=entry.seq,
+            created_at=rfc3339(entry.created_at),
+            quota=QuotaAnswer.of(receipt.quota),
+            **cls.particulars(entry),
+        )
+
+    @classmethod
+    def particulars(cls, entry: values.Entry) -> JSON:
+        return {}
 
 
-def refund(receipt: Receipt) -> dict[str, Any]:
-    entry = receipt.entry
-    return {
-        **_receipt(receipt),
-        "consumption_id": str(entry.refund_of),
-        "amount": entry.amount,
-        "period_closed": entry.is_period_closed,
-    }
+class ConsumptionAnswer(ReceiptAnswer):
+    cost: Cost
+    action: str | None
+
+    @classmethod
+    def particulars(cls, entry: values.Entry) -> JSON:
+        return {"cost": entry.cost, "action": entry.action or None}
 
 
-def adjustment(receipt: Receipt) -> dict[str, Any]:
-    return {**_receipt(receipt), "delta": receipt.entry.delta, "reason": receipt.entry.reason}
+class RefundAnswer(ReceiptAnswer):
+    consumption_id: Uuid
+    amount: Annotated[Units, Meta(description="Units given back; 0 if the consumption's period is over.")]
+    period_closed: bool
+
+    @classmethod
+    def particulars(cls, entry: values.Entry) -> JSON:
+        return {
+            "consumption_id": str(entry.refund_of),
+            "amount": entry.amount,
+            "period_closed": entry.is_period_closed,
+        }
 
 
-def own_entry(entry: LedgerEntry) -> dict[str, Any]:
+class AdjustmentAnswer(ReceiptAnswer):
+    delta: Change
+    reason: str
+
+    @classmethod
+    def particulars(cls, entry: values.Entry) -> JSON:
+        return {"delta": entry.delta, "reason": entry.reason}
+
+
+class OwnEntryAnswer(Struct):
     """The members of an entry that its user may see."""
-    return {
-        "id": str(entry.id),
-        "seq": entry.seq,
-        "kind": entry.kind,
-        "delta": entry.delta,
-        "balance_after": entry.balance_after,
-        "action": entry.action or None,
-        "created_at": rfc3339(entry.created_at),
-        "metadata": entry.metadata,
-    }
+
+    id: Uuid
+    seq: Seq
+    kind: Annotated[str, _one_of(EntryKind)]
+    delta: Annotated[Change, Meta(description="Units added; negative if taken away.")]
+    balance_after: Units
+    action: str | None
+    created_at: Instant
+    metadata: Metadata | None
+
+    @classmethod
+    def of(cls, entry: LedgerEntry | values.Entry) -> Self:
+        return cls(
+            id=str(entry.id),
+            seq=entry.seq,
+            kind=entry.kind,
+            delta=entry.delta,
+            balance_after=entry.balance_after,
+            action=entry.action or None,
+            created_at=rfc3339(entry.created_at),
+            metadata=entry.metadata,
+            **cls.particulars(entry),
+        )
+
+    @classmethod
+    def particulars(cls, entry: LedgerEntry | values.Entry) -> JSON:
+        return {}
 
 
-def full_entry(entry: LedgerEntry) -> dict[str, Any]:
+class ActorAnswer(Struct):
+    kind: Annotated[str, _one_of(("user", "service", "staff", "webhook", "command"))]
+    id: str
+    act: Annotated[str, Meta(description="The impersonator, if the user is impersonated.")] | None
+
+
+class EntryAnswer(OwnEntryAnswer):
     """The members of an entry for services and staff: also the actor, the reason, and the state after it."""
-    return {
-        **own_entry(entry),
-        "cost": entry.cost,
-        "plan": entry.plan,
-        "plan_source": entry.plan_source,
-        "quota_limit": entry.quota_limit,
-        "used_after": entry.period_consumed,
-        "given_after": entry.period_given,
-        "last_reset_date": rfc3339(entry.last_reset_date),
-        "resets_at": rfc3339(entry.resets_at),
-        "period_seq": entry.period_seq,
-        "actor": {"kind": entry.actor_kind, "id": entry.actor_id, "act": entry.act or None},
-        "reason": entry.reason or None,
-        "refund_of": str(entry.refund_of) if entry.refund_of else None,
-    }
+
+    cost: Annotated[Units, Meta(description="Units requested.")]
+    plan: PlanName
+    plan_source: Source
+    quota_limit: Limit
+    used_after: Annotated[Units, Meta(description="As `quota_used`; null in entries made before 0.2.")] | None
+    given_after: Annotated[Change, Meta(description="Units that staff added in the period.")] | None
+    last_reset_date: Instant
+    resets_at: Instant
+    period_seq: Annotated[Seq, Meta(description="The seq of the period's first entry.")]
+    actor: ActorAnswer
+    reason: str | None
+    refund_of: Annotated[Uuid, Meta(description="The consumption that was refunded.")] | None
+
+    @classmethod
+    def particulars(cls, entry: LedgerEntry | values.Entry) -> JSON:
+        return {
+            "cost": entry.cost,
+            "plan": entry.plan,
+            "plan_source": entry.plan_source,
+            "quota_limit": entry.quota_limit,
+            "used_after": entry.period_consumed,
+            "given_after": entry.period_given,
+            "last_reset_date": rfc3339(entry.last_reset_date),
+            "resets_at": rfc3339(entry.resets_at),
+            "period_seq": entry.period_seq,
+            "actor": ActorAnswer(entry.actor_kind, entry.actor_id, entry.act or None),
+            "reason": entry.reason or None,
+            "refund_of": str(entry.refund_of) if entry.refund_of else None,
+        }
 
 
-def explanation(explained: Explanation, cost: int) -> dict[str, Any]:
-    refusal = explained.refusal
-    return {
-        "at": rfc3339(explained.quota.at),
-        "deleted": explained.is_deleted,
-        "reset_was_due": explained.is_reset_due,
-        "plan_source": explained.plan_source,
-        "quota": full_quota(explained.quota),
-        "spend": {
-            "cost": cost,
-            "granted": refusal is None,
-            "code": refusal.code if refusal else None,
-            "detail": str(refusal) if refusal else None,
-        },
-        "entries": [full_entry(entry) for entry in explained.entries],
-    }
+NextCursor = Annotated[str, Meta(description="The `cursor` of the next page; null on the last page.")] | None
 
 
-def shown_plan(plan: Plan) -> dict[str, Any]:
-    return {
-        "name": plan.name,
-        "is_default": plan.is_default,
-        "unlimited": plan.allowance is None,
-        "allowance": plan.allowance,
-        **_period(plan.value),
-        "actions": plan.actions,
-    }
+class OwnHistoryAnswer(Struct):
+    entries: list[OwnEntryAnswer]
+    next_cursor: NextCursor
 
 
-def _receipt(receipt: Receipt) -> dict[str, Any]:
-    entry = receipt.entry
-    return {
-        "id": str(entry.id),
-        "user_id": entry.user_id,
-        "seq": entry.seq,
-        "created_at": rfc3339(entry.created_at),
-        "quota": full_quota(receipt.quota),
-    }
+class HistoryAnswer(Struct):
+    entries: list[EntryAnswer]
+    next_cursor: NextCursor
 
 
-def _period(plan: values.Plan) -> dict[str, Any]:
-    return {
-        "reset_policy": plan.reset_policy,
-        "period_seconds": int(plan.window.total_seconds()) if plan.window else None,
-        "timezone": plan.timezone,
-    }
+class SpendAnswer(Struct):
+    """Whether a spend would have been granted."""
+
+    cost: Cost
+    granted: bool
+    code: Annotated[str, Meta(description="The code of the refusal; null if granted.")] | None
+    detail: str | None
+
+
+class ExplanationAnswer(Struct):
+    at: Instant
+    deleted: bool
+    reset_was_due: Annotated[bool, Meta(description="A reset was due, but no request had triggered it yet.")]
+    plan_source: Source
+    quota: QuotaAnswer
+    spend: SpendAnswer
+    entries: Annotated[
+        list[EntryAnswer],
+        Meta(description="The entries of the period up to that time, newest first, at most 100."),
+    ]
+
+    @classmethod
+    def of(cls, explained: Explanation, cost: int) -> Self:
+        refused = of_refusal(explained.refusal) if explained.refusal else None
+        return cls(
+            at=rfc3339(explained.quota.at),
+            deleted=explained.is_deleted,
+            reset_was_due=explained.is_reset_due,
+            plan_source=explained.plan_source,
+            quota=QuotaAnswer.of(explained.quota),
+            spend=SpendAnswer(
+                cost=cost,
+                granted=refused is None,
+                code=refused.type.code if refused else None,
+                detail=refused.detail if refused else None,
+            ),
+            entries=[EntryAnswer.of(entry) for entry in explained.entries],
+        )
+
+
+class PublicPlanAnswer(Struct):
+    name: PlanName
+    is_default: bool
+    unlimited: bool
+    allowance: Limit
+    reset_policy: Policy
+    period_seconds: Period
+    timezone: str
+    actions: Annotated[dict[str, Cost], Meta(description="The cost of each named action.")]
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        return cls(
+            name=plan.name,
+            is_default=plan.is_default,
+            unlimited=plan.allowance is None,
+            allowance=plan.allowance,
+            reset_policy=plan.reset_policy,
+            period_seconds=period_seconds(plan.value),
+            timezone=plan.timezone,
+            actions=plan.actions,
+        )
+
+
+class PlansAnswer(Struct):
+    plans: list[PublicPlanAnswer]
+
+
+def period_seconds(plan: values.Plan) -> int | None:
+    return int(plan.window.total_seconds()) if plan.window else None

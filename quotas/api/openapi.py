@@ -1,22 +1,27 @@
 """The OpenAPI description of the API, and the page that shows it.
 
-The views return plain dicts, so the description is plain dicts too: a table of operations by view, a
-table of problems by code, and the schemas that both refer to. Tests compare them with real responses.
+Operations, messages and problems are declared where the API uses them (endpoints.py, messages.py,
+quotas/problems.py) and only get their OpenAPI form here. Headers and parameters are described here.
 """
 
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from drf_spectacular.openapi import AutoSchema
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
-from quotas.api import views
-from quotas.api.openapi_examples import ENTRY_ID, EXAMPLES, MEMBERS, NOW, PROBLEMS, USER_EXAMPLE
-from quotas.api.openapi_schemas import JSON, SCHEMAS, STRING, USER_ID_SCHEMA, UUID, integer, ref
-from quotas.api.problems import TITLES
+from quotas.api import queries
+from quotas.api.endpoints import ENDPOINTS, AnyCaller, Endpoint, OwnQuota, Scope
+from quotas.api.errors import PROBLEM_TYPES
+from quotas.api.openapi_examples import ANSWERS, ENTRY_ID, NOW, PROBLEMS, USER_EXAMPLE
+from quotas.problems import title_of
+from quotas.rules.values import MAX_UNITS, USER_ID
+
+JSON = dict[str, Any]
 
 DESCRIPTION = """\
 A quota for every user, which resets by itself.
@@ -36,52 +41,47 @@ A quota for every user, which resets by itself.
 
 
 class EndpointSchema(AutoSchema):
-    """Describes the one method of a view from the tables below."""
+    """Describes a view by its endpoint."""
 
     def get_operation(
         self, path: str, path_regex: str, path_prefix: str, method: str, registry: object
     ) -> JSON:
-        view = type(self.view)
-        operation = OPERATIONS[view]
-        parameters = [name for name in ("user_id", "consumption_id") if f"{{{name}}}" in path]
-        codes = [*ALWAYS, *operation.codes]
-        description: JSON = {"operationId": operation.id, "summary": operation.summary}
-        if issubclass(view, views.ServiceView):
-            description |= {"tags": ["For servers"], "description": f"Needs the scope `{view.scope}`."}
-            security = [{"serviceKey": [view.scope]}]
-            codes += FOR_SERVICES
-        elif issubclass(view, views.UserView):
-            description |= {"tags": ["For signed-in users"]}
-            security = [{"sessionToken": []}]
-            codes += ["user_only"]
-        elif view is Description:
-            description |= {"tags": ["For anybody"]}
-            security, codes = [], ["bad_request", "server_error"]
-        else:
-            description |= {"tags": ["For signed-in users", "For servers"]}
-            security = [{"sessionToken": []}, {"serviceKey": []}]
-        if operation.body:
-            codes += IN_A_BODY
-            is_required = issubclass(view, views.ServiceView) and method == "POST"
-            parameters += ["required_key" if is_required else "key"]
-            codes += ["idempotency_key_missing"] if is_required else []
-            description["requestBody"] = {
-                "required": True,
-                "content": content("application/json", operation.body, operation.body),
-            }
-        parameters += operation.parameters
-        if parameters:
-            description["parameters"] = [ref("parameters", name) for name in parameters]
-        description["security"] = security
-        description["responses"] = {
-            str(operation.status): success_response(operation),
-            **problem_responses(codes),
+        if endpoint := getattr(self.view, "endpoint", None):
+            return operation_of(endpoint)
+        return {
+            "operationId": "getSchema",
+            "summary": "This description",
+            "tags": ["For anybody"],
+            "security": [],
+            "responses": {
+                "200": success("OpenAPI", 200),
+                **problem_responses(["bad_request", "server_error"]),
+            },
         }
-        return description
 
 
 # Importing drf_spectacular.views loads DEFAULT_SCHEMA_CLASS, which is the class above: import it here.
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView  # noqa: E402
+
+
+def ref(section: str, name: str) -> JSON:
+    return {"$ref": f"#/components/{section}/{name}"}
+
+
+def integer(minimum: int = 0, maximum: int = MAX_UNITS, **more: Any) -> JSON:
+    return {"type": "integer", "minimum": minimum, "maximum": maximum, **more}
+
+
+STRING = {"type": "string"}
+STATUS = {declared.code: declared.status for declared in PROBLEM_TYPES}  # by code, in the order of the status
+ALWAYS = ("bad_request", *(code for code, status in STATUS.items() if status in (401, 500, 503)))
+WITH_BODY = (
+    *("malformed_length", "body_missing", "malformed_json", "invalid_request", "idempotency_key_malformed"),
+    *("body_timeout", "length_required", "body_too_large", "unsupported_media_type"),
+    "idempotency_key_reused",
+)
+FOR_SERVICES = ("service_only", "scope_missing", "not_found", "unknown_user_id")
+RATED = ("SimpleQuota", "Quota", "Consumption", "Refund", "Adjustment")  # responses with RateLimit fields
 
 HEADERS: JSON = {
     "X-Request-Id": {
@@ -132,7 +132,7 @@ USER_ID_PARAMETER = {
     "in": "path",
     "name": "user_id",
     "required": True,
-    "schema": USER_ID_SCHEMA,
+    "schema": ref("schemas", "UserId"),
     "example": USER_EXAMPLE,
 }
 PARAMETERS: JSON = {
@@ -141,7 +141,7 @@ PARAMETERS: JSON = {
         "in": "path",
         "name": "consumption_id",
         "required": True,
-        "schema": UUID,
+        "schema": {**STRING, "format": "uuid"},
         "description": "The `id` of the consumption.",
         "example": ENTRY_ID,
     },
@@ -150,7 +150,7 @@ PARAMETERS: JSON = {
     "limit": {
         "in": "query",
         "name": "limit",
-        "schema": integer(1, views.MAX_PAGE_SIZE, default=views.DEFAULT_PAGE_SIZE),
+        "schema": integer(1, queries.MAX_PAGE_SIZE, default=queries.DEFAULT_PAGE_SIZE),
         "description": "Entries per page; fewer if they are longer than 1 MiB together.",
     },
     "cursor": {
@@ -175,42 +175,10 @@ PARAMETERS: JSON = {
 }
 
 
-class Operation(NamedTuple):
-    """What a view does, and the codes of its own refusals, apart from those that all such views share."""
-
-    id: str
-    summary: str
-    response: str  # the name of a schema and of its example
-    codes: tuple[str, ...] = ()
-    status: int = 200
-    body: str = ""
-    parameters: tuple[str, ...] = ()
-
-
-SPEND = ("user_deleted", "cost_exceeds_limit", "unknown_action", "cost_below_price", "quota_exhausted")
-ALWAYS = (
-    "bad_request",
-    *(code for code, (status, _) in PROBLEMS.items() if status in (401, 500, 503)),
-)
-IN_A_BODY = (
-    *("malformed_length", "body_missing", "malformed_json", "invalid_request", "idempotency_key_malformed"),
-    *(
-        "body_timeout",
-        "length_required",
-        "body_too_large",
-        "unsupported_media_type",
-        "idempotency_key_reused",
-    ),
-)
-FOR_SERVICES = ("service_only", "scope_missing", "not_found", "unknown_user_id")
-RATED = ("SimpleQuota", "Quota", "Consumption", "Refund", "Adjustment")  # responses with RateLimit fields
-
-
 class Description(SpectacularAPIView):
     """`GET /api/schema`: this description, without authentication."""
 
     renderer_classes = [JSONRenderer]
-    authentication_classes = ()
 
 
 # The policy of every page of the site, plus `data:` for the pictures in the styles of Swagger UI.
@@ -223,7 +191,6 @@ POLICY = (
 class DocsPage(SpectacularSwaggerSplitView):
     """`GET /api/docs`: the description as a page; all its files are served from this site."""
 
-    authentication_classes = ()
     template_name = "api_docs.html"
 
     def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Response:
@@ -231,95 +198,35 @@ class DocsPage(SpectacularSwaggerSplitView):
         return super().finalize_response(request, response, *args, **kwargs)
 
 
-OPERATIONS: dict[type[APIView], Operation] = {
-    views.SimpleQuota: Operation(
-        id="getSimpleQuota",
-        summary="The balance that can be spent now",
-        response="SimpleQuota",
-        codes=("user_deleted",),
-    ),
-    views.OwnQuota: Operation(
-        id="getOwnQuota",
-        summary="The quota, with plan, period and reset",
-        response="Quota",
-        codes=("user_deleted",),
-    ),
-    views.OwnConsume: Operation(
-        id="consumeOwn",
-        summary="Spend, all or nothing",
-        response="Consumption",
-        codes=SPEND,
-        status=201,
-        body="ConsumeRequest",
-    ),
-    views.OwnHistory: Operation(
-        id="getOwnHistory",
-        summary="The ledger, newest first",
-        response="OwnHistory",
-        codes=("user_deleted", "invalid_request"),
-        parameters=("limit", "cursor"),
-    ),
-    views.UserQuota: Operation(
-        id="getQuota",
-        summary="A user's quota, opened if missing",
-        response="Quota",
-        codes=("user_deleted",),
-    ),
-    views.UserConsume: Operation(
-        id="consume",
-        summary="Spend for a user, all or nothing",
-        response="Consumption",
-        codes=SPEND,
-        status=201,
-        body="ConsumeRequest",
-    ),
-    views.UserHistory: Operation(
-        id="getHistory",
-        summary="A user's ledger, newest first",
-        response="History",
-        codes=("user_deleted", "invalid_request"),
-        parameters=("limit", "cursor"),
-    ),
-    views.Refund: Operation(
-        id="refund",
-        summary="Give back units of a consumption",
-        response="Refund",
-        codes=("user_deleted", "consumption_not_found", "refund_too_large", "already_refunded"),
-        status=201,
-        body="RefundRequest",
-    ),
-    views.Adjust: Operation(
-        id="adjust",
-        summary="Add units, or take them away, until the next reset",
-        response="Adjustment",
-        codes=("user_deleted", "adjustment_out_of_range"),
-        status=201,
-        body="AdjustRequest",
-    ),
-    views.Reset: Operation(
-        id="reset",
-        summary="Refill to the plan's allowance now",
-        response="Quota",
-        codes=("user_deleted",),
-        body="ResetRequest",
-    ),
-    views.ChangePlan: Operation(
-        id="changePlan",
-        summary="Give a user another plan",
-        response="Quota",
-        codes=("user_deleted", "unknown_plan"),
-        body="ChangePlanRequest",
-    ),
-    views.Explain: Operation(
-        id="explain",
-        summary="How a quota came to its state at a past time, and whether a spend would have been granted",
-        response="Explanation",
-        codes=("invalid_request", "not_opened_yet", "history_pruned", "instant_in_future"),
-        parameters=("at", "cost"),
-    ),
-    views.Plans: Operation(id="getPlans", summary="The public plans", response="Plans"),
-    Description: Operation(id="getSchema", summary="This description", response="OpenAPI"),
-}
+def operation_of(endpoint: Endpoint) -> JSON:
+    parameters = [name for name in ("user_id", "consumption_id") if f"{{{name}}}" in endpoint.path]
+    codes = [*ALWAYS, *endpoint.problems]
+    operation: JSON = {"operationId": endpoint.id, "summary": endpoint.summary}
+    match endpoint.access:
+        case Scope(name):
+            operation |= {"tags": ["For servers"], "description": f"Needs the scope `{name}`."}
+            security = [{"serviceKey": [name]}]
+            codes += FOR_SERVICES
+        case OwnQuota():
+            operation |= {"tags": ["For signed-in users"]}
+            security = [{"sessionToken": []}]
+            codes += ["user_only"]
+        case AnyCaller():
+            operation |= {"tags": ["For signed-in users", "For servers"]}
+            security = [{"sessionToken": []}, {"serviceKey": []}]
+    if endpoint.body:
+        codes += WITH_BODY
+        parameters += ["required_key" if endpoint.requires_key else "key"]
+        codes += ["idempotency_key_missing"] if endpoint.requires_key else []
+        body = schema_name(endpoint.body)
+        operation["requestBody"] = {"required": True, "content": content("application/json", body, body)}
+    parameters += endpoint.parameters
+    if parameters:
+        operation["parameters"] = [ref("parameters", name) for name in parameters]
+    operation["security"] = security
+    answer = success(schema_name(endpoint.answer), endpoint.status, is_keyed=bool(endpoint.body))
+    operation["responses"] = {str(endpoint.status): answer, **problem_responses(codes)}
+    return operation
 
 
 def content(media_type: str, schema: str | JSON, *examples: str) -> JSON:
@@ -332,48 +239,42 @@ def headers(*names: str) -> JSON:
     return {name: ref("headers", name) for name in ("X-Request-Id", *names)}
 
 
-def success_response(operation: Operation) -> JSON:
-    names = ["RateLimit-Policy", "RateLimit"] if operation.response in RATED else []
-    names += ["Idempotent-Replayed"] if operation.body else []
+def success(answer: str, status: int, *, is_keyed: bool = False) -> JSON:
+    names = ["RateLimit-Policy", "RateLimit"] if answer in RATED else []
+    names += ["Idempotent-Replayed"] if is_keyed else []
     response = {
-        "description": HTTPStatus(operation.status).phrase,
+        "description": HTTPStatus(status).phrase,
         "headers": headers(*names),
-        "content": content("application/json", operation.response, operation.response),
+        "content": content("application/json", answer, answer),
     }
-    if operation.response == "Consumption":
+    if answer == "Consumption":
         response["links"] = {
-            other.id: {"operationId": other.id, "parameters": link(view)}
-            for view, other in OPERATIONS.items()
-            if issubclass(view, views.ServiceView)
+            other.id: {"operationId": other.id, "parameters": link(other)}
+            for other in ENDPOINTS
+            if isinstance(other.access, Scope)
         }
     return response
 
 
-def link(view: type[views.ServiceView]) -> JSON:
-    """Return the link parameters that call `view` with the values of a consumption."""
+def link(endpoint: Endpoint) -> JSON:
+    """Return the link parameters that call an endpoint with the values of a consumption."""
     user = {"user_id": "$response.body#/user_id"}
-    return {**user, "consumption_id": "$response.body#/id"} if view is views.Refund else user
+    is_refund = "{consumption_id}" in endpoint.path
+    return {**user, "consumption_id": "$response.body#/id"} if is_refund else user
 
 
-def problem_responses(codes: list[str]) -> JSON:
-    """Return the responses that describe these problems, by status."""
-    statuses = sorted({PROBLEMS[code][0] for code in codes})
-    return {
-        str(status): problem_response(status, [code for code in PROBLEMS if code in codes])
-        for status in statuses
-    }
-
-
-def problem_response(status: int, codes: list[str]) -> JSON:
-    """Return the response of one status: the shared one if `codes` has all codes of that status."""
-    with_status = [code for code in codes if PROBLEMS[code][0] == status]
-    if with_status == codes_of(status):
-        return ref("responses", str(status))
-    return problem(status, with_status)
+def problem_responses(codes: Iterable[str]) -> JSON:
+    """Return the responses that describe these problems, by status: the shared one if they are all of it."""
+    responses = {}
+    for status in sorted({STATUS[code] for code in codes}):
+        own = [code for code in codes_of(status) if code in codes]
+        is_shared = own == codes_of(status)
+        responses[str(status)] = ref("responses", str(status)) if is_shared else problem(status, own)
+    return responses
 
 
 def codes_of(status: int) -> list[str]:
-    return [code for code in PROBLEMS if PROBLEMS[code][0] == status]
+    return [code for code in STATUS if STATUS[code] == status]
 
 
 def problem(status: int, codes: list[str]) -> JSON:
@@ -385,40 +286,106 @@ def problem(status: int, codes: list[str]) -> JSON:
         ]
     }
     return {
-        "description": title(status),
+        "description": title_of(status),
         "headers": headers(*PROBLEM_HEADERS.get(status, ())),
         "content": content("application/problem+json", schema, *codes),
     }
 
 
-def title(status: int) -> str:
-    return TITLES.get(status) or HTTPStatus(status).phrase
+def schema_name(message: type[msgspec.Struct]) -> str:
+    return message.__name__.removesuffix("Answer")
 
 
-def problem_example(code: str) -> JSON:
-    status, detail = PROBLEMS[code]
-    members: JSON = {
-        "type": "about:blank",
-        "title": title(status),
-        "status": status,
-        "code": code,
-        "detail": detail,
+def message_schemas() -> JSON:
+    """Return the schema of each message, as its class declares it."""
+    messages = {message for endpoint in ENDPOINTS for message in (endpoint.body, endpoint.answer) if message}
+    template = "#/components/schemas/{name}"
+    _, found = msgspec.json.schema_components(sorted(messages, key=schema_name), ref_template=template)
+    return {name.removesuffix("Answer"): tidy(schema) for name, schema in found.items()}
+
+
+def tidy(schema: Any) -> Any:
+    """Write a nullable type as ["string", "null"], and a $ref alone, which generators understand best."""
+    if isinstance(schema, list):
+        return [tidy(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return {"$ref": schema["$ref"].removesuffix("Answer")}
+    tidied = {name: tidy(value) for name, value in schema.items() if name != "title" and value != []}
+    match tidied.get("anyOf"):
+        case [{"type": str(kind), **rest}, {"type": "null"}]:
+            del tidied["anyOf"]
+            return {"type": [kind, "null"], **rest, **tidied}
+    return tidied
+
+
+OTHER_SCHEMAS: JSON = {
+    "UserId": {**STRING, "pattern": f"^{USER_ID.pattern}$"},
+    "Instant": {
+        **STRING,
+        "format": "date-time",
+        "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{6})?Z$",
+        "description": "RFC 3339, in UTC with `Z`.",
+    },
+    "OpenAPI": {"type": "object", "required": ["openapi", "info", "paths"]},
+    "Problem": {
+        "type": "object",
+        "required": ["type", "title", "status", "code", "detail"],
+        "properties": {
+            "type": {**STRING, "format": "uri-reference"},
+            "title": STRING,
+            "status": integer(400, 599),
+            "code": {**STRING, "enum": [*STATUS]},
+            "detail": {**STRING, "description": "One plain sentence that can be shown to users."},
+        },
+        "description": "RFC 9457. `code` is stable.",
+    },
+    "QuotaExhausted": {
+        "allOf": [
+            ref("schemas", "Problem"),
+            {
+                "type": "object",
+                "required": [
+                    *("violated-policies", "quota_limit", "quota_remaining"),
+                    *("cost", "resets_at", "retry_after"),
+                ],
+                "properties": {
+                    "violated-policies": {
+                        "type": "array",
+                        "items": {**STRING, "pattern": "^[a-z0-9_-]{1,40}$"},
+                    },
+                    "quota_limit": integer(),
+                    "quota_remaining": integer(),
+                    "cost": integer(1),
+                    "resets_at": ref("schemas", "Instant"),
+                    "retry_after": integer(1, 2**63 - 1),
+                },
+            },
+        ]
+    },
+}
+
+
+def examples() -> JSON:
+    return {
+        **{schema_name(body): body.example for endpoint in ENDPOINTS if (body := endpoint.body)},
+        **{schema_name(type(answer)): msgspec.to_builtins(answer) for answer in ANSWERS},
+        "OpenAPI": {"openapi": "3.1.1", "info": {"title": "Quotasite", "version": "1"}, "paths": {}},
+        **{example.type.code: example.body for example in PROBLEMS},
     }
-    return {**members, **MEMBERS.get(code, {})}
 
 
 def complete(result: JSON, **_: object) -> JSON:
     """Postprocessing hook of drf-spectacular: add the components that the operations refer to."""
     result["info"]["description"] = DESCRIPTION
     result["components"] = {
-        "schemas": SCHEMAS,
+        "schemas": OTHER_SCHEMAS | message_schemas(),
         "responses": {
-            str(status): problem(status, codes_of(status))
-            for status in sorted({status for status, _ in PROBLEMS.values()})
+            str(status): problem(status, codes_of(status)) for status in sorted({*STATUS.values()})
         },
         "parameters": PARAMETERS,
-        "examples": {name: {"value": value} for name, value in EXAMPLES.items()}
-        | {code: {"value": problem_example(code)} for code in PROBLEMS},
+        "examples": {name: {"value": value} for name, value in examples().items()},
         "headers": HEADERS,
         "securitySchemes": {
             "sessionToken": {

@@ -23,11 +23,6 @@ def rate_limit_headers(quota: Quota) -> dict[str, str]:
     }
 
 
-def retry_after(quota: Quota) -> int:
-    """Return the whole seconds that a refused client must wait, rounded up, at least 1."""
-    return max(1, quota.seconds_to_reset)
-
-
 @lru_cache(maxsize=256)  # all users share a few plans
 def _policy(name: str, limit: int, window: timedelta | None) -> str:
     return f"{_name(name)};q={limit}" + (f";w={int(window.total_seconds())}" if window else "")

@@ -2,40 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from collections.abc import Iterator
+from typing import Any
 
-from rest_framework.negotiation import BaseContentNegotiation
-from rest_framework.parsers import BaseParser
-from rest_framework.renderers import BaseRenderer
-from rest_framework.request import Request
-
-from quotas.api.problems import Problem
+from quotas.problems import MALFORMED_JSON, Problem
 
 MAX_NESTING = 32  # levels of objects and arrays: every later reader of the JSON can handle these
-
-
-class AlwaysJSON(BaseContentNegotiation):
-    """Read and write JSON only; an Accept header never causes a refusal."""
-
-    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
-        media_type = (request.content_type or "").partition(";")[0].strip().lower()
-        return next(iter(parsers)) if media_type == "application/json" else None
-
-    def select_renderer(
-        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
-    ) -> tuple[BaseRenderer, str]:
-        renderer = next(iter(renderers))
-        return renderer, str(renderer.media_type)
-
-
-class StrictJSONParser(BaseParser):
-    """Read one JSON object; RequestGuard has limited its size."""
-
-    media_type = "application/json"
-
-    def parse(self, stream: IO[bytes], media_type: str | None = None, parser_context: Any = None) -> Any:
-        return json_object(stream.read())
 
 
 def json_object(raw: bytes) -> dict[str, Any]:
@@ -64,7 +36,7 @@ def json_object(raw: bytes) -> dict[str, Any]:
 
 
 def _malformed(reason: str) -> Problem:
-    return Problem(400, "malformed_json", f"The body cannot be read as JSON: {reason}.")
+    return MALFORMED_JSON(fault=reason)
 
 
 def _finite(number: str) -> float:

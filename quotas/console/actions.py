@@ -7,6 +7,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 
 from quotas.console.display import QuotaDisplay, display_of, read_clock
 from quotas.models import ChallengeQuota, Plan
+from quotas.problems import of_refusal
 from quotas.rules import verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, OnChange, Quota, Request, Snapshot
@@ -151,7 +152,7 @@ class Preview(NamedTuple):
     user_id: str
     before: QuotaDisplay
     after: QuotaDisplay | None = None
-    refusal: Refusal | None = None
+    refusal: str = ""
 
 
 def preview(quota: ChallengeQuota, form: ResetForm, actor: Actor) -> Preview:
@@ -161,5 +162,5 @@ def preview(quota: ChallengeQuota, form: ResetForm, actor: Actor) -> Preview:
         quota.user_id,
         before=display_of(quota),
         after=QuotaDisplay(outcome.quota) if isinstance(outcome, Change) else None,
-        refusal=outcome if isinstance(outcome, Refusal) else None,
+        refusal=of_refusal(outcome).detail if isinstance(outcome, Refusal) else "",
     )

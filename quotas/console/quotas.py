@@ -27,6 +27,7 @@ from quotas.console.display import actor_label, display_of, period_in_words, quo
 from quotas.console.ledger import LEDGER_CSV_COLUMNS, entry_cells
 from quotas.console.lists import MAX_COUNTED, ReadOnlyAdmin, effective_quotas
 from quotas.models import ChallengeQuota, PlanRules
+from quotas.problems import of_refusal
 from quotas.reports.exhausted import MAX_EXHAUSTED, exhausted
 from quotas.reports.totals import days_of_user
 from quotas.rules import outcomes, values, verbs
@@ -68,9 +69,9 @@ class SpendForm(forms.Form):
         by = Request(Actor("user", quota.user_id))
         outcome = verbs.consume(quota.snapshot(read_clock(quota)), by, cost)
         if isinstance(outcome, Refusal):
-            return f"No. {outcome}"
+            return f"No. {of_refusal(outcome).detail}"
         if isinstance(outcome, outcomes.Change) and outcome.refusal:
-            return f"No. {outcome.refusal}"
+            return f"No. {of_refusal(outcome.refusal).detail}"
         left = "no limit" if outcome.quota.is_unlimited else f"{outcome.quota.quota_remaining:,}"
         return f"Yes. Left afterwards: {left}."
 
@@ -282,7 +283,7 @@ class QuotaAdmin(ReadOnlyAdmin):
                 reason = "this form was already submitted with other values. Open it again."
                 refusals.append(f"Not done for {user_id}: {reason}")
             except Refusal as refusal:
-                refusals.append(f"Not done for {user_id}: {refusal}")
+                refusals.append(f"Not done for {user_id}: {of_refusal(refusal).detail}")
         for text in refusals[:MAX_REFUSALS_SHOWN]:
             self.message_user(request, text, messages.ERROR)
         if (more := len(refusals) - MAX_REFUSALS_SHOWN) > 0:

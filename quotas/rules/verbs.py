@@ -161,13 +161,10 @@ def adjust(snapshot: Snapshot, request: Request, delta: int) -> Outcome:
         return decided
     change = _bring_up_to_date(snapshot, request)
     if change.state.quota_limit is None:
-        return AdjustmentOutOfRange("This quota has no limit: there is nothing to adjust.")
+        return AdjustmentOutOfRange(delta, None)
     left = change.state.quota_remaining
     if not 0 <= left + delta <= MAX_UNITS:
-        return AdjustmentOutOfRange(
-            f"An adjustment by {delta:+d} would leave {left + delta}: "
-            f"the balance is {left}, and must stay from 0 to {MAX_UNITS}."
-        )
+        return AdjustmentOutOfRange(delta, left)
     return _append(change, request, EntryKind.ADJUSTED, period_given=change.state.period_given + delta)
 
 

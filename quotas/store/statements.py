@@ -140,7 +140,7 @@ def _read_row(
     plan, in_force, state = plan_from(row), plan_from(row), state_from(row)
     entry, entry_plan = (entry_from(row), plan_from(row)) if keyed else (None, None)
     if plan is None:
-        raise NoDefaultPlan("There is no default plan: mark a plan as the default in the admin.")
+        raise NoDefaultPlan
     if not in_transaction:
         plan_cache.remember(newest_id, plan, in_force, entry_plan)
     return Snapshot(

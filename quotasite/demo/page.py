@@ -14,8 +14,9 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
-from quotas.api.problems import Problem
+from quotas.api.responses import problem_http_response
 from quotas.models import ChallengeQuota
+from quotas.problems import INVALID_REQUEST
 from quotas.rules.values import USER_ID
 from quotasite.demo.pretend_clerk import ORIGIN, session_token
 
@@ -66,9 +67,8 @@ def token(request: HttpRequest) -> HttpResponse:
         raise Http404
     user_id = request.POST.get("user_id", "")
     if not USER_ID.fullmatch(user_id) or not user_id.startswith("user_"):
-        return Problem(
-            400, "invalid_request", "user_id: must begin with user_, like the ids of Clerk."
-        ).response()
+        fault = "user_id: must begin with user_, like the ids of Clerk."
+        return problem_http_response(INVALID_REQUEST(fault=fault))
     origin = next(iter(settings.CLERK_AUTHORIZED_PARTIES), ORIGIN)
     signed = session_token(
         settings.DEVELOPMENT_SIGNING_KEY, user_id, issuer=settings.CLERK_ISSUER, origin=origin

@@ -1,10 +1,11 @@
-"""The middleware that logs each request, and the Content-Security-Policy of pages."""
+"""The middleware that logs each request, and the policy and the sessions of pages."""
 
 from collections.abc import Callable
 from time import perf_counter
 
 from csp.middleware import CSPMiddleware
-from django.http import HttpRequest
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from quotasite.observing.json_logs import request_id
@@ -36,46 +37,50 @@ class RequestLog:
         finally:
             request_id.reset(token)
         response.headers["X-Request-Id"] = own
-        cost = getattr(response, "cost", None)
-        log_request(
-            kind_of(request, response, cost), caller_of_request(request), own, perf_counter() - began, cost
-        )
+        caller = caller_fields(request, response)
+        cost = getattr(response, "cost", None)  # as http_response of quotas/api/views.py sets it
+        log_request(kind_of(request, response), caller, own, perf_counter() - began, cost)
         return response
 
 
-def kind_of(request: HttpRequest, response: HttpResponseBase, cost: int | None) -> RequestKind:
+def kind_of(request: HttpRequest, response: HttpResponseBase) -> RequestKind:
     """Return the fields to log. The verb is the URL name; all pages of the admin have the verb `admin`."""
     method = request.method if request.method in METHODS else "other"
     match = request.resolver_match
-    outcome, status = outcome_of(response, cost), response.status_code
+    outcome, status = outcome_of(response), response.status_code
     if match is None:  # a static file, a preflight, or a refusal before the URL was resolved
         return RequestKind(method, None, "other", outcome, status)
     verb = "admin" if match.app_names else match.url_name or "other"
     return RequestKind(method, match.route, verb, outcome, status)
 
 
-def outcome_of(response: HttpResponseBase, cost: int | None) -> str:
-    if code := getattr(response, "code", ""):
-        return str(code)
-    if response.status_code >= 400:
-        return f"http_{response.status_code}"
-    if "Idempotent-Replayed" in response.headers:
-        return "replayed"
-    return "ok" if cost is None else "granted"
+def outcome_of(response: HttpResponseBase) -> str:
+    if outcome := getattr(response, "outcome", ""):
+        return str(outcome)
+    return f"http_{response.status_code}" if response.status_code >= 400 else "ok"
 
 
-def caller_of_request(request: HttpRequest) -> CallerFields:
-    """Return the caller that authentication has already found; send no query to find one."""
+def caller_fields(request: HttpRequest, response: HttpResponseBase) -> CallerFields:
+    """Return the caller of the API, or the staff user that was found already; send no query to find one."""
     staff = getattr(request, "_cached_user", None)
     if staff is not None and staff.pk:
         return CallerFields("staff", str(staff.pk))
-    return caller_of(getattr(request, "user", None))
+    return caller_of(getattr(response, "caller", None))
 
 
 class PagePolicy(CSPMiddleware):
     """Give each page the policy of settings.py. JSON has none, which saves the time on each spend."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        if request.path_info.startswith(JSON_PATHS):
+            return response
+        return super().process_response(request, response)
+
+
+class PageSession(SessionMiddleware):
+    """Keep sessions for pages. The API reads no cookie, and so sets and deletes none."""
+
+    def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         if request.path_info.startswith(JSON_PATHS):
             return response
         return super().process_response(request, response)

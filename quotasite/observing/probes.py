@@ -14,9 +14,17 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from quotas.access.session_tokens import key_source
-from quotas.api.problems import Problem, problem_for, unauthorized
+from quotas.api.errors import problem_for
+from quotas.api.responses import problem_http_response
+from quotas.problems import BAD_REQUEST, NOT_FOUND, SERVER_ERROR, Problem, ProblemType
 from quotas.store.errors import read_with_reconnect
 
+NOT_MIGRATED = ProblemType(
+    503, "not_migrated", "{count} migrations are missing, the first is {first}: run manage.py migrate."
+)
+METRICS_TOKEN_MISSING = ProblemType(
+    401, "token_missing", "Send the METRICS_TOKEN of this service: Authorization: Bearer <METRICS_TOKEN>."
+)
 JSON_PATHS = ("/api", "/webhooks", "/healthz", "/readyz", "/metrics")
 
 
@@ -39,10 +47,10 @@ def readyz(request: HttpRequest) -> HttpResponse:
     except (OperationalError, InterfaceError) as error:
         problem = problem_for(error)
         assert problem  # noqa: S101 - these two errors always have one
-        return problem.response()
+        return problem_http_response(problem)
     if missing:
-        detail = f"{len(missing)} migrations are missing, the first is {missing[0]}: run manage.py migrate."
-        return Problem(503, "not_migrated", detail, headers={"Retry-After": "5"}).response()
+        problem = NOT_MIGRATED(count=len(missing), first=missing[0], retry_after=5)
+        return problem_http_response(problem)
     return JsonResponse(
         {
             "status": "ready",
@@ -60,8 +68,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
         raise Http404
     given = request.headers.get("Authorization", "").encode()
     if not hmac.compare_digest(given, f"Bearer {settings.METRICS_TOKEN}".encode()):
-        detail = "Send the METRICS_TOKEN of this service: Authorization: Bearer <METRICS_TOKEN>."
-        return unauthorized("token_missing", detail).response()
+        return problem_http_response(METRICS_TOKEN_MISSING())
     registry = REGISTRY
     if settings.PROMETHEUS_MULTIPROC_DIR:
         _drop_gauges_of_ended_workers(Path(settings.PROMETHEUS_MULTIPROC_DIR))
@@ -84,27 +91,26 @@ def _drop_gauges_of_ended_workers(folder: Path) -> None:
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Return the 400 for a suspicious request, usually one whose Host is not in ALLOWED_HOSTS."""
-    detail = "The request is malformed, or its Host is not one of ALLOWED_HOSTS."
-    return _response(request, Problem(400, "bad_request", detail))
+    return _response(request, BAD_REQUEST())
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _response(request, Problem(404, "not_found", "There is nothing at this address."))
+    return _response(request, NOT_FOUND())
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Return a 503 if the database is unavailable, else a 500 that does not show its cause."""
     error = sys.exc_info()[1]
     known = problem_for(error) if isinstance(error, Exception) else None
-    detail = "The server failed to handle this request, and logged the error."
-    return _response(request, known or Problem(500, "server_error", detail))
+    return _response(request, known or SERVER_ERROR())
 
 
 def _response(request: HttpRequest, problem: Problem) -> HttpResponse:
     if request.path.startswith(JSON_PATHS):
-        return problem.response()
-    page = f"{problem.body['title']}. {problem.body['detail']}\n"
-    return HttpResponse(page, status=problem.status, headers=problem.headers, content_type="text/plain")
+        return problem_http_response(problem)
+    page = f"{problem.body['title']}. {problem.detail}\n"
+    headers = {"Cache-Control": "no-store"}
+    return HttpResponse(page, status=problem.type.status, headers=headers, content_type="text/plain")
 
 
 def _unapplied_migrations() -> list[str]:

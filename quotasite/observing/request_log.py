@@ -14,8 +14,7 @@ from prometheus_client import Counter, Histogram
 from uuid_utils import uuid4
 
 from quotas import metrics
-from quotas.access.callers import User
-from quotas.access.service_keys import Service
+from quotas.access.callers import Caller, User
 from quotasite.observing.json_logs import EncodedFields, to_json
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -45,13 +44,11 @@ def request_id_for(given: str) -> str:
     return given if REQUEST_ID.fullmatch(given) else str(uuid4())
 
 
-def caller_of(user: object) -> CallerFields:
-    """Return the log fields of a user or service of the API; empty ones for anything else."""
-    if type(user) is User:  # isinstance would load the staff user of a session, which `user` may be
-        return CallerFields("user", user.user_id)
-    if type(user) is Service:
-        return CallerFields("service", user.key_id)
-    return CallerFields()
+def caller_of(caller: Caller | None) -> CallerFields:
+    """Return the log fields of a user or service of the API."""
+    if isinstance(caller, User):
+        return CallerFields("user", caller.user_id)
+    return CallerFields("service", caller.key_id) if caller else CallerFields()
 
 
 def log_request(

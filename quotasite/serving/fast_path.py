@@ -1,156 +1,146 @@
-"""The fast path of the hottest requests: a user reads their quota, or spends from it.
+"""The API in the event loop, in front of Django's handler.
 
-It answers in the event loop, in front of Django's handler, which costs more CPU than the rest of such a
-request; a thread would cost as much again. Token check, verb and response fields are the functions that the
-views use. The headers that the middleware adds are learned from a response of the full path. Unusual requests
-and errors go to the full path too.
+That costs more CPU than the rest of a read or a spend, and a thread would cost as much again. The steps are
+those that a view drives (quotas/api/respond.py); what the middleware adds to a response is asked of it once.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+import io
+from collections.abc import Mapping
 from functools import lru_cache
-from json import JSONEncoder
 from time import perf_counter
 from typing import NamedTuple
 
-from quotas.access.callers import User, caller_from
-from quotas.access.jwks import WouldWait
-from quotas.api import idempotency, messages, views
-from quotas.api.strict_json import json_object
-from quotas.rules.values import MAX_UNITS
+from django.conf import settings
+from django.core.exceptions import DisallowedHost
+from django.core.handlers.wsgi import WSGIRequest
+from django.http import HttpRequest, HttpResponse
+from django.utils.module_loading import import_string
+
+from quotas.api.endpoints import find
+from quotas.api.middleware import length_fault
+from quotas.api.respond import Call, respond
+from quotas.api.responses import Response, problem_response
+from quotas.problems import Problem
 from quotas.store.loop import Pool
+from quotasite.observing.json_logs import request_id
 from quotasite.observing.request_log import RequestKind, caller_of, log_request, request_id_for
 
-CONSUME = "/api/v1/quota/consume"
-READ = {"/api/quota": messages.simple_quota, "/api/v1/quota": messages.full_quota}
-FAST_REQUESTS = {("POST", CONSUME), *(("GET", path) for path in READ)}
-# The request headers that the middleware decides by: response headers are learned for each combination.
-HEADER_KEY_FIELDS = ("host", "origin", "x-forwarded-proto")
-PLAIN_HEADERS = re.compile(
-    "accept(-encoding|-language)?|authorization|cache-control|connection|content-(length|type)|cookie|dnt|host|"
-    "origin|idempotency-key|pragma|priority|referer|sec-[a-z-]+|user-agent|via|x-forwarded-[a-z-]+|x-real-ip|"
-    "x-request-id"
+# The request headers by which a response of the API may differ. All others are ignored.
+HEADERS_READ = (
+    *("authorization", "content-length", "content-type", "host", "idempotency-key", "origin"),
+    *("transfer-encoding", "x-forwarded-proto", "x-request-id"),
 )
-# Response headers that differ between the responses of one key, and those that all of them share. Nothing is
-# learned from a response with any other header.
-PER_ANSWER_HEADERS = re.compile(
-    "(content-length|idempotent-replayed|ratelimit(-policy)?|x-request-id)$", re.IGNORECASE
+# Middleware that adds no header to a response of the API; one logs requests, one loads all static files.
+NOT_ASKED = (
+    "quotasite.observing.middleware.RequestLog",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
 )
-SHARED_HEADERS = re.compile(
-    "(access-control-(allow-origin|expose-headers)|allow|cache-control|content-type|cross-origin-opener-policy|"
-    "referrer-policy|strict-transport-security|vary|x-content-type-options|x-frame-options)$",
-    re.IGNORECASE,
-)
-MAX_LEARNED = 256
-MAX_NAMES_LENGTH = 1_024  # characters from a client that may be kept in memory
+MAX_HOST_LENGTH = 256  # characters: no longer one is remembered, or allowed
 
 Headers = list[tuple[str, str]]
-HeaderKey = tuple[str | None, ...]
-encode_body = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Request(NamedTuple):
-    """A request with its whole body; header names are in lower case."""
+    """A request; header names are in lower case."""
 
     method: str
     path: str
     query: str
     scheme: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # at least HEADERS_READ
     body: bytes
     began: float
+    is_plain: bool = True  # False: a header of HEADERS_READ is repeated, or not ASCII
 
 
-class Response(NamedTuple):
+class Answer(NamedTuple):
+    """A response as the server sends it."""
+
     status: int
     headers: Headers
     body: bytes
 
 
-class UseFullPath(NamedTuple):
-    """The full path must answer.
-
-    `unknown` is the key whose headers to learn from its response. `error` is for its view to raise, instead
-    of running the verb again.
-    """
-
-    unknown: HeaderKey | None = None
-    error: Exception | None = None
-
-
 class FastPath:
-    def __init__(self, pool: Pool) -> None:
+    """Without a pool, Django answers all requests."""
+
+    def __init__(self, pool: Pool | None) -> None:
         self.pool = pool
-        self.learned: dict[HeaderKey, Headers] = {}
+        self.added_headers = {
+            (origin, scheme): headers_of_the_middleware(origin, scheme)
+            for origin in (None, *settings.CORS_ALLOWED_ORIGINS)
+            for scheme in ("http", "https")
+        }
+        self.is_allowed_host = lru_cache(maxsize=256)(_is_allowed_host)
 
-    async def respond(self, request: Request) -> Response | UseFullPath:
-        is_fast = (request.method, request.path) in FAST_REQUESTS
-        if not is_fast or request.query or not are_plain(request.headers):
-            return UseFullPath()
-        key = (request.method, request.path, request.scheme, *map(request.headers.get, HEADER_KEY_FIELDS))
-        if (headers := self.learned.get(key)) is None:
-            return UseFullPath(key)
+    async def respond(self, request: Request) -> Answer | None:
+        """Return the answer to a request to the API; None if Django must answer."""
+        found = find(request.method, request.path)
+        if not self.pool or not found or not self._is_readable(request):
+            return None
+        endpoint, parameters = found
+        own_id = request_id_for(request.headers.get("x-request-id", ""))
+        call = Call(parameters, request.query, request.headers, request.body)
+        token = request_id.set(own_id)
         try:
-            return await self._respond(request, headers)
-        except WouldWait:
-            return UseFullPath()
-        except Exception as error:  # noqa: BLE001 - the view raises it again and turns it into a problem
-            return UseFullPath(error=error)
+            response = await self.pool.run_steps(respond(endpoint, call))
+        finally:
+            request_id.reset(token)
+        return self._answer(request, response, own_id, f"api/{endpoint.route}", endpoint.verb)
 
-    async def _respond(self, request: Request, headers: Headers) -> Response | UseFullPath:
-        caller = caller_from(request.headers.get("authorization", ""), may_wait=False)
-        if not isinstance(caller, User):
-            return UseFullPath()
-        cost = None
-        if message := READ.get(request.path):
-            if "content-length" in request.headers:
-                return UseFullPath()
-            quota = await self.pool.run_steps(views.quotas.current.steps(caller.user_id, actor=caller.actor))
-            kind = RequestKind("GET", request.path[1:], "read", "ok", 200)
-            body, fields = message(quota), views.quota_headers(quota)
-        else:
-            if (spend := plain_spend(request)) is None:
-                return UseFullPath()
-            key = idempotency.idempotency_key(request.headers.get("idempotency-key"))
-            steps = views.quotas.consume.steps(caller.user_id, spend.get("cost"), key=key, actor=caller.actor)
-            receipt = await self.pool.run_steps(steps)
-            outcome = "replayed" if receipt.is_replay else "granted"
-            kind, cost = RequestKind("POST", request.path[1:], "consume", outcome, 201), receipt.entry.cost
-            body = messages.consumption(receipt)
-            fields = views.quota_headers(receipt.quota_now, is_replay=receipt.is_replay)
-        payload = encode_body(body).encode()
-        request_id = request_id_for(request.headers.get("x-request-id", ""))
-        own = [("X-Request-Id", request_id), ("Content-Length", str(len(payload)))]
-        log_request(kind, caller_of(caller), request_id, perf_counter() - request.began, cost)
-        return Response(kind.status, [*headers, *fields.items(), *own], payload)
+    def refuse(self, request: Request, problem: Problem) -> Answer:
+        own_id = request_id_for(request.headers.get("x-request-id", ""))
+        return self._answer(request, problem_response(problem), own_id, None, "other")
 
-    def learn(self, key: HeaderKey, status: int, headers: Headers) -> None:
-        """Keep the headers that a response of the full path shares with all responses of its key."""
-        if sum(map(len, filter(None, key))) > MAX_NAMES_LENGTH:
-            return
-        others = [header for header in headers if not PER_ANSWER_HEADERS.match(header[0])]
-        if status in (200, 201) and all(SHARED_HEADERS.match(name) for name, _ in others):
-            if len(self.learned) >= MAX_LEARNED:
-                self.learned.clear()
-            self.learned[key] = others
+    def _is_readable(self, request: Request) -> bool:
+        host = request.headers.get("host", "")[:MAX_HOST_LENGTH]
+        is_known = request.is_plain and self.is_allowed_host(host)
+        return is_known and not length_fault(request.method, request.path, request.headers)
+
+    def _answer(
+        self, request: Request, response: Response, own_id: str, route: str | None, verb: str
+    ) -> Answer:
+        kind = RequestKind(request.method, route, verb, response.outcome, response.status)
+        seconds = perf_counter() - request.began
+        log_request(kind, caller_of(response.caller), own_id, seconds, response.cost)
+        own = [("X-Request-Id", own_id), ("Content-Length", str(len(response.body)))]
+        headers = [*self._added_headers(request), *response.headers.items(), *own]
+        return Answer(response.status, headers, response.body)
+
+    def _added_headers(self, request: Request) -> Headers:
+        scheme, origin = request.scheme, request.headers.get("origin")
+        forwarded = request.headers.get("x-forwarded-proto")
+        if settings.SECURE_PROXY_SSL_HEADER and forwarded is not None:
+            scheme = "https" if forwarded.partition(",")[0].strip() == "https" else "http"
+        return self.added_headers.get((origin, scheme)) or self.added_headers[None, scheme]
 
 
-def are_plain(headers: Iterable[str]) -> bool:
-    names = " ".join(headers)
-    return len(names) <= MAX_NAMES_LENGTH and _are_plain(names)
+def headers_of_the_middleware(origin: str | None, scheme: str) -> Headers:
+    """Ask the middleware what it adds to a response of the API."""
+
+    def respond(request: HttpRequest) -> HttpResponse:
+        response = HttpResponse()
+        del response.headers["Content-Type"]
+        return response
+
+    for path in reversed(settings.MIDDLEWARE):
+        if path not in NOT_ASKED:
+            respond = import_string(path)(respond)
+    request = _Asking({"REQUEST_METHOD": "GET", "PATH_INFO": "/api/quota", "wsgi.input": io.BytesIO()})
+    request.META |= {"HTTP_ORIGIN": origin} if origin else {}
+    request.environ["wsgi.url_scheme"] = scheme
+    return [(name, value) for name, value in respond(request).items() if name != "Content-Length"]
 
 
-@lru_cache(maxsize=1_024)  # keyed by strings from clients, so MAX_NAMES_LENGTH bounds them
-def _are_plain(names: str) -> bool:
-    return all(map(PLAIN_HEADERS.fullmatch, names.split()))
+class _Asking(WSGIRequest):
+    def get_host(self) -> str:
+        return "localhost"  # whatever ALLOWED_HOSTS is
 
 
-def plain_spend(request: Request) -> dict[str, int] | None:
-    """Return the body if it is an empty object or has a valid cost and no other member; else None."""
-    length = request.headers.get("content-length", "")
-    if request.headers.get("content-type") != "application/json" or not re.fullmatch("[1-9][0-9]?", length):
-        return None
-    if len(request.body) != int(length):
-        return None
-    cost = (spend := json_object(request.body)).get("cost", 1)
-    return spend if spend.keys() <= {"cost"} and type(cost) is int and 1 <= cost <= MAX_UNITS else None
+def _is_allowed_host(host: str) -> bool:
+    request = HttpRequest()
+    request.META = {"HTTP_HOST": host, "SERVER_NAME": "", "SERVER_PORT": ""}
+    try:
+        return bool(request.get_host())
+    except DisallowedHost:
+        return False

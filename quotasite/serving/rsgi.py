@@ -2,8 +2,8 @@
 
 A server that gives each request a thread at once can be stopped by clients that send headers and no body: 50
 of them froze one with 16 threads. Here a request gets a thread only when its body has arrived or timed out
-(BODY_SECONDS), and only if the fast path hands it over. So few threads are enough (WEB_THREADS), each with a
-database session.
+(BODY_SECONDS), and only if it is not one that the fast path answers. So few threads are enough (WEB_THREADS),
+each with a database session.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ import gc
 import io
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import lru_cache, partial
-from queue import SimpleQueue
-from threading import Thread
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from quotasite.serving.drain import CONNECTION_CLOSE, Drain  # first: SIGTERM may arrive during the rest
@@ -24,27 +24,16 @@ from quotasite.wsgi import application  # sets up Django, which the imports belo
 # isort: split
 from django.conf import settings
 
-from quotas.api.middleware import BODY_TIMED_OUT
-from quotas.api.views import FAST_PATH_ERROR
+from quotas.problems import BODY_TIMEOUT
 from quotas.store.loop import Pool
 from quotas.store.steps import Result
 from quotas.store.thread import vendor
 from quotasite.observing.request_log import BEGAN
-from quotasite.serving.fast_path import FastPath, Headers, Request, Response, UseFullPath
+from quotasite.serving.fast_path import HEADERS_READ, Answer, FastPath, Headers, Request
 
 BODY_SECONDS = 10
 CHUNK_SECONDS = 30  # for a client to read a chunk of a long response
 UNPREFIXED = ("CONTENT_LENGTH", "CONTENT_TYPE")  # in the WSGI environment without HTTP_
-
-
-class Exchange(NamedTuple):
-    """A request whose body has arrived or timed out; `scope` and `protocol` are Granian's."""
-
-    scope: Any
-    protocol: Any
-    body: bytes
-    body_timed_out: bool
-    began: float
 
 
 class Site:
@@ -52,68 +41,48 @@ class Site:
 
     def __init__(self, application: WSGIApplication) -> None:
         self.application = application
-        self.jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
-        self.fast_path: FastPath | None = None
         self.drain = Drain()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.drain.listen(loop)
         self.loop = loop
-        for _ in range(settings.WEB_THREADS):
-            Thread(target=self._work, daemon=True).start()
-        if settings.FAST_LANE and vendor() == "postgresql":
-            self.fast_path = FastPath(Pool(settings.LANE_CONNECTIONS, self.run_in_thread))
+        self.threads = ThreadPoolExecutor(settings.WEB_THREADS)
+        is_fast = settings.FAST_LANE and vendor() == "postgresql"
+        self.fast_path = FastPath(Pool(settings.LANE_CONNECTIONS, self.run_in_thread) if is_fast else None)
         gc.collect()
         gc.freeze()  # objects made so far live as long as the worker: no collection needs to visit them
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        began = perf_counter()
-        body, body_timed_out = await _read_body(scope, protocol)
-        handover = UseFullPath()
-        if self.fast_path and not body_timed_out and (request := _request(scope, body, began)):
-            response = await self.fast_path.respond(request)
-            if isinstance(response, Response):
-                protocol.response_bytes(response.status, self._with_drain(response.headers), response.body)
-                return
-            handover = response
-        exchange = Exchange(scope, protocol, body, body_timed_out, began)
-        await self.run_in_thread(partial(self._respond, exchange, handover))
+        request, is_late = await _read_request(scope, protocol)
+        answer: Answer | None
+        if is_late:
+            answer = self.fast_path.refuse(request, BODY_TIMEOUT())
+        elif not (answer := await self.fast_path.respond(request)):
+            await self.run_in_thread(partial(self._respond, request, scope, protocol))
+            return
+        protocol.response_bytes(answer.status, self._with_drain(answer.headers), answer.body)
 
     def run_in_thread(self, function: Callable[[], Result]) -> "asyncio.Future[Result]":
         """Let one of the threads run a function that would block the event loop."""
-        future: asyncio.Future[Result] = self.loop.create_future()
-        self.jobs.put((function, future))
-        return future
+        return self.loop.run_in_executor(self.threads, copy_context().run, function)
 
-    def _work(self) -> None:
-        while True:
-            function, future = self.jobs.get()
-            try:
-                resolve = partial(_resolve, future, function(), None)
-            except BaseException as error:  # noqa: BLE001 - a thread that ends is never replaced
-                resolve = partial(_resolve, future, None, error)
-            self.loop.call_soon_threadsafe(resolve)
-
-    def _respond(self, exchange: Exchange, handover: UseFullPath) -> None:
-        """Answer by the full path: Django's WSGI application."""
+    def _respond(self, request: Request, scope: Any, protocol: Any) -> None:
+        """Answer by Django's WSGI application."""
         started: list[Any] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             started[:] = int(status[:3]), headers
 
-        environ = environment(exchange.scope, exchange.body)
-        environ[BEGAN], environ[BODY_TIMED_OUT] = exchange.began, exchange.body_timed_out
-        environ[FAST_PATH_ERROR] = handover.error
+        environ = environment(scope, request.body)
+        environ[BEGAN] = request.began
         chunks: Any = self.application(environ, start_response)
         try:
             status, headers = started
-            if self.fast_path and handover.unknown:
-                self.fast_path.learn(handover.unknown, status, headers)
             headers = self._with_drain(headers)
             if getattr(chunks, "streaming", False) and not chunks.has_header("Content-Length"):
-                self._stream(exchange.protocol.response_stream(status, headers), chunks)
+                self._stream(protocol.response_stream(status, headers), chunks)
             else:
-                exchange.protocol.response_bytes(status, headers, b"".join(chunks))
+                protocol.response_bytes(status, headers, b"".join(chunks))
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
@@ -131,34 +100,25 @@ class Site:
             asyncio.run_coroutine_threadsafe(send(chunk), self.loop).result(CHUNK_SECONDS)
 
 
-async def _read_body(scope: Any, protocol: Any) -> tuple[bytes, bool]:
-    """Return the body, and whether it timed out; one of unknown or excessive length is not read."""
-    length = scope.headers.get("content-length", "")
-    if not length.isdecimal() or not 0 < int(length) <= settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
-        return b"", False
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await protocol(), False
-    except TimeoutError:
-        return b"", True
-
-
-def _request(scope: Any, body: bytes, began: float) -> Request | None:
-    """Return the request for the fast path; None if a header occurs twice or has a non-ASCII value."""
-    items = scope.headers.items()
+async def _read_request(scope: Any, protocol: Any) -> tuple[Request, bool]:
+    """Return the request, and whether its body timed out; one of excessive length is not read."""
+    began, items, body, is_late = perf_counter(), scope.headers.items(), b"", False
     headers = dict(items)
-    if not len(headers) == len(items) == len(scope.headers):
-        return None
-    return Request(scope.method, scope.path, scope.query_string, scope.scheme, headers, body, began)
+    is_plain = len(headers) == len(items) == len(scope.headers) or _is_plain(scope.headers)
+    length = headers.get("content-length", "")
+    if length.isdecimal() and 0 < int(length) <= settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await protocol()
+        except TimeoutError:
+            is_late = True
+    query, scheme = scope.query_string, scope.scheme
+    return Request(scope.method, scope.path, query, scheme, headers, body, began, is_plain), is_late
 
 
-def _resolve(future: "asyncio.Future[Result]", result: Result, error: BaseException | None) -> None:
-    if future.done():  # cancelled
-        return
-    if error:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+def _is_plain(headers: Any) -> bool:
+    """Whether no header that the fast path reads is repeated; Granian omits a value that is not ASCII."""
+    return all(len(headers.get_all(name)) == (name in headers) for name in HEADERS_READ)
 
 
 def environment(scope: Any, body: bytes) -> WSGIEnvironment:

@@ -17,8 +17,8 @@ def test_a_sentence_is_safe_in_a_quoted_header(fault: Fault) -> None:
 
 
 def test_the_first_sentence_of_each_code_is_the_example_that_is_published() -> None:
-    usual = {fault.code: (401, fault.detail) for fault in reversed(Fault)}
-    assert usual == {code: PROBLEMS[code] for code in usual}
+    usual = {fault.code: fault.detail for fault in reversed(Fault)}
+    assert usual == {problem.type.code: problem.detail for problem in PROBLEMS if problem.type.status == 401}
 
 
 def test_a_refusal_reads_as_its_sentence() -> None:

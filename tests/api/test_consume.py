@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from quotas.api import rate_limit
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.problems import of_refusal
+from quotas.rules.outcomes import Exhausted
 from tests.conftest import STAFF, USER
 
 pytestmark = pytest.mark.django_db
@@ -171,7 +172,8 @@ def test_an_exhausted_quota_is_full_again_after_24_hours(api, make_quota, shift)
 def test_retry_after_is_at_least_1(make_quota, milliseconds, seconds):
     quota = make_quota(remaining=0).effective(datetime.now(UTC))
     ends = quota.at + timedelta(milliseconds=milliseconds)
-    assert rate_limit.retry_after(replace(quota, resets_at=ends)) == seconds
+    refusal = Exhausted(replace(quota, resets_at=ends), 1, quota.plan)
+    assert of_refusal(refusal).retry_after == seconds
 
 
 def test_only_the_first_refusal_of_a_period_is_written(api, make_quota):

@@ -1,6 +1,5 @@
 """The OpenAPI description matches the API: every route, every code, every response."""
 
-import ast
 import json
 import re
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ from django.test import Client
 from drf_spectacular.generators import SchemaGenerator
 from jsonschema import Draft202012Validator
 
-from quotas.access.refusals import Fault
-from quotas.api import messages, openapi, openapi_examples, openapi_schemas, problems, urls
+from quotas.api import openapi, openapi_examples, urls
+from quotas.api.endpoints import ENDPOINTS, OwnQuota, Scope
+from quotas.api.errors import PROBLEM_TYPES
 from quotas.models import Plan, ServiceKey
-from quotas.rules import outcomes
 from tests import ROOT
 from tests.conftest import USER
 from tests.site.test_page_policy import STRICT
@@ -58,7 +57,7 @@ def test_the_committed_description_is_the_code_s(tmp_path):
 
 
 @once
-@pytest.mark.parametrize("name", openapi_schemas.SCHEMAS)
+@pytest.mark.parametrize("name", COMPONENTS["schemas"])
 def test_every_shape_is_a_json_schema(name):
     Draft202012Validator.check_schema(COMPONENTS["schemas"][name])
 
@@ -74,27 +73,15 @@ def test_every_route_is_described():
     assert {*routes(urls.urlpatterns)} == {*DESCRIPTION["paths"]} | UNDESCRIBED
 
 
-def raised() -> Iterator[tuple[str, int]]:
-    """Yield every code with its status, as the source raises them."""
-    for refusal in outcomes.Refusal.__subclasses__():
-        yield refusal.code, problems.STATUS.get(refusal.code, 429)
-    for fault in Fault:
-        yield fault.code, 401
-    for path in [*ROOT.glob("quotas/**/*.py"), ROOT / "quotasite/observing/probes.py"]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            match node:
-                case ast.Call(ast.Name("Problem"), [ast.Constant(status), ast.Constant(code), *_]):
-                    yield code, status
-                case ast.Call(ast.Name("unauthorized"), [ast.Constant(code), *_]):
-                    yield code, 401
-                case ast.Call(ast.Name("unavailable"), [ast.Constant(code), *_]):
-                    yield code, 503
-
-
 @once
-def test_every_code_that_is_raised_is_described_with_its_status():
-    described = {code: status for code, (status, _) in openapi_examples.PROBLEMS.items()}
-    assert dict(raised()) == described | {"not_migrated": 503}  # which only /readyz returns
+def test_every_problem_is_described_with_its_status():
+    described = {
+        code: int(status)
+        for status, answer in COMPONENTS["responses"].items()
+        for code in answer["content"]["application/problem+json"]["examples"]
+    }
+    assert described == {declared.code: declared.status for declared in PROBLEM_TYPES}
+    assert COMPONENTS["schemas"]["Problem"]["properties"]["code"]["enum"] == [*described]
 
 
 @once
@@ -102,19 +89,22 @@ def test_every_code_but_that_of_another_method_is_told_of_by_an_operation():
     answers = [answer for *_, operation in operations() for answer in operation["responses"].values()]
     answers = [COMPONENTS["responses"].get(answer.get("$ref", "")[-3:], answer) for answer in answers]
     codes = {code for answer in answers for code in next(iter(answer["content"].values()))["examples"]}
-    assert {*openapi_examples.PROBLEMS} - codes == {"method_not_allowed"}
+    assert {declared.code for declared in PROBLEM_TYPES} - codes == {"method_not_allowed"}
+
+
+MESSAGES = [name for name in COMPONENTS["examples"] if name in COMPONENTS["schemas"]]
 
 
 @once
-@pytest.mark.parametrize("name", openapi_examples.EXAMPLES)
+@pytest.mark.parametrize("name", MESSAGES)
 def test_every_example_has_its_shape(name):
-    assert not faults(openapi_examples.EXAMPLES[name], named(name))
+    assert not faults(COMPONENTS["examples"][name]["value"], named(name))
 
 
 @once
-@pytest.mark.parametrize("code", openapi_examples.PROBLEMS)
-def test_every_example_of_a_problem_has_its_shape(code):
-    status, _ = openapi_examples.PROBLEMS[code]
+@pytest.mark.parametrize("problem", openapi_examples.PROBLEMS, ids=lambda problem: problem.type.code)
+def test_every_example_of_a_problem_has_its_shape(problem):
+    code, status = problem.type.code, problem.type.status
     answer = COMPONENTS["responses"][str(status)]["content"]["application/problem+json"]
     assert not faults(COMPONENTS["examples"][code]["value"], answer["schema"])
 
@@ -127,13 +117,41 @@ def test_every_example_of_a_parameter_has_its_shape(name):
     assert not faults(openapi.PARAMETERS[name]["example"], openapi.PARAMETERS[name]["schema"])
 
 
+GUIDE = (ROOT / "docs/api.md").read_text()
+
+
 @once
-@pytest.mark.parametrize("verb", ["Consume", "Refund", "Adjust", "Reset", "ChangePlan"])
-def test_a_body_is_described_with_the_members_that_are_read(verb):
-    fields = getattr(messages, f"{verb}Serializer")().fields
-    shape = openapi_schemas.SCHEMAS[f"{verb}Request"]
-    assert {*shape["properties"]} == {*fields}
-    assert {*shape.get("required", [])} == {name for name in fields if fields[name].required}
+def test_the_guide_lists_every_endpoint():
+    rows = re.findall(r"^\| `(\w+) /api/([^?`]+)[^`]*` \| (\S+) \|", GUIDE, re.MULTILINE)
+    assert {*rows} == {
+        (endpoint.method, endpoint.path.replace("consumption_id", "id"), who_may(endpoint))
+        for endpoint in ENDPOINTS
+    }
+
+
+def who_may(endpoint):
+    match endpoint.access:
+        case Scope(name):
+            return f"`{name}`"
+        case OwnQuota():
+            return "user"
+    return "any"
+
+
+@once
+def test_the_guide_lists_every_problem_by_its_status():
+    table = GUIDE.partition("| status | codes |")[2]
+    listed = {
+        pair
+        for statuses, codes in re.findall(r"^\| ([\d, ]+) \| (.+) \|$", table, re.MULTILINE)
+        for pair in pairs([*map(int, statuses.split(", "))], re.findall(r"`(\w+)`", codes))
+    }
+    assert listed == {(declared.status, declared.code) for declared in PROBLEM_TYPES}
+
+
+def pairs(statuses, codes):
+    """One status has all codes of its row; several have one each."""
+    return zip(statuses * len(codes) if len(statuses) == 1 else statuses, codes, strict=True)
 
 
 BODIES = {

@@ -1,5 +1,6 @@
 """What all responses share: the form of errors, what a browser may read, request ids, and the probes."""
 
+import ast
 import re
 import time
 
@@ -9,6 +10,10 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 
 from quotas.access.jwks import key_set
+from quotas.api.errors import PROBLEM_TYPES
+from quotas.problems import DECLARED
+from quotas.rules.outcomes import Refusal
+from tests import ROOT
 from tests.tools import keys
 from tests.tools.key_server import KeyServer
 from tests.tools.keys import PARTY, REMOVE
@@ -86,7 +91,7 @@ def test_a_fault_of_the_server_is_a_problem_that_says_nothing_of_its_cause(api, 
     def fail(*_):
         raise RuntimeError("the secret is 1234")
 
-    monkeypatch.setattr("quotas.api.rate_limit.rate_limit_headers", fail)
+    monkeypatch.setattr("quotas.api.responses.rate_limit_headers", fail)
     answer = api.quota()
     assert (answer.status_code, answer["Content-Type"]) == (500, "application/problem+json")
     assert answer.json()["code"] == "server_error"
@@ -255,3 +260,26 @@ def test_the_readiness_probe_starts_the_fetch_of_the_keys(probe, settings):
 def test_an_address_without_anything_is_no_redirect(api, path):
     answer = api.client.get(path)
     assert (answer.status_code, answer["Content-Type"]) == (404, "application/problem+json")
+
+
+# Each problem is declared once
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("refusal", Refusal.__subclasses__(), ids=lambda refusal: refusal.code)
+def test_what_the_rules_refuse_has_a_sentence(refusal):
+    declared = {declared.code: declared for declared in reversed(DECLARED)}[refusal.code]
+    sentence = declared(**declared.example).detail
+    assert sentence.endswith(".")
+    assert "{" not in sentence
+
+
+@pytest.mark.once
+def test_no_sentence_of_a_problem_stands_twice():
+    trees = [ast.parse(path.read_text()) for path in ROOT.glob("quotas/**/*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    sentences = [declared.sentence for declared in PROBLEM_TYPES if " " in declared.sentence]
+    parts = [max(re.split(r"\{.*?\}|\d+", sentence), key=len) for sentence in sentences]
+    assert len(parts) > 60
+    assert [part for part in parts if sum(part in text for text in texts) != 1] == []

@@ -7,6 +7,7 @@ import pytest
 from django.test import Client
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import Actor
 from tests.conftest import STAFF
 from tests.tools.staff import LIST, PAGE, SCRIPT, sign_in, text
@@ -66,7 +67,7 @@ def test_the_page_says_that_a_reset_is_due(viewer: Client, make_quota: Make, shi
 def test_the_page_says_since_when_the_user_is_refused(viewer: Client, make_quota: Make, shift: Shift) -> None:
     make_quota(remaining=0)
     assert "First refused" not in text(viewer.get(PAGE))
-    with pytest.raises(Exception, match="Quota exhausted"):
+    with pytest.raises(Exhausted):
         ChallengeQuota.objects.consume("user_1", 1)
     assert "First refused" in text(viewer.get(PAGE))
     shift("user_1", timedelta(hours=24))

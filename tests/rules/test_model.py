@@ -444,9 +444,9 @@ def expected(verb: str, outcome: Outcome) -> Any:
 
 
 def unmarked_answer(answer: Any) -> Any:
-    """The answer in a comparable form: refusals by their text, entries without the fingerprint itself."""
+    """The answer in a comparable form: refusals by their facts, entries without the fingerprint itself."""
     if isinstance(answer, Refusal):
-        return type(answer), str(answer), getattr(answer, "quota", None)
+        return type(answer), vars(answer)
     return answer._replace(entry=unmarked(answer.entry)) if isinstance(answer, manager.Receipt) else answer
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quotas.problems import of_refusal
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change, Refusal, Replay
 from quotas.rules.values import MAX_UNITS, Actor, Plan, Request, Snapshot, State
@@ -230,9 +231,9 @@ def test_time_never_falls_as_the_ledger_grows() -> None:
 @pytest.mark.parametrize(("microsecond", "second"), [(0, "00"), (1, "01"), (999_999, "01")])
 def test_the_time_in_a_refusal_is_never_too_early(microsecond: int, second: str) -> None:
     state = state_with(0, resets_at=(NOON + DAY).replace(microsecond=microsecond))
-    assert f"20 more at 2026-03-02T12:00:{second}Z." in str(
-        changed(verbs.consume(at(NOON, state), USER, 1)).refusal
-    )
+    refusal = changed(verbs.consume(at(NOON, state), USER, 1)).refusal
+    assert refusal
+    assert f"20 more at 2026-03-02T12:00:{second}Z." in of_refusal(refusal).detail
 
 
 calls = st.one_of(

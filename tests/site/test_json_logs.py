@@ -18,7 +18,7 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError
 from django.urls import URLPattern, URLResolver, get_resolver
 
-from quotas.api.views import SimpleQuota
+from quotas.api import responses
 from quotas.models import ServiceKey
 from quotasite.observing import json_logs
 from tests.access.test_session_tokens import ATTACKS, UNSENDABLE
@@ -151,7 +151,7 @@ def test_a_fault_is_told_without_the_row_and_the_address_that_it_met(
     def fail(*_: object) -> None:
         raise IntegrityError("new row violates a check\nDETAIL: (user_1, bob@example.com)")
 
-    monkeypatch.setattr(SimpleQuota, "get", fail)
+    monkeypatch.setattr(responses, "rate_limit_headers", fail)
     answer = api.get("/api/quota?token=abc")
     fault, line = lines()
     assert fault["error"] == ["django.db.utils.IntegrityError: new row violates a check"]

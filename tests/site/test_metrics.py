@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from quotas import metrics
-from quotas.api.problems import problem_for
+from quotas.api.errors import problem_for
 from quotas.models import ChallengeQuota
 from tests.conftest import USER
 from tests.tools.site import ROOT, ask, running, url_of_the_test_database
@@ -129,7 +129,7 @@ def test_a_lost_race_is_counted(api, make_quota, news, step_in):
 
 def test_a_database_that_cannot_be_used_is_counted(news):
     news("database_errors_total")
-    assert problem_for(OperationalError("away")).status == 503
+    assert problem_for(OperationalError("away")).type.status == 503
     assert news("database_errors_total") == 1
 
 

@@ -15,43 +15,11 @@ from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from django.test.client import ClientHandler
 
-from quotas.api.views import FAST_PATH_ERROR
 from quotas.store.loop import LoopSession, Pool, Prepared
 from quotas.store.plan_cache import clear
 from quotas.store.steps import Result, Steps
 from quotas.store.thread import database
-from quotasite.serving.fast_path import (
-    FAST_REQUESTS,
-    HEADER_KEY_FIELDS,
-    FastPath,
-    HeaderKey,
-    Headers,
-    Request,
-    UseFullPath,
-)
-
-# What the fast path learns from a first response to the test client; test_fast_path.py checks it.
-HEADERS = {
-    "Content-Type": "application/json",
-    "Allow": "GET, HEAD, OPTIONS",
-    "Cache-Control": "no-store",
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Vary": "origin",
-}
-ALLOW = {"GET": "GET, HEAD, OPTIONS", "POST": "POST, OPTIONS"}
-
-
-def learned_headers() -> dict[HeaderKey, Headers]:
-    """Return what the fast path has learned once the test client has sent one request of each kind."""
-    return {
-        (method, path, "http", *(None for _ in HEADER_KEY_FIELDS)): [
-            *{**HEADERS, "Allow": ALLOW[method]}.items()
-        ]
-        for method, path in FAST_REQUESTS
-    }
+from quotasite.serving.fast_path import FastPath, Request
 
 
 class OwnSession(LoopSession):
@@ -121,25 +89,19 @@ def run_at_once(function: Callable[[], Any]) -> "asyncio.Future[Any]":
 class FastPathHandler(ClientHandler):
     """The test client's handler with a fast path in front; `full_path_count` counts what that handed over."""
 
-    def __init__(self, *, is_new: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__(enforce_csrf_checks=False)
         self.full_path_count = 0
-        self.fast_path = FastPath(OwnPool())
-        self.fast_path.learned = {} if is_new else learned_headers()
+        self.fast_path: FastPath | None = None
 
     def __call__(self, environ: dict[str, Any]) -> HttpResponseBase:
+        self.fast_path = self.fast_path or FastPath(OwnPool())  # not before the settings of the test
         answer = asyncio.run(self.fast_path.respond(request_of(environ)))
-        if isinstance(answer, UseFullPath):
-            return self.full_path(environ, answer)
+        if answer is None:
+            self.full_path_count += 1
+            return super().__call__(environ)
         response = HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
         response.wsgi_request = WSGIRequest(environ)  # type: ignore[attr-defined] # as ClientHandler sets it
-        return response
-
-    def full_path(self, environ: dict[str, Any], handover: UseFullPath) -> HttpResponseBase:
-        self.full_path_count += 1
-        response = super().__call__({**environ, FAST_PATH_ERROR: handover.error})
-        if handover.unknown:
-            self.fast_path.learn(handover.unknown, response.status_code, list(response.items()))
         return response
 
 
@@ -152,5 +114,8 @@ def request_of(environ: dict[str, Any]) -> Request:
         for name, value in environ.items()
         if name.startswith("HTTP_") or (name in ("CONTENT_TYPE", "CONTENT_LENGTH") and value)
     }
+    headers.setdefault("host", environ["SERVER_NAME"])  # which every client of HTTP/1.1 sends
+    if (length := headers.get("content-length", "0")).isascii() and length.isdecimal():
+        body = body[: int(length)]
     method, path, query = (environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
     return Request(method, path, query, environ["wsgi.url_scheme"], headers, body, perf_counter())

@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from quotas.management.arguments import FORMS, instant
 from quotas.management.failures import explain_database_errors, explain_interrupt
+from quotas.problems import NO_DEFAULT_PLAN
 from quotas.store.errors import NoDefaultPlan
 from webhooks.backfill import Backfill, CannotBegin
 from webhooks.clerk.backend_api import ClerkError
@@ -54,8 +55,10 @@ class Command(BaseCommand):
                 run.from_clerk(after, since) if ids is None else run.from_ids(ids)
         except (NotConfigured, CannotBegin) as error:
             raise CommandError(str(error)) from error
-        except (ClerkError, NoDefaultPlan) as error:
+        except ClerkError as error:
             raise CommandError(f"{error} Then {run.rest}") from error
+        except NoDefaultPlan as error:
+            raise CommandError(f"{NO_DEFAULT_PLAN.sentence} Then {run.rest}") from error
         finally:
             run.report_unusable()
             self.stdout.write(run.summary)

@@ -1,0 +1,59 @@
+"""Which problem an exception is: refusals of the rules, refused tokens, an unavailable database, and bugs."""
+
+import logging
+
+from django.db import InterfaceError, InternalError, OperationalError, connection
+from django.http import Http404
+from rest_framework.exceptions import MethodNotAllowed, NotFound
+
+from quotas import metrics, problems
+from quotas.access.jwks import KEY_NOT_FETCHED, KeysUnavailable
+from quotas.access.refusals import Fault, Refused
+from quotas.problems import Problem, ProblemType
+from quotas.rules.outcomes import Refusal
+from quotas.store.errors import READ_ONLY, NoDefaultPlan, sqlstate
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5  # Retry-After while the database is unavailable
+UNAUTHORIZED = {fault: ProblemType(401, fault.code, fault.detail) for fault in Fault}
+KEYS_UNAVAILABLE = ProblemType(503, "keys_unavailable", "{detail}", {"detail": KEY_NOT_FETCHED})
+# Those that the API may answer with, by status; the first of a code has its usual sentence.
+PROBLEM_TYPES = sorted(
+    [*problems.DECLARED, *UNAUTHORIZED.values(), KEYS_UNAVAILABLE], key=lambda declared: declared.status
+)
+
+
+def problem_for(error: Exception) -> Problem | None:
+    """Return the problem that describes `error`, or None if the error is a bug."""
+    match error:
+        case Problem():
+            return error
+        case Refusal():
+            return problems.of_refusal(error)
+        case Refused():
+            return UNAUTHORIZED[error.fault]()
+        case KeysUnavailable():
+            return KEYS_UNAVAILABLE(detail=error.detail, retry_after=error.retry_after)
+        case OperationalError() | InterfaceError():
+            return _database_unavailable(error)
+        case InternalError() if sqlstate(error) == READ_ONLY:  # Django maps it to InternalError
+            if not connection.in_atomic_block:
+                connection.close()  # it leads to a standby; a new one may find the server that takes writes
+            return _database_unavailable(error)
+        case NoDefaultPlan():
+            log.error(problems.NO_DEFAULT_PLAN.sentence)
+            return problems.NO_DEFAULT_PLAN(retry_after=RETRY_SECONDS)
+        case Http404() | NotFound():
+            return problems.NOT_FOUND()
+        case MethodNotAllowed():
+            return problems.METHOD_NOT_ALLOWED()
+        case _:
+            return None
+
+
+def _database_unavailable(error: Exception) -> Problem:
+    """Return a 503; the log line shows whether the database is down, full, too busy or read-only."""
+    metrics.DATABASE_ERRORS.inc()
+    log.error("The database cannot be used: %r", str(error))
+    return problems.DATABASE_UNAVAILABLE(retry_after=RETRY_SECONDS)

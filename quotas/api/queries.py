@@ -1,0 +1,82 @@
+"""The query parameters, and the reads of lists, which a thread makes."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TypeVar
+from urllib.parse import parse_qs
+
+import msgspec
+from django.utils.dateparse import parse_datetime
+
+from quotas.models import LedgerEntry, Plan
+from quotas.problems import INSTANT_IN_FUTURE, INVALID_REQUEST
+from quotas.reports import history
+from quotas.store.errors import read_with_reconnect
+
+DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200  # entries
+MAX_PAGE_BYTES = 2**20  # more than a page of today's longest entries has
+
+EntryMessage = TypeVar("EntryMessage", bound=msgspec.Struct)
+
+
+def page(query: str) -> tuple[int, int | None]:
+    """Return the size of the page of a ledger, and the seq before which it begins."""
+    limit = number(query, "limit", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    before = number(query, "cursor", 0, 2**62)
+    return limit, before or None
+
+
+def number(query: str, name: str, default: int, maximum: int) -> int:
+    """Return a parameter as a whole number, or `default`; raises a 400 unless it is 1 to `maximum`."""
+    if (text := _last(query, name)) is None:
+        return default
+    if not re.fullmatch("[0-9]{1,19}", text) or not 1 <= int(text) <= maximum:
+        raise INVALID_REQUEST(fault=f"{name}: must be a whole number from 1 to {maximum}.")
+    return int(text)
+
+
+def instant(query: str, name: str) -> datetime | None:
+    """Return a parameter as an instant in UTC that is not in the future; None if it is absent."""
+    if (text := _last(query, name)) is None:
+        return None
+    try:
+        at = parse_datetime(text)
+        at = at.astimezone(UTC) if at and at.tzinfo else None
+    except (ValueError, OverflowError):  # the offset may lead to before the year 1
+        at = None
+    if at is None:
+        raise INVALID_REQUEST(
+            fault=f"{name}: must be a date and time with an offset, such as 2026-09-24T08:00:00Z."
+        )
+    if at > datetime.now(UTC):
+        raise INSTANT_IN_FUTURE(name=name)
+    return at
+
+
+def _last(query: str, name: str) -> str | None:
+    """Return the value of a parameter, the last one if there are several."""
+    return parse_qs(query, keep_blank_values=True).get(name, [None])[-1]
+
+
+def ledger_page(
+    user_id: str, limit: int, before: int | None, message_of: Callable[[LedgerEntry], EntryMessage]
+) -> tuple[list[EntryMessage], str | None]:
+    """Return one page of a ledger, newest first, and the cursor of the next page."""
+    entries = read_with_reconnect(lambda: history.entries_page(user_id, before=before, limit=limit + 1))
+    shown = list(fitting(map(message_of, entries[:limit])))
+    return shown, str(entries[len(shown) - 1].seq) if len(entries) > len(shown) else None
+
+
+def fitting(entries: Iterable[EntryMessage]) -> Iterator[EntryMessage]:
+    """Yield the entries that fit into a page, at least one: metadata of earlier releases may be long."""
+    size = 0
+    for count, entry in enumerate(entries):
+        size += len(msgspec.json.encode(entry))
+        if count and size > MAX_PAGE_BYTES:
+            return
+        yield entry
+
+
+def public_plans() -> list[Plan]:
+    return read_with_reconnect(lambda: list(Plan.objects.filter(is_public=True)))

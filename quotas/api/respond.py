@@ -1,0 +1,64 @@
+"""A request to an endpoint, from its Authorization header to its response, in steps.
+
+It knows no server: a view drives the steps in its thread (views.py), the site in its event loop
+(quotasite/serving/fast_path.py).
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from quotas import problems
+from quotas.access.callers import Caller, identify
+from quotas.api.endpoints import Endpoint, Invocation
+from quotas.api.errors import problem_for
+from quotas.api.idempotency import idempotency_key
+from quotas.api.responses import Response, problem_response, success_response
+from quotas.api.strict_json import json_object
+from quotas.store.steps import Steps
+
+log = logging.getLogger(__name__)
+
+
+class Call(NamedTuple):
+    """A request without its transport. `headers`: names in lower case; at least those of HEADERS_READ."""
+
+    path: dict[str, str]  # the parameters in the endpoint's path
+    query: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def respond(endpoint: Endpoint, call: Call) -> Steps[Response]:
+    """Answer a call. Whatever goes wrong is answered too."""
+    caller = None
+    try:
+        caller = yield from identify(call.headers.get("authorization", ""))
+        result = yield from endpoint.run(_invocation(endpoint, call, caller))
+        return success_response(endpoint.status, result, caller)
+    except Exception as error:
+        problem = problem_for(error)
+        if problem is None:
+            log.exception("A request failed")
+        return problem_response(problem or problems.SERVER_ERROR(), caller)
+
+
+def _invocation(endpoint: Endpoint, call: Call, caller: Caller) -> Invocation:
+    """Check everything that a client sent, in the order in which the description lists the problems."""
+    user_id = endpoint.access.user_of(caller, call.path)
+    if endpoint.body is None:
+        return Invocation(caller, user_id, None, None, call.path, call.query)
+    key = idempotency_key(call.headers.get("idempotency-key"))
+    if key is None and endpoint.requires_key:
+        raise problems.IDEMPOTENCY_KEY_MISSING()
+    body = endpoint.body.of(json_object(_json_of(call)))
+    return Invocation(caller, user_id, body, key, call.path, call.query)
+
+
+def _json_of(call: Call) -> bytes:
+    if not call.body:
+        raise problems.BODY_MISSING()
+    media_type = call.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise problems.UNSUPPORTED_MEDIA_TYPE()
+    return call.body

@@ -50,8 +50,8 @@ quotas = ChallengeQuota.objects
 PATH_PARAMETERS = {"user_id": "str", "consumption_id": "uuid"}  # and Django's converters
 
 
-class Invocation(NamedTuple):
-    """One use of an endpoint: who calls, about which user, and what they sent, all of it checked."""
+class CheckedCall(NamedTuple):
+    """A call of an endpoint that was checked: who calls, about which user, and what they sent."""
 
     caller: Caller
     user_id: str
@@ -113,7 +113,7 @@ class Endpoint:
     method: str
     path: str  # with parameters in braces
     access: OwnQuota | Scope | AnyCaller
-    run: Callable[[Invocation], Steps[Result]]
+    run: Callable[[CheckedCall], Steps[Result]]
     answer: type[Struct]
     summary: str
     body: type[Request] | None = None
@@ -132,24 +132,24 @@ class Endpoint:
         return self.access.requires_key and self.method == "POST"
 
 
-def read_simple(call: Invocation) -> Steps[Result]:
+def read_simple(call: CheckedCall) -> Steps[Result]:
     quota = yield from quotas.current.steps(call.user_id, actor=call.caller.actor)
     return Result(SimpleQuotaAnswer.of(quota), quota)
 
 
-def read(call: Invocation) -> Steps[Result]:
+def read(call: CheckedCall) -> Steps[Result]:
     quota = yield from quotas.current.steps(call.user_id, actor=call.caller.actor)
     return Result(QuotaAnswer.of(quota), quota)
 
 
-def consume(call: Invocation) -> Steps[Result]:
+def consume(call: CheckedCall) -> Steps[Result]:
     receipt = yield from quotas.consume.steps(
         call.user_id, **call.body.given, key=call.key, actor=call.caller.actor
     )
     return _result(ConsumptionAnswer.of(receipt), receipt, cost=receipt.entry.cost)
 
 
-def refund(call: Invocation) -> Steps[Result]:
+def refund(call: CheckedCall) -> Steps[Result]:
     consumption = UUID(call.path["consumption_id"])
     receipt = yield from quotas.refund.steps(
         call.user_id, consumption, **call.body.given, key=call.key, actor=call.caller.actor
@@ -157,21 +157,21 @@ def refund(call: Invocation) -> Steps[Result]:
     return _result(RefundAnswer.of(receipt), receipt)
 
 
-def adjust(call: Invocation) -> Steps[Result]:
+def adjust(call: CheckedCall) -> Steps[Result]:
     receipt = yield from quotas.adjust.steps(
         call.user_id, **call.body.given, key=call.key, actor=call.caller.actor
     )
     return _result(AdjustmentAnswer.of(receipt), receipt)
 
 
-def reset(call: Invocation) -> Steps[Result]:
+def reset(call: CheckedCall) -> Steps[Result]:
     receipt = yield from quotas.reset.steps(
         call.user_id, **call.body.given, key=call.key, actor=call.caller.actor
     )
     return _result(QuotaAnswer.of(receipt.quota), receipt)
 
 
-def change_plan(call: Invocation) -> Steps[Result]:
+def change_plan(call: CheckedCall) -> Steps[Result]:
     wanted = call.body.given | {"on_change": OnChange(call.body.on_change)}
     changed = yield from quotas.change_plan.steps(
         call.user_id, **wanted, key=call.key, actor=call.caller.actor
@@ -179,19 +179,19 @@ def change_plan(call: Invocation) -> Steps[Result]:
     return Result(QuotaAnswer.of(changed.quota), changed.quota_now, changed.is_replay)
 
 
-def own_history(call: Invocation) -> Steps[Result]:
+def own_history(call: CheckedCall) -> Steps[Result]:
     limit, before = queries.page(call.query)
     page = yield InThread(partial(queries.ledger_page, call.user_id, limit, before, OwnEntryAnswer.of))
     return Result(OwnHistoryAnswer(*page))
 
 
-def full_history(call: Invocation) -> Steps[Result]:
+def full_history(call: CheckedCall) -> Steps[Result]:
     limit, before = queries.page(call.query)
     page = yield InThread(partial(queries.ledger_page, call.user_id, limit, before, EntryAnswer.of))
     return Result(HistoryAnswer(*page))
 
 
-def explain(call: Invocation) -> Steps[Result]:
+def explain(call: CheckedCall) -> Steps[Result]:
     at, cost = queries.instant(call.query, "at"), queries.number(call.query, "cost", 1, MAX_UNITS)
     try:
         explained = yield InThread(partial(history.explain, call.user_id, at, cost))
@@ -203,7 +203,7 @@ def explain(call: Invocation) -> Steps[Result]:
     return Result(ExplanationAnswer.of(explained, cost))
 
 
-def list_plans(call: Invocation) -> Steps[Result]:
+def list_plans(call: CheckedCall) -> Steps[Result]:
     plans = yield InThread(queries.public_plans)
     return Result(PlansAnswer([PublicPlanAnswer.of(plan) for plan in plans]))
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from quotas import problems
 from quotas.access.callers import Caller, identify
-from quotas.api.endpoints import Endpoint, Invocation
+from quotas.api.endpoints import CheckedCall, Endpoint
 from quotas.api.errors import problem_for
 from quotas.api.idempotency import idempotency_key
 from quotas.api.responses import Response, problem_response, success_response
@@ -34,7 +34,7 @@ def respond(endpoint: Endpoint, call: Call) -> Steps[Response]:
     caller = None
     try:
         caller = yield from identify(call.headers.get("authorization", ""))
-        result = yield from endpoint.run(_invocation(endpoint, call, caller))
+        result = yield from endpoint.run(_checked(endpoint, call, caller))
         return success_response(endpoint.status, result, caller)
     except Exception as error:
         problem = problem_for(error)
@@ -43,16 +43,16 @@ def respond(endpoint: Endpoint, call: Call) -> Steps[Response]:
         return problem_response(problem or problems.SERVER_ERROR(), caller)
 
 
-def _invocation(endpoint: Endpoint, call: Call, caller: Caller) -> Invocation:
+def _checked(endpoint: Endpoint, call: Call, caller: Caller) -> CheckedCall:
     """Check everything that a client sent, in the order in which the description lists the problems."""
     user_id = endpoint.access.user_of(caller, call.path)
     if endpoint.body is None:
-        return Invocation(caller, user_id, None, None, call.path, call.query)
+        return CheckedCall(caller, user_id, None, None, call.path, call.query)
     key = idempotency_key(call.headers.get("idempotency-key"))
     if key is None and endpoint.requires_key:
         raise problems.IDEMPOTENCY_KEY_MISSING()
     body = endpoint.body.of(json_object(_json_of(call)))
-    return Invocation(caller, user_id, body, key, call.path, call.query)
+    return CheckedCall(caller, user_id, body, key, call.path, call.query)
 
 
 def _json_of(call: Call) -> bytes:

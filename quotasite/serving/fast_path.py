@@ -35,7 +35,7 @@ NOT_ASKED = (
     "quotasite.observing.middleware.RequestLog",
     "whitenoise.middleware.WhiteNoiseMiddleware",
 )
-MAX_HOST_LENGTH = 256  # characters: no longer one is remembered, or allowed
+MAX_HOST_LENGTH = 255  # characters; Django answers for a longer one
 
 Headers = list[tuple[str, str]]
 
@@ -93,9 +93,10 @@ class FastPath:
         return self._answer(request, problem_response(problem), own_id, None, "other")
 
     def _is_readable(self, request: Request) -> bool:
-        host = request.headers.get("host", "")[:MAX_HOST_LENGTH]
-        is_known = request.is_plain and self.is_allowed_host(host)
-        return is_known and not length_fault(request.method, request.path, request.headers)
+        host = request.headers.get("host", "")
+        if not request.is_plain or len(host) > MAX_HOST_LENGTH or not self.is_allowed_host(host):
+            return False
+        return not length_fault(request.method, request.path, request.headers)
 
     def _answer(
         self, request: Request, response: Response, own_id: str, route: str | None, verb: str

@@ -177,7 +177,7 @@ def _parse_key_set(raw: bytes) -> dict[str | None, RSAKey]:
     members = answer.get("keys") if isinstance(answer, dict) else None
     keys: dict[str | None, RSAKey] = {}
     for jwk in members if isinstance(members, list) else []:
-        # One by one: joserfc refuses a set for one strange key (findings/joserfc_key_set_with_a_strange_key.sh).
+        # joserfc refuses a whole set for one strange key (findings/joserfc_key_set_with_a_strange_key.sh).
         with suppress(JoseError, ValueError, LookupError, TypeError):
             keys[jwk["kid"]] = _key_of(jwk)
     if not keys:

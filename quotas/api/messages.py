@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert
-from msgspec.structs import fields
+from msgspec.structs import FieldInfo, fields
 
 from quotas.models import LedgerEntry, Plan
 from quotas.problems import INVALID_REQUEST, of_refusal
@@ -22,6 +22,7 @@ from quotas.rules.values import MAX_UNITS, EntryKind, PlanSource, rfc3339
 from quotas.store.manager import Receipt
 
 JSON = dict[str, Any]
+AnyEntry = LedgerEntry | values.Entry
 
 
 def _named(schema: str) -> Meta:
@@ -111,13 +112,17 @@ def _fault_of(message: type[Request], members: JSON) -> str:
     for name in members:
         if name not in declared:
             return f"The member {name[:40]!r} is unknown: send only {', '.join(declared)}."
-    for name, field in declared.items():
-        try:
-            if name in members or field.required:
-                convert(members.get(name, UNSET), field.type)
-        except ValidationError:
-            return f"{name}: {_must_of(field.type)}"
-    raise AssertionError("The message takes each of its members.")
+    wrong = next(field for field in declared.values() if not _takes(field, members))
+    return f"{wrong.name}: {_must_of(wrong.type)}"
+
+
+def _takes(field: FieldInfo, members: JSON) -> bool:
+    try:
+        if field.name in members or field.required:
+            convert(members.get(field.name, UNSET), field.type)
+    except ValidationError:
+        return False
+    return True
 
 
 def _must_of(type_: Any) -> str:
@@ -256,7 +261,7 @@ class QuotaAnswer(Struct):
 
 
 class ReceiptAnswer(Struct):
-    """What all verbs that make an entry answer."""
+    """What the answer to every verb that makes an entry begins with."""
 
     id: Uuid
     user_id: UserId
@@ -264,21 +269,16 @@ class ReceiptAnswer(Struct):
     created_at: Instant
     quota: QuotaAnswer
 
-    @classmethod
-    def of(cls, receipt: Receipt) -> Self:
-        entry = receipt.entry
-        return cls(
-            id=str(entry.id),
-            user_id=entry.user_id,
-            seq=entry.seq,
-            created_at=rfc3339(entry.created_at),
-            quota=QuotaAnswer.of(receipt.quota),
-            **cls.particulars(entry),
-        )
 
-    @classmethod
-    def particulars(cls, entry: values.Entry) -> JSON:
-        return {}
+def _receipt(receipt: Receipt) -> JSON:
+    entry = receipt.entry
+    return {
+        "id": str(entry.id),
+        "user_id": entry.user_id,
+        "seq": entry.seq,
+        "created_at": rfc3339(entry.created_at),
+        "quota": QuotaAnswer.of(receipt.quota),
+    }
 
 
 class ConsumptionAnswer(ReceiptAnswer):
@@ -286,8 +286,9 @@ class ConsumptionAnswer(ReceiptAnswer):
     action: str | None
 
     @classmethod
-    def particulars(cls, entry: values.Entry) -> JSON:
-        return {"cost": entry.cost, "action": entry.action or None}
+    def of(cls, receipt: Receipt) -> Self:
+        entry = receipt.entry
+        return cls(**_receipt(receipt), cost=entry.cost, action=entry.action or None)
 
 
 class RefundAnswer(ReceiptAnswer):
@@ -296,12 +297,14 @@ class RefundAnswer(ReceiptAnswer):
     period_closed: bool
 
     @classmethod
-    def particulars(cls, entry: values.Entry) -> JSON:
-        return {
-            "consumption_id": str(entry.refund_of),
-            "amount": entry.amount,
-            "period_closed": entry.is_period_closed,
-        }
+    def of(cls, receipt: Receipt) -> Self:
+        entry = receipt.entry
+        return cls(
+            **_receipt(receipt),
+            consumption_id=str(entry.refund_of),
+            amount=entry.amount,
+            period_closed=entry.is_period_closed,
+        )
 
 
 class AdjustmentAnswer(ReceiptAnswer):
@@ -309,8 +312,8 @@ class AdjustmentAnswer(ReceiptAnswer):
     reason: str
 
     @classmethod
-    def particulars(cls, entry: values.Entry) -> JSON:
-        return {"delta": entry.delta, "reason": entry.reason}
+    def of(cls, receipt: Receipt) -> Self:
+        return cls(**_receipt(receipt), delta=receipt.entry.delta, reason=receipt.entry.reason)
 
 
 class OwnEntryAnswer(Struct):
@@ -326,22 +329,21 @@ class OwnEntryAnswer(Struct):
     metadata: Metadata | None
 
     @classmethod
-    def of(cls, entry: LedgerEntry | values.Entry) -> Self:
-        return cls(
-            id=str(entry.id),
-            seq=entry.seq,
-            kind=entry.kind,
-            delta=entry.delta,
-            balance_after=entry.balance_after,
-            action=entry.action or None,
-            created_at=rfc3339(entry.created_at),
-            metadata=entry.metadata,
-            **cls.particulars(entry),
-        )
+    def of(cls, entry: AnyEntry) -> Self:
+        return cls(**_own_entry(entry))
 
-    @classmethod
-    def particulars(cls, entry: LedgerEntry | values.Entry) -> JSON:
-        return {}
+
+def _own_entry(entry: AnyEntry) -> JSON:
+    return {
+        "id": str(entry.id),
+        "seq": entry.seq,
+        "kind": entry.kind,
+        "delta": entry.delta,
+        "balance_after": entry.balance_after,
+        "action": entry.action or None,
+        "created_at": rfc3339(entry.created_at),
+        "metadata": entry.metadata,
+    }
 
 
 class ActorAnswer(Struct):
@@ -367,21 +369,22 @@ class EntryAnswer(OwnEntryAnswer):
     refund_of: Annotated[Uuid, Meta(description="The consumption that was refunded.")] | None
 
     @classmethod
-    def particulars(cls, entry: LedgerEntry | values.Entry) -> JSON:
-        return {
-            "cost": entry.cost,
-            "plan": entry.plan,
-            "plan_source": entry.plan_source,
-            "quota_limit": entry.quota_limit,
-            "used_after": entry.period_consumed,
-            "given_after": entry.period_given,
-            "last_reset_date": rfc3339(entry.last_reset_date),
-            "resets_at": rfc3339(entry.resets_at),
-            "period_seq": entry.period_seq,
-            "actor": ActorAnswer(entry.actor_kind, entry.actor_id, entry.act or None),
-            "reason": entry.reason or None,
-            "refund_of": str(entry.refund_of) if entry.refund_of else None,
-        }
+    def of(cls, entry: AnyEntry) -> Self:
+        return cls(
+            **_own_entry(entry),
+            cost=entry.cost,
+            plan=entry.plan,
+            plan_source=entry.plan_source,
+            quota_limit=entry.quota_limit,
+            used_after=entry.period_consumed,
+            given_after=entry.period_given,
+            last_reset_date=rfc3339(entry.last_reset_date),
+            resets_at=rfc3339(entry.resets_at),
+            period_seq=entry.period_seq,
+            actor=ActorAnswer(entry.actor_kind, entry.actor_id, entry.act or None),
+            reason=entry.reason or None,
+            refund_of=str(entry.refund_of) if entry.refund_of else None,
+        )
 
 
 NextCursor = Annotated[str, Meta(description="The `cursor` of the next page; null on the last page.")] | None

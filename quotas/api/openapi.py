@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from quotas.api import queries
-from quotas.api.endpoints import ENDPOINTS, AnyCaller, Endpoint, OwnQuota, Scope
+from quotas.api.endpoints import ENDPOINTS, Endpoint, OwnQuota, Scope
 from quotas.api.errors import PROBLEM_TYPES
 from quotas.api.openapi_examples import ANSWERS, ENTRY_ID, NOW, PROBLEMS, USER_EXAMPLE
 from quotas.problems import title_of
@@ -211,7 +211,7 @@ def operation_of(endpoint: Endpoint) -> JSON:
             operation |= {"tags": ["For signed-in users"]}
             security = [{"sessionToken": []}]
             codes += ["user_only"]
-        case AnyCaller():
+        case _:
             operation |= {"tags": ["For signed-in users", "For servers"]}
             security = [{"sessionToken": []}, {"serviceKey": []}]
     if endpoint.body:

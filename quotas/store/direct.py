@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from uuid_utils.compat import uuid7
@@ -11,7 +12,7 @@ from quotas.rules.outcomes import Change
 from quotas.rules.values import Snapshot
 from quotas.store import sql
 from quotas.store.commit import Decide
-from quotas.store.errors import ConnectionLost
+from quotas.store.errors import read_with_reconnect
 from quotas.store.statements import Statement, insert_rows
 from quotas.store.steps import Read, SnapshotQuery
 from quotas.store.thread import execute, run_statements, run_step, vendor
@@ -19,13 +20,7 @@ from quotas.store.thread import execute, run_statements, run_step, vendor
 
 def read_snapshot(user_id: str, query: SnapshotQuery) -> Snapshot:
     """Return the snapshot from which a verb would decide now."""
-    step = Read(user_id, query)
-    try:
-        snapshot: Snapshot = run_step(step)
-    except ConnectionLost as error:
-        if not error.was_reused:
-            raise
-        snapshot = run_step(step)
+    snapshot: Snapshot = read_with_reconnect(partial(run_step, Read(user_id, query)))
     return snapshot
 
 

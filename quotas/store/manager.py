@@ -189,6 +189,8 @@ class QuotaManager(models.Manager[QuotaRow]):
             key=key,
             reason=reason,
         )
+        if plan is None:  # a missing row cannot be locked, and Clerk may assign another plan meanwhile
+            yield from self._commit(user_id, verbs.open_missing, Request(actor))
         verb = partial(verbs.change_plan, on_change=on_change)
         outcome = yield from self._commit(user_id, verb, request, _including(plan))
         is_replay = isinstance(outcome, outcomes.Replay)

@@ -573,4 +573,11 @@ MUTANTS = [
         "if False:",
         SIMULATION,
     ),
+    Mutant(
+        "the choice is returned to Clerk for a row that nobody could lock",
+        f"{STORE}/manager.py",
+        "if plan is None:  # a missing row",
+        "if False:  # a missing row",
+        ("webhooks/test_clerk_plans.py::test_a_missing_row_is_opened_before_it_is_locked",),
+    ),
 ]

@@ -10,6 +10,8 @@ from django.db import connection
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanAssignment
 from quotas.rules.values import Actor
+from quotas.store import thread
+from quotas.store.steps import Lock, Read, Write
 from tests.conftest import STAFF, USER
 from tests.tools.ledger import assert_sound
 from tests.webhooks.test_webhook import DELETED, NOON, assert_handled, user
@@ -510,3 +512,15 @@ def test_an_assignment_that_comes_while_staff_give_the_choice_back_is_waited_for
         choose(None)
     assert plan() == ("free", "default")
     assert_sound(USER)
+
+
+def test_a_missing_row_is_opened_before_it_is_locked(monkeypatch):
+    steps, run_step = [], thread.run_step
+
+    def note_and_run(step):
+        steps.append(type(step))
+        return run_step(step)
+
+    monkeypatch.setattr(thread, "run_step", note_and_run)
+    choose(None)
+    assert steps[:3] == [Read, Write, Lock]

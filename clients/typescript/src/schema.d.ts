@@ -276,11 +276,42 @@ export interface components {
          * @description RFC 3339, in UTC with `Z`.
          */
         Instant: string;
-        SimpleQuota: {
-            user_id: components["schemas"]["UserId"];
-            /** @description Units that can be spent now; 2147483647 if unlimited. */
+        OpenAPI: Record<string, unknown>;
+        /** @description RFC 9457. `code` is stable. */
+        Problem: {
+            /** Format: uri-reference */
+            type: string;
+            title: string;
+            status: number;
+            /** @enum {string} */
+            code: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed" | "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked" | "user_only" | "service_only" | "scope_missing" | "not_found" | "unknown_user_id" | "consumption_not_found" | "unknown_plan" | "not_opened_yet" | "method_not_allowed" | "body_timeout" | "adjustment_out_of_range" | "refund_too_large" | "already_refunded" | "user_deleted" | "history_pruned" | "length_required" | "body_too_large" | "unsupported_media_type" | "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future" | "quota_exhausted" | "server_error" | "database_unavailable" | "no_default_plan" | "keys_unavailable";
+            /** @description One plain sentence that can be shown to users. */
+            detail: string;
+        };
+        QuotaExhausted: components["schemas"]["Problem"] & {
+            "violated-policies": string[];
+            quota_limit: number;
             quota_remaining: number;
-            last_reset_date: components["schemas"]["Instant"];
+            cost: number;
+            resets_at: components["schemas"]["Instant"];
+            retry_after: number;
+        };
+        AdjustRequest: {
+            /** @description Units to add; negative: to take away. */
+            delta: number;
+            /** @description The reason, which services and staff see in the history. */
+            reason: string;
+        };
+        Adjustment: {
+            /** Format: uuid */
+            id: string;
+            user_id: components["schemas"]["UserId"];
+            /** @description The entry's place in the user's ledger, from 1, without gaps. */
+            seq: number;
+            created_at: components["schemas"]["Instant"];
+            quota: components["schemas"]["Quota"];
+            delta: number;
+            reason: string;
         };
         Quota: {
             user_id: components["schemas"]["UserId"];
@@ -302,6 +333,26 @@ export interface components {
             /** @description Whole seconds, rounded up. */
             seconds_to_reset: number;
         };
+        ChangePlanRequest: {
+            /** @description null returns the choice to billing, metadata or the default plan. */
+            plan: string | null;
+            /**
+             * @description keep: units already used stay used; reset: a new period begins; prorate: the difference is added in proportion to the rest of the period.
+             * @default keep
+             * @enum {string}
+             */
+            on_change?: "keep" | "prorate" | "reset";
+            /** @description The reason, which services and staff see in the history. */
+            reason?: string;
+        };
+        ConsumeRequest: {
+            /** @description Default: the plan's price of the action, or 1. */
+            cost?: number;
+            /** @description The name of an action of the plan. */
+            action?: string;
+            /** @description At most 2 KiB. */
+            metadata?: Record<string, unknown>;
+        };
         Consumption: {
             /** Format: uuid */
             id: string;
@@ -313,46 +364,30 @@ export interface components {
             cost: number;
             action: string | null;
         };
-        Refund: {
-            /** Format: uuid */
-            id: string;
-            user_id: components["schemas"]["UserId"];
-            /** @description The entry's place in the user's ledger, from 1, without gaps. */
-            seq: number;
-            created_at: components["schemas"]["Instant"];
+        Explanation: {
+            at: components["schemas"]["Instant"];
+            deleted: boolean;
+            /** @description A reset was due, but no request had triggered it yet. */
+            reset_was_due: boolean;
+            /**
+             * @description Where the choice of the plan comes from.
+             * @enum {string}
+             */
+            plan_source: "staff" | "billing" | "metadata" | "default";
             quota: components["schemas"]["Quota"];
-            /** Format: uuid */
-            consumption_id: string;
-            /** @description Units given back; 0 if the consumption's period is over. */
-            amount: number;
-            period_closed: boolean;
+            spend: components["schemas"]["Spend"];
+            /** @description The entries of the period up to that time, newest first, at most 100. */
+            entries: components["schemas"]["Entry"][];
         };
-        Adjustment: {
-            /** Format: uuid */
-            id: string;
-            user_id: components["schemas"]["UserId"];
-            /** @description The entry's place in the user's ledger, from 1, without gaps. */
-            seq: number;
-            created_at: components["schemas"]["Instant"];
-            quota: components["schemas"]["Quota"];
-            delta: number;
-            reason: string;
+        /** @description Whether a spend would have been granted. */
+        Spend: {
+            cost: number;
+            granted: boolean;
+            /** @description The code of the refusal; null if granted. */
+            code: string | null;
+            detail: string | null;
         };
-        OwnEntry: {
-            /** Format: uuid */
-            id: string;
-            /** @description The entry's place in the user's ledger, from 1, without gaps. */
-            seq: number;
-            /** @enum {string} */
-            kind: "opened" | "reset" | "consumed" | "refused" | "refunded" | "adjusted" | "plan_changed" | "deleted";
-            /** @description Units added; negative if taken away. */
-            delta: number;
-            balance_after: number;
-            action: string | null;
-            created_at: components["schemas"]["Instant"];
-            /** @description Stored with the entry. Numbers come back without an exponent. */
-            metadata: Record<string, unknown> | null;
-        };
+        /** @description The members of an entry for services and staff: also the actor, the reason, and the state after it. */
         Entry: {
             /** Format: uuid */
             id: string;
@@ -385,13 +420,7 @@ export interface components {
             resets_at: components["schemas"]["Instant"];
             /** @description The seq of the period's first entry. */
             period_seq: number;
-            actor: {
-                /** @enum {string} */
-                kind: "user" | "service" | "staff" | "webhook" | "command";
-                id: string;
-                /** @description The impersonator, if the user is impersonated. */
-                act: string | null;
-            };
+            actor: components["schemas"]["Actor"];
             reason: string | null;
             /**
              * Format: uuid
@@ -399,110 +428,88 @@ export interface components {
              */
             refund_of: string | null;
         };
-        OwnHistory: {
-            entries: components["schemas"]["OwnEntry"][];
-            /** @description The `cursor` of the next page; null on the last page. */
-            next_cursor: string | null;
+        Actor: {
+            /** @enum {string} */
+            kind: "user" | "service" | "staff" | "webhook" | "command";
+            id: string;
+            /** @description The impersonator, if the user is impersonated. */
+            act: string | null;
         };
         History: {
             entries: components["schemas"]["Entry"][];
             /** @description The `cursor` of the next page; null on the last page. */
             next_cursor: string | null;
         };
-        Explanation: {
-            at: components["schemas"]["Instant"];
-            deleted: boolean;
-            /** @description A reset was due, but no request had triggered it yet. */
-            reset_was_due: boolean;
-            /**
-             * @description Where the choice of the plan comes from.
-             * @enum {string}
-             */
-            plan_source: "staff" | "billing" | "metadata" | "default";
-            quota: components["schemas"]["Quota"];
-            spend: {
-                cost: number;
-                granted: boolean;
-                /** @description The code of the refusal; null if granted. */
-                code: string | null;
-                detail: string | null;
-            };
-            /** @description The entries of the period up to that time, newest first, at most 100. */
-            entries: components["schemas"]["Entry"][];
+        OwnHistory: {
+            entries: components["schemas"]["OwnEntry"][];
+            /** @description The `cursor` of the next page; null on the last page. */
+            next_cursor: string | null;
+        };
+        /** @description The members of an entry that its user may see. */
+        OwnEntry: {
+            /** Format: uuid */
+            id: string;
+            /** @description The entry's place in the user's ledger, from 1, without gaps. */
+            seq: number;
+            /** @enum {string} */
+            kind: "opened" | "reset" | "consumed" | "refused" | "refunded" | "adjusted" | "plan_changed" | "deleted";
+            /** @description Units added; negative if taken away. */
+            delta: number;
+            balance_after: number;
+            action: string | null;
+            created_at: components["schemas"]["Instant"];
+            /** @description Stored with the entry. Numbers come back without an exponent. */
+            metadata: Record<string, unknown> | null;
         };
         Plans: {
-            plans: {
-                name: string;
-                is_default: boolean;
-                unlimited: boolean;
-                /** @description Units per period; null if unlimited. */
-                allowance: number | null;
-                /** @enum {string} */
-                reset_policy: "rolling" | "anchored" | "daily" | "weekly" | "monthly";
-                /** @description null for calendar months, whose lengths differ. */
-                period_seconds: number | null;
-                timezone: string;
-                /** @description The cost of each named action. */
-                actions: {
-                    [key: string]: number;
-                };
-            }[];
+            plans: components["schemas"]["PublicPlan"][];
         };
-        OpenAPI: Record<string, unknown>;
-        ConsumeRequest: {
-            /** @description Default: the plan's price of the action, or 1. */
-            cost?: number;
-            /** @description The name of an action of the plan. */
-            action?: string;
-            /** @description At most 2 KiB. */
-            metadata?: Record<string, unknown>;
+        PublicPlan: {
+            name: string;
+            is_default: boolean;
+            unlimited: boolean;
+            /** @description Units per period; null if unlimited. */
+            allowance: number | null;
+            /** @enum {string} */
+            reset_policy: "rolling" | "anchored" | "daily" | "weekly" | "monthly";
+            /** @description null for calendar months, whose lengths differ. */
+            period_seconds: number | null;
+            timezone: string;
+            /** @description The cost of each named action. */
+            actions: {
+                [key: string]: number;
+            };
+        };
+        Refund: {
+            /** Format: uuid */
+            id: string;
+            user_id: components["schemas"]["UserId"];
+            /** @description The entry's place in the user's ledger, from 1, without gaps. */
+            seq: number;
+            created_at: components["schemas"]["Instant"];
+            quota: components["schemas"]["Quota"];
+            /** Format: uuid */
+            consumption_id: string;
+            /** @description Units given back; 0 if the consumption's period is over. */
+            amount: number;
+            period_closed: boolean;
         };
         RefundRequest: {
+            /** @description The reason, which services and staff see in the history. */
+            reason: string;
             /** @description Default: all that can still be refunded. */
             amount?: number;
-            /** @description The reason, which services and staff see in the history. */
-            reason: string;
-        };
-        AdjustRequest: {
-            /** @description Units to add; negative: to take away. */
-            delta: number;
-            /** @description The reason, which services and staff see in the history. */
-            reason: string;
         };
         ResetRequest: {
             /** @description The reason, which services and staff see in the history. */
             reason: string;
         };
-        ChangePlanRequest: {
-            /** @description null returns the choice to billing, metadata or the default plan. */
-            plan: string | null;
-            /**
-             * @description keep: units already used stay used; reset: a new period begins; prorate: the difference is added in proportion to the rest of the period.
-             * @default keep
-             * @enum {string}
-             */
-            on_change?: "keep" | "reset" | "prorate";
-            /** @description The reason, which services and staff see in the history. */
-            reason?: string;
-        };
-        /** @description RFC 9457. `code` is stable. */
-        Problem: {
-            /** Format: uri-reference */
-            type: string;
-            title: string;
-            status: number;
-            /** @enum {string} */
-            code: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed" | "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked" | "user_only" | "service_only" | "scope_missing" | "not_found" | "unknown_user_id" | "consumption_not_found" | "unknown_plan" | "not_opened_yet" | "method_not_allowed" | "adjustment_out_of_range" | "refund_too_large" | "already_refunded" | "user_deleted" | "history_pruned" | "body_timeout" | "length_required" | "body_too_large" | "unsupported_media_type" | "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future" | "quota_exhausted" | "server_error" | "database_unavailable" | "keys_unavailable" | "no_default_plan";
-            /** @description One plain sentence that can be shown to users. */
-            detail: string;
-        };
-        QuotaExhausted: components["schemas"]["Problem"] & {
-            "violated-policies": string[];
-            quota_limit: number;
+        /** @description The three members of `GET /api/quota`, which never change. */
+        SimpleQuota: {
+            user_id: components["schemas"]["UserId"];
+            /** @description Units that can be spent now; 2147483647 if unlimited. */
             quota_remaining: number;
-            cost: number;
-            resets_at: components["schemas"]["Instant"];
-            retry_after: number;
+            last_reset_date: components["schemas"]["Instant"];
         };
     };
     responses: {
@@ -733,7 +740,7 @@ export interface components {
                     /** @constant */
                     status?: 503;
                     /** @enum {unknown} */
-                    code?: "database_unavailable" | "keys_unavailable" | "no_default_plan";
+                    code?: "database_unavailable" | "no_default_plan" | "keys_unavailable";
                 };
             };
         };

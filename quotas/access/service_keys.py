@@ -12,7 +12,7 @@ from django.db.models import Q
 from quotas.access.refusals import Fault, Refused
 from quotas.models import ServiceKey
 from quotas.rules.values import Actor
-from quotas.store.errors import LostRace, read_with_reconnect, translating_errors
+from quotas.store.errors import LostRace, translating_errors
 
 SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 KEY_CACHE_SECONDS = 10  # seconds; a revoked key stops working after this time at the latest
@@ -59,7 +59,7 @@ def _unexpired(service: Service) -> Service:
 def _fetch(text: str) -> Service:
     digest = ServiceKey.digest_of(text)
     match = SERVICE_KEY.fullmatch(text)
-    key = match and read_with_reconnect(lambda: ServiceKey.objects.filter(prefix=match[1]).first())
+    key = match and ServiceKey.objects.filter(prefix=match[1]).first()
     if not key or not hmac.compare_digest(key.digest, digest):
         raise Refused(Fault.KEY_UNKNOWN)
     if key.revoked_at:

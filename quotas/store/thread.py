@@ -22,7 +22,7 @@ from psycopg.types.json import JsonbDumper
 from psycopg.types.numeric import Int8Dumper
 
 from quotas.store import sql
-from quotas.store.errors import translating_errors
+from quotas.store.errors import read_with_reconnect, translating_errors
 from quotas.store.statements import Statement, Statements, statements_of
 from quotas.store.steps import InThread, Lock, Result, Step, Steps, Turn, Write
 
@@ -49,7 +49,7 @@ def run_step(step: Step) -> Any:
     if isinstance(step, Turn):
         return None  # threads may lose races to each other: a lock of theirs would cost more
     if isinstance(step, InThread):
-        return step.function()
+        return read_with_reconnect(step.function)
     if isinstance(step, Lock):
         with _locked(step.user_id):
             return run_steps(step.steps)

@@ -9,7 +9,8 @@ from django.db import IntegrityError, connection, transaction
 
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.store.statements import Statement
-from quotas.store.thread import execute
+from quotas.store.steps import InThread
+from quotas.store.thread import execute, run_step
 from tests.conftest import USER
 from tests.tools.site import url_of_the_test_database
 
@@ -106,3 +107,10 @@ def test_numbers_of_any_size_are_one_statement() -> None:
     for number in [1, 70_000, 5_000_000_000] * ENOUGH:
         assert execute(Statement("SELECT %(n)s::bigint", {"n": number}, wants_row=True)) == (number,)
     assert len(prepared_statements()) == 1
+
+
+def test_a_read_in_a_thread_is_repeated_if_its_connection_has_died() -> None:
+    connection.ensure_connection()
+    with psycopg.connect(url_of_the_test_database()) as other:
+        other.execute("SELECT pg_terminate_backend(%s)", [connection.connection.info.backend_pid])
+    assert run_step(InThread(LedgerEntry.objects.count)) == 0

@@ -5,9 +5,19 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from rest_framework.negotiation import BaseContentNegotiation
+
 from quotas.problems import MALFORMED_JSON, Problem
 
 MAX_NESTING = 32  # levels of objects and arrays: every later reader of the JSON can handle these
+
+
+class AlwaysJSON(BaseContentNegotiation):
+    """Respond in the one format of a view, whatever the Accept header or `?format=` is."""
+
+    def select_renderer(self, request: Any, renderers: Any, format_suffix: str | None = None) -> Any:
+        renderer = next(iter(renderers))
+        return renderer, renderer.media_type
 
 
 def json_object(raw: bytes) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class EndpointView(APIView):
     def answer(self, request: Any, **path: object) -> HttpResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
         parameters = {name: str(value) for name, value in path.items()}
-        call = Call(parameters, request.META["QUERY_STRING"], headers, request.body)
+        body = request.body if self.endpoint.body else b""
+        call = Call(parameters, request.META["QUERY_STRING"], headers, body)
         return http_response(run_steps(respond(self.endpoint, call)))
 
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,9 +12,9 @@ from django.utils.dateparse import parse_datetime
 from quotas.models import LedgerEntry, Plan
 from quotas.problems import INSTANT_IN_FUTURE, INVALID_REQUEST
 from quotas.reports import history
-from quotas.store.errors import read_with_reconnect
 
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200  # entries
+MAX_QUERY = 2_048  # characters: a longer one would hold up the event loop
 MAX_PAGE_BYTES = 2**20  # more than a page of today's longest entries has
 
 EntryMessage = TypeVar("EntryMessage", bound=msgspec.Struct)
@@ -56,6 +56,8 @@ def instant(query: str, name: str) -> datetime | None:
 
 def _last(query: str, name: str) -> str | None:
     """Return the value of a parameter, the last one if there are several."""
+    if len(query) > MAX_QUERY:
+        raise INVALID_REQUEST(fault=f"The query must not be longer than {MAX_QUERY} characters.")
     return parse_qs(query, keep_blank_values=True).get(name, [None])[-1]
 
 
@@ -63,7 +65,7 @@ def ledger_page(
     user_id: str, limit: int, before: int | None, message_of: Callable[[LedgerEntry], EntryMessage]
 ) -> tuple[list[EntryMessage], str | None]:
     """Return one page of a ledger, newest first, and the cursor of the next page."""
-    entries = read_with_reconnect(lambda: history.entries_page(user_id, before=before, limit=limit + 1))
+    entries = history.entries_page(user_id, before=before, limit=limit + 1)
     shown = list(fitting(map(message_of, entries[:limit])))
     return shown, str(entries[len(shown) - 1].seq) if len(entries) > len(shown) else None
 
@@ -79,4 +81,4 @@ def fitting(entries: Iterable[EntryMessage]) -> Iterator[EntryMessage]:
 
 
 def public_plans() -> list[Plan]:
-    return read_with_reconnect(lambda: list(Plan.objects.filter(is_public=True)))
+    return list(Plan.objects.filter(is_public=True))

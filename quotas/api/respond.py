@@ -6,6 +6,7 @@ It knows no server: a view drives the steps in its thread (views.py), the site i
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 from quotas import problems
@@ -13,11 +14,14 @@ from quotas.access.callers import Caller, identify
 from quotas.api.endpoints import CheckedCall, Endpoint
 from quotas.api.errors import problem_for
 from quotas.api.idempotency import idempotency_key
+from quotas.api.messages import Request
 from quotas.api.responses import Response, problem_response, success_response
 from quotas.api.strict_json import json_object
-from quotas.store.steps import Steps
+from quotas.store.steps import InThread, Steps
 
 log = logging.getLogger(__name__)
+
+MAX_PARSED_AT_ONCE = 4_096  # bytes of a body; a longer one would hold up the event loop
 
 
 class Call(NamedTuple):
@@ -34,7 +38,8 @@ def respond(endpoint: Endpoint, call: Call) -> Steps[Response]:
     caller = None
     try:
         caller = yield from identify(call.headers.get("authorization", ""))
-        result = yield from endpoint.run(_checked(endpoint, call, caller))
+        checked = yield from _checked(endpoint, call, caller)
+        result = yield from endpoint.run(checked)
         return success_response(endpoint.status, result, caller)
     except Exception as error:
         problem = problem_for(error)
@@ -43,7 +48,7 @@ def respond(endpoint: Endpoint, call: Call) -> Steps[Response]:
         return problem_response(problem or problems.SERVER_ERROR(), caller)
 
 
-def _checked(endpoint: Endpoint, call: Call, caller: Caller) -> CheckedCall:
+def _checked(endpoint: Endpoint, call: Call, caller: Caller) -> Steps[CheckedCall]:
     """Check everything that a client sent, in the order in which the description lists the problems."""
     user_id = endpoint.access.user_of(caller, call.path)
     if endpoint.body is None:
@@ -51,8 +56,13 @@ def _checked(endpoint: Endpoint, call: Call, caller: Caller) -> CheckedCall:
     key = idempotency_key(call.headers.get("idempotency-key"))
     if key is None and endpoint.requires_key:
         raise problems.IDEMPOTENCY_KEY_MISSING()
-    body = endpoint.body.of(json_object(_json_of(call)))
+    parse = partial(_parse, endpoint.body, _json_of(call))
+    body = parse() if len(call.body) <= MAX_PARSED_AT_ONCE else (yield InThread(parse))
     return CheckedCall(caller, user_id, body, key, call.path, call.query)
+
+
+def _parse(message: type[Request], raw: bytes) -> Request:
+    return message.of(json_object(raw))
 
 
 def _json_of(call: Call) -> bytes:

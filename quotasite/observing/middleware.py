@@ -16,10 +16,9 @@ from quotasite.observing.request_log import (
     RequestKind,
     caller_of,
     log_request,
+    method_in_log,
     request_id_for,
 )
-
-METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
 
 
 class RequestLog:
@@ -45,7 +44,7 @@ class RequestLog:
 
 def kind_of(request: HttpRequest, response: HttpResponseBase) -> RequestKind:
     """Return the fields to log. The verb is the URL name; all pages of the admin have the verb `admin`."""
-    method = request.method if request.method in METHODS else "other"
+    method = method_in_log(request.method or "")
     match = request.resolver_match
     outcome, status = outcome_of(response), response.status_code
     if match is None:  # a static file, a preflight, or a refusal before the URL was resolved

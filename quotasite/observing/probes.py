@@ -16,9 +16,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from quotas.access.session_tokens import key_source
 from quotas.api.errors import problem_for
 from quotas.api.responses import problem_http_response
-from quotas.problems import BAD_REQUEST, NOT_FOUND, SERVER_ERROR, Problem, ProblemType
+from quotas.problems import BAD_REQUEST, SERVER_ERROR, Problem, ProblemType
 from quotas.store.errors import read_with_reconnect
 
+NOTHING_HERE = ProblemType(404, "not_found", "There is nothing at this address.")
 NOT_MIGRATED = ProblemType(
     503, "not_migrated", "{count} migrations are missing, the first is {first}: run manage.py migrate."
 )
@@ -95,7 +96,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _response(request, NOT_FOUND())
+    return _response(request, NOTHING_HERE())
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

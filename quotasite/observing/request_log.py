@@ -17,6 +17,7 @@ from quotas import metrics
 from quotas.access.callers import Caller, User
 from quotasite.observing.json_logs import EncodedFields, to_json
 
+METHODS = {"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 BEGAN = "quotasite.began"  # in the WSGI environ: when the request arrived, by perf_counter
@@ -37,6 +38,11 @@ class RequestKind(NamedTuple):
 class CallerFields(NamedTuple):
     principal: str | None = None
     principal_id: str | None = None
+
+
+def method_in_log(method: str) -> str:
+    """Return the method, or `other`: a client may send any text as its method."""
+    return method if method in METHODS else "other"
 
 
 def request_id_for(given: str) -> str:

@@ -23,7 +23,13 @@ from quotas.api.responses import Response, problem_response
 from quotas.problems import Problem
 from quotas.store.loop import Pool
 from quotasite.observing.json_logs import request_id
-from quotasite.observing.request_log import RequestKind, caller_of, log_request, request_id_for
+from quotasite.observing.request_log import (
+    RequestKind,
+    caller_of,
+    log_request,
+    method_in_log,
+    request_id_for,
+)
 
 # The request headers by which a response of the API may differ. All others are ignored.
 HEADERS_READ = (
@@ -101,7 +107,8 @@ class FastPath:
     def _answer(
         self, request: Request, response: Response, own_id: str, route: str | None, verb: str
     ) -> Answer:
-        kind = RequestKind(request.method, route, verb, response.outcome, response.status)
+        method = method_in_log(request.method)
+        kind = RequestKind(method, route, verb, response.outcome, response.status)
         seconds = perf_counter() - request.began
         log_request(kind, caller_of(response.caller), own_id, seconds, response.cost)
         own = [("X-Request-Id", own_id), ("Content-Length", str(len(response.body)))]
@@ -109,7 +116,8 @@ class FastPath:
         return Answer(response.status, headers, response.body)
 
     def _added_headers(self, request: Request) -> Headers:
-        scheme, origin = request.scheme, request.headers.get("origin")
+        scheme = request.scheme
+        origin = request.headers.get("origin") if request.path.startswith("/api/") else None
         forwarded = request.headers.get("x-forwarded-proto")
         if settings.SECURE_PROXY_SSL_HEADER and forwarded is not None:
             scheme = "https" if forwarded.partition(",")[0].strip() == "https" else "http"

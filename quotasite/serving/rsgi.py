@@ -23,8 +23,9 @@ from quotasite.wsgi import application  # sets up Django, which the imports belo
 
 # isort: split
 from django.conf import settings
+from django.core.exceptions import SuspiciousOperation
 
-from quotas.problems import BODY_TIMEOUT
+from quotas.problems import BAD_REQUEST, BODY_TIMEOUT
 from quotas.store.loop import Pool
 from quotas.store.steps import Result
 from quotas.store.thread import vendor
@@ -60,7 +61,7 @@ class Site:
         elif not (answer := await self.fast_path.respond(request)):
             await self.run_in_thread(partial(self._respond, request, scope, protocol))
             return
-        protocol.response_bytes(answer.status, self._with_drain(answer.headers), answer.body)
+        self._send(answer, protocol)
 
     def run_in_thread(self, function: Callable[[], Result]) -> "asyncio.Future[Result]":
         """Let one of the threads run a function that would block the event loop."""
@@ -75,7 +76,13 @@ class Site:
 
         environ = environment(scope, request.body)
         environ[BEGAN] = request.began
-        chunks: Any = self.application(environ, start_response)
+        try:
+            chunks: Any = self.application(environ, start_response)
+        except (
+            SuspiciousOperation
+        ):  # if Content-Type has a charset, Django parses the query before it can refuse
+            self._send(self.fast_path.refuse(request, BAD_REQUEST()), protocol)
+            return
         try:
             status, headers = started
             headers = self._with_drain(headers)
@@ -86,6 +93,9 @@ class Site:
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
+
+    def _send(self, answer: Answer, protocol: Any) -> None:
+        protocol.response_bytes(answer.status, self._with_drain(answer.headers), answer.body)
 
     def _with_drain(self, headers: Headers) -> Headers:
         return [*headers, CONNECTION_CLOSE] if self.drain.is_draining else headers

@@ -335,3 +335,27 @@ def test_nothing_that_can_be_sent_is_a_fault_of_the_server(api, raw, key):
     assert answer.status_code < 500
     assert answer["Content-Type"] in ("application/json", "application/problem+json")
     assert answer.json()
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/xml", "garbage;q=x", ";;;", ""])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/api/quota", 200),
+        ("HEAD", "/api/quota", 200),
+        ("DELETE", "/api/quota", 405),
+        ("GET", "/api/quota?format=xml", 200),
+        ("GET", "/api/nothing", 404),
+        ("GET", "/api/schema", 200),
+        ("GET", "/api/docs", 200),
+    ],
+)
+def test_an_accept_header_is_no_reason_to_refuse(api, method, path, status, accept):
+    assert api.send(method, path, Accept=accept).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/api/v1/quota/history", "/api/v1/quota/history?limit=1"])
+def test_a_query_that_is_too_long_is_refused(api, path):
+    glue = "&" if "?" in path else "?"
+    answer = api.get(path + glue + "a&" * 2_000)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")

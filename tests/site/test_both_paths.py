@@ -48,6 +48,8 @@ QUERIES = [
     "cost=-1",
     "at=now",
     "limit=1&limit=2",
+    "format=xml",
+    "a=" + "b" * 3_000,
 ]
 HEADERS: list[dict[str, str]] = [
     {},

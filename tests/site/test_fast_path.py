@@ -11,8 +11,10 @@ from pytest_django import Settings
 
 from quotas.access import session_tokens
 from quotas.models import ChallengeQuota, LedgerEntry, ServiceKey
+from quotas.problems import BODY_TIMEOUT
 from quotas.store import manager
 from quotas.store.steps import InThread, Steps
+from quotasite.serving.fast_path import FastPath, Request
 from tests.conftest import USER
 from tests.tools import keys
 from tests.tools.fast_path import FastPathHandler
@@ -120,6 +122,7 @@ def test_headers_that_hosts_add_change_nothing(user: FastPathUser, given: dict[s
         {"HTTP_AUTHORIZATION": f"Bearer {'x' * 9_000}"},
         {"HTTP_IDEMPOTENCY_KEY": "a, b"},
         {"QUERY_STRING": "x=1"},
+        {"body": b'{"cost": 1}' + b" " * 5_000},  # which a thread parses
     ],
     ids=lambda given: str(given)[:60],
 )
@@ -144,6 +147,7 @@ def test_what_is_wrong_is_answered_in_the_loop_as_by_django(
         ("GET", "/api/v1/users/a/b/quota", {}),
         ("GET", "/api/quota", {"HTTP_HOST": "evil.example"}),
         ("GET", "/api/quota", {"HTTP_HOST": "a" * 300}),
+        ("GET", "/api/quota", {"HTTP_HOST": "testserver:" + "0" * 250 + ".evil.example"}),
         ("POST", CONSUME, {"CONTENT_LENGTH": "99999999"}),
         ("POST", CONSUME, {"CONTENT_LENGTH": "\u0663"}),
         ("POST", CONSUME, {"HTTP_TRANSFER_ENCODING": "chunked"}),
@@ -222,3 +226,16 @@ def test_the_quota_is_what_both_paths_leave(user: FastPathUser, by_django: FastP
     for one in (user, by_django, user):
         assert one.consume(b'{"cost": 2}').status_code == 201
     assert ChallengeQuota.objects.current(USER).quota_remaining == 14
+
+
+def test_a_late_request_shows_no_text_of_its_sender_in_the_log(
+    user: FastPathUser, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "quotasite.requests")
+    late = Request("SECRET", "/api/quota", "", "http", {"origin": keys.PARTY}, b"", 0.0)
+    for request, may_read in ((late, True), (late._replace(path="/"), False)):
+        answer = FastPath(None).refuse(request, BODY_TIMEOUT())
+        assert answer.status == 408
+        assert ("access-control-allow-origin" in dict(answer.headers)) == may_read
+    assert '"method":"other"' in caplog.text
+    assert "SECRET" not in caplog.text

@@ -94,6 +94,9 @@ def port() -> Iterator[int]:
         yield port
 
 
+HTTPS = {"X-Forwarded-Proto": "https"}
+
+
 def head(path: str, *lines: str) -> bytes:
     usual = ("Host: 127.0.0.1", "Content-Type: application/json", "Content-Length: 100")
     return "\r\n".join([f"POST {path} HTTP/1.1", *usual, *lines, "", ""]).encode()
@@ -127,7 +130,7 @@ def test_a_body_that_does_not_come_is_answered_in_the_end(port: int) -> None:
         client.sendall(head("/webhooks/clerk"))
         answer = client.recv(65_536)
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b'"code": "body_timeout"' in answer
+    assert b'"code":"body_timeout"' in answer
 
 
 @pytest.mark.postgres
@@ -145,6 +148,17 @@ def test_garbled_headers_are_refused_and_nothing_is_spent(port: int) -> None:
             )
             assert client.recv(65_536).split()[1] == str(status).encode()
     assert not LedgerEntry.objects.filter(kind="consumed").exists()
+
+
+@pytest.mark.postgres
+@served_site
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
+def test_too_many_parameters_are_refused(port: int, content_type: str) -> None:
+    client = HTTPConnection("127.0.0.1", port, timeout=5)
+    client.request("GET", "/admin/login/?" + "a&" * 1_100, headers={"Content-Type": content_type} | HTTPS)
+    answer = client.getresponse()
+    assert answer.status == 400
+    client.close()
 
 
 @pytest.mark.postgres

@@ -101,7 +101,7 @@ class FastPathHandler(ClientHandler):
             self.full_path_count += 1
             return super().__call__(environ)
         response = HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
-        response.wsgi_request = WSGIRequest(environ)  # type: ignore[attr-defined] # as ClientHandler sets it
+        response.wsgi_request = WSGIRequest({**environ, "QUERY_STRING": ""})  # type: ignore[attr-defined] # as ClientHandler sets it
         return response
 
 

@@ -323,6 +323,8 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         rule = partial(verbs.change_plan, on_change=on_change)
         include = ("target", plan) if plan else ("clerk", None)
+        if plan is None:  # the verb opens a missing quota first, with an entry of its own
+            self.step("open_missing", user_id, rule=verbs.open_missing, actor=actor)
         self.step("change_plan", user_id, plan, on_change, rule=rule, include=include, actor=actor, key=key)
 
     @rule(

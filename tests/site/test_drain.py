@@ -14,7 +14,7 @@ from django.conf import settings
 
 from bench.chaos.client import wait_until
 from bench.chaos.ground import children
-from quotasite.serving.drain import listeners
+from quotasite.serving.drain import DRAIN_SECONDS, listeners
 from tests.conftest import USER
 from tests.tools import keys
 from tests.tools.site import running, url_of_the_test_database
@@ -88,6 +88,8 @@ def test_new_connections_go_to_the_worker_that_takes_the_place(site: Served) -> 
     get(reused, "/healthz")
     master.send_signal(signal.SIGHUP)
     wait_until(lambda: listeners(port) == 2)
+    wait_until(lambda: not any(is_ended_by_sigterm(child) for child in children(master.pid)))
+    time.sleep(1.5 * DRAIN_SECONDS)  # a worker removes earlier filters one DRAIN_SECONDS after its start
     os.kill(worker, signal.SIGTERM)  # as the master does after 10 s
     while not is_last(get(reused, "/healthz")):
         time.sleep(0.01)

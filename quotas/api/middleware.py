@@ -28,8 +28,10 @@ class RequestGuard:
 
 def length_fault(method: str, path: str, headers: Mapping[str, str]) -> Problem | None:
     """Return what is wrong with the length of a request's body, by its headers, in lower case or Django's."""
+    if method not in ("POST", "PUT", "PATCH"):
+        return None
     limit = next((limit for prefix, limit in MAX_BODY_BYTES.items() if path.startswith(prefix)), None)
-    if limit is None or method not in ("POST", "PUT", "PATCH"):
+    if limit is None:
         return None
     if "transfer-encoding" in headers:
         return problems.LENGTH_REQUIRED()

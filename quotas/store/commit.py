@@ -29,7 +29,7 @@ def commit(user_id: str, decide: Decide, query: SnapshotQuery) -> Steps[Outcome]
     """
     outcome: Outcome | None
 
-    def try_once() -> Steps[bool]:
+    def try_once() -> "Steps[bool]":  # quoted, because Python would evaluate it at each call
         nonlocal outcome
         outcome = decide((yield Read(user_id, query)))
         return not _has_entries(outcome) or (yield Write(outcome))

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -203,7 +203,7 @@ class Snapshot:
     state: State | None
     entry: Entry | None
     entry_plan: Plan | None
-    entry_ids: tuple[UUID, UUID]  # for new entries: no change makes more than two
+    entry_ids: Sequence[UUID] | Mapping[int, UUID]  # of the first new entry, of the second
     consumption: Entry | None = None  # the entry to refund,
     refunded: int = 0  # and its units that earlier refunds asked for
     target: Plan | None = None  # the plan to change to,

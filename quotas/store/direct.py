@@ -13,7 +13,7 @@ from quotas.rules.values import Snapshot
 from quotas.store import sql
 from quotas.store.commit import Decide
 from quotas.store.errors import read_with_reconnect
-from quotas.store.statements import Statement, insert_rows
+from quotas.store.statements import FreshIds, Statement, insert_rows
 from quotas.store.steps import Read, SnapshotQuery
 from quotas.store.thread import execute, run_statements, run_step, vendor
 
@@ -34,7 +34,7 @@ def clock() -> datetime:
 def open_many(user_ids: Iterable[str], decide: Decide) -> int:
     """Insert the missing rows as `decide` opens them; return how many were inserted."""
     blank: Snapshot = run_step(Read("", SnapshotQuery()))  # no user has this id: a snapshot without a row
-    decided = [decide(replace(blank, user_id=user_id, entry_ids=(uuid7(), uuid7()))) for user_id in user_ids]
+    decided = [decide(replace(blank, user_id=user_id, entry_ids=FreshIds())) for user_id in user_ids]
     changes = [outcome for outcome in decided if isinstance(outcome, Change)]
     return run_statements(insert_rows(changes, vendor())) if changes else 0
 

@@ -29,6 +29,14 @@ class Statement(NamedTuple):
 Statements = Generator[Statement, Any, Result]
 
 
+class FreshIds(dict[int, UUID]):
+    """The ids of the entries that a decision makes, each made when it is asked for: a read makes none."""
+
+    def __missing__(self, number: int) -> UUID:
+        self[number] = fresh = uuid7()
+        return fresh
+
+
 def statements_of(step: DatabaseStep, vendor: str, *, in_transaction: bool = False) -> Statements[Any]:
     """Return the statements whose result is the step's."""
     if isinstance(step, Read):
@@ -151,7 +159,7 @@ def _read_row(
         state=state,
         entry=entry,
         entry_plan=entry_plan,
-        entry_ids=(uuid7(), uuid7()),
+        entry_ids=FreshIds(),
         consumption=entry_from(row) if include == "consumption" else None,
         refunded=int(next(row)) if include == "consumption" else 0,
         target=plan_from(row) if include in ("target", "clerk") else None,
@@ -172,4 +180,4 @@ def _read_without_plans(user_id: str, key: str | None, vendor: str) -> Statement
     entry_plan = known(entry.plan, entry.plan_version) if entry else None
     if not plan or not in_force or (entry and not entry_plan):
         return None
-    return Snapshot(user_id, clock, plan, in_force, state, entry, entry_plan, (uuid7(), uuid7()))
+    return Snapshot(user_id, clock, plan, in_force, state, entry, entry_plan, FreshIds())

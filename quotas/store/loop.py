@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import count
 from time import monotonic
@@ -242,15 +243,10 @@ class Pool:
 
     async def _take_turn(self, user_id: str, turns: list[asyncio.Lock]) -> None:
         lock = self.writer_locks[hash(user_id) % WRITER_LOCK_COUNT]
-        if lock.locked():
-            try:
-                async with asyncio.timeout(WRITER_WAIT_SECONDS):
-                    await lock.acquire()
-            except TimeoutError:
-                return
-        else:
-            await lock.acquire()
-        turns.append(lock)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WRITER_WAIT_SECONDS):  # a lock that is not locked may have waiters
+                await lock.acquire()
+            turns.append(lock)
 
     async def acquire(self) -> LoopSession | None:
         """Return a connection; None if none becomes free in time, or if connecting failed a moment ago.

@@ -359,3 +359,9 @@ def test_a_query_that_is_too_long_is_refused(api, path):
     glue = "&" if "?" in path else "?"
     answer = api.get(path + glue + "a&" * 2_000)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+def test_an_idempotency_key_that_is_too_long_is_not_parsed(api, make_quota):
+    make_quota()
+    answer = api.consume(key='"a";' + "a;" * 2_000)
+    assert (answer.status_code, answer.json()["code"]) == (400, "idempotency_key_malformed")

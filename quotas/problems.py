@@ -1,4 +1,6 @@
-"""Every error that a client may get, declared once: its status, its stable code and its sentence.
+"""The problems of the API, each declared once: its status, its stable code and its sentence.
+
+Those of tokens and keys are in quotas/access/refusals.py.
 
 A sentence states what is wrong and what to do. The API sends a problem as `application/problem+json` (RFC
 9457), the OpenAPI description and docs/api.md list the same table, and staff read the same sentences.

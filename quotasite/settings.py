@@ -182,7 +182,7 @@ SPECTACULAR_SETTINGS = {
     "OAS_VERSION": "3.1.1",
     "TITLE": "Quotasite",
     "VERSION": "1",
-    "SORT_OPERATIONS": False,  # keep the order of urls.py
+    "SORT_OPERATIONS": False,  # keep the order of endpoints.py
     "POSTPROCESSING_HOOKS": ["quotas.api.openapi.complete"],
     "SWAGGER_UI_DIST": "SIDECAR",  # local files: the page works offline, and under a strict CSP
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "defaultModelsExpandDepth": 0},

@@ -45,7 +45,7 @@ class KeysUnavailable(Exception):
 
 
 class WouldWait(Exception):
-    """The check needs a fetch or a query, and the caller cannot wait for one."""
+    """The check needs a fetch, and the caller cannot wait for one."""
 
 
 class UnknownKey(Exception):

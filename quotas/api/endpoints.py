@@ -105,7 +105,7 @@ class Endpoint:
     """One operation of the API.
 
     `verb` is its name in the log and the metrics, `id` and `summary` are for the description. `problems` are
-    those that only this endpoint raises.
+    those of its verb, besides those of its access and its body.
     """
 
     id: str

@@ -3,8 +3,7 @@
 import logging
 
 from django.db import InterfaceError, InternalError, OperationalError, connection
-from django.http import Http404
-from rest_framework.exceptions import MethodNotAllowed, NotFound
+from rest_framework.exceptions import MethodNotAllowed
 
 from quotas import metrics, problems
 from quotas.access.jwks import KEY_NOT_FETCHED, KeysUnavailable
@@ -44,8 +43,6 @@ def problem_for(error: Exception) -> Problem | None:
         case NoDefaultPlan():
             log.error(problems.NO_DEFAULT_PLAN.sentence)
             return problems.NO_DEFAULT_PLAN(retry_after=RETRY_SECONDS)
-        case Http404() | NotFound():
-            return problems.NOT_FOUND()
         case MethodNotAllowed():
             return problems.METHOD_NOT_ALLOWED()
         case _:

@@ -25,7 +25,10 @@ MAX_PARSED_AT_ONCE = 4_096  # bytes of a body; a longer one would hold up the ev
 
 
 class Call(NamedTuple):
-    """A request without its transport. `headers`: names in lower case; at least those of HEADERS_READ."""
+    """A request without its transport.
+
+    `headers`: names in lower case; at least authorization, content-type and idempotency-key.
+    """
 
     path: dict[str, str]  # the parameters in the endpoint's path
     query: str
@@ -41,15 +44,22 @@ def respond(endpoint: Endpoint, call: Call) -> Steps[Response]:
         checked = yield from _checked(endpoint, call, caller)
         result = yield from endpoint.run(checked)
         return success_response(endpoint.status, result, caller)
-    except Exception as error:
-        problem = problem_for(error)
-        if problem is None:
-            log.exception("A request failed")
-        return problem_response(problem or problems.SERVER_ERROR(), caller)
+    except Exception as error:  # noqa: BLE001 - a bug is logged, and answered with a 500
+        return _failure(error, caller)
+
+
+def _failure(error: Exception, caller: Caller | None) -> Response:
+    try:
+        if problem := problem_for(error):
+            return problem_response(problem, caller)
+    except Exception:
+        log.exception("An error could not be described")
+    log.error("A request failed", exc_info=error)
+    return problem_response(problems.SERVER_ERROR(), caller)
 
 
 def _checked(endpoint: Endpoint, call: Call, caller: Caller) -> Steps[CheckedCall]:
-    """Check everything that a client sent, in the order in which the description lists the problems."""
+    """Check everything that a client sent; the first fault is the answer."""
     user_id = endpoint.access.user_of(caller, call.path)
     if endpoint.body is None:
         return CheckedCall(caller, user_id, None, None, call.path, call.query)

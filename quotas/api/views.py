@@ -3,13 +3,14 @@
 from typing import Any
 
 from django.http import HttpResponse
-from rest_framework.exceptions import MethodNotAllowed, NotFound
+from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.views import APIView
 
 from quotas.api.endpoints import Endpoint
 from quotas.api.errors import problem_for
 from quotas.api.respond import Call, respond
 from quotas.api.responses import http_response, problem_http_response
+from quotas.problems import NOT_FOUND
 from quotas.store.thread import run_steps
 
 
@@ -22,7 +23,7 @@ class EndpointView(APIView):
         headers = {name.lower(): value for name, value in request.headers.items()}
         parameters = {name: str(value) for name, value in path.items()}
         body = request.body if self.endpoint.body else b""
-        call = Call(parameters, request.META["QUERY_STRING"], headers, body)
+        call = Call(parameters, request.META.get("QUERY_STRING", ""), headers, body)
         return http_response(run_steps(respond(self.endpoint, call)))
 
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +41,7 @@ class NothingHere(APIView):
     """Any other address under /api: a 404."""
 
     def initial(self, request: Any, *args: object, **kwargs: object) -> None:
-        raise NotFound
+        raise NOT_FOUND()
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse | None:

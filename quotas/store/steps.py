@@ -58,9 +58,9 @@ class Turn(NamedTuple):
 
 
 class InThread(NamedTuple):
-    """Its result is the function's, which reads and may wait: an event loop hands it to a thread.
+    """Its result is the function's, which may wait: an event loop hands it to a thread.
 
-    It is repeated if the thread's connection to the database had died.
+    The function may be called twice: it is repeated if the thread's connection to the database had died.
     """
 
     function: Callable[[], Any]

@@ -37,7 +37,7 @@ class RequestLog:
             request_id.reset(token)
         response.headers["X-Request-Id"] = own
         caller = caller_fields(request, response)
-        cost = getattr(response, "cost", None)  # as http_response of quotas/api/views.py sets it
+        cost = getattr(response, "cost", None)  # as http_response of quotas/api/responses.py sets it
         log_request(kind_of(request, response), caller, own, perf_counter() - began, cost)
         return response
 

@@ -1,6 +1,6 @@
 """The API in the event loop, in front of Django's handler.
 
-That costs more CPU than the rest of a read or a spend, and a thread would cost as much again. The steps are
+Django's handler costs more CPU than the rest of a read or a spend, and a thread as much again. The steps are
 those that a view drives (quotas/api/respond.py); what the middleware adds to a response is asked of it once.
 """
 
@@ -36,7 +36,7 @@ HEADERS_READ = (
     *("authorization", "content-length", "content-type", "host", "idempotency-key", "origin"),
     *("transfer-encoding", "x-forwarded-proto", "x-request-id"),
 )
-# Middleware that adds no header to a response of the API; one logs requests, one loads all static files.
+# Not asked: the first logs requests, and `_answer` adds its X-Request-Id; the second loads all static files.
 NOT_ASKED = (
     "quotasite.observing.middleware.RequestLog",
     "whitenoise.middleware.WhiteNoiseMiddleware",

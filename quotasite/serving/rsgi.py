@@ -1,8 +1,8 @@
 """The site as Granian serves it: request bodies are awaited in its event loop, and the fast path runs there.
 
 A server that gives each request a thread at once can be stopped by clients that send headers and no body: 50
-of them froze one with 16 threads. Here a request gets a thread only when its body has arrived or timed out
-(BODY_SECONDS), and only if it is not one that the fast path answers. So few threads are enough (WEB_THREADS),
+of them froze one with 16 threads. Here a request gets a thread only when its body has arrived, within
+BODY_SECONDS, and only if it is not one that the fast path answers. So few threads are enough (WEB_THREADS),
 each with a database session.
 """
 

@@ -286,10 +286,12 @@ def test_whatever_is_asked_each_line_is_json_and_none_tells_a_secret(tmp_path: P
 
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
-def test_each_request_of_a_kind_is_told_alike_by_whichever_way_it_was_answered(tmp_path: Path) -> None:
-    """The first request of a worker takes the full path, later ones the fast path."""
+@pytest.mark.parametrize("lane", ["1", "0"], ids=["fast path", "full path"])
+def test_each_request_of_a_kind_is_told_alike_by_whichever_way_it_was_answered(
+    tmp_path: Path, lane: str
+) -> None:
     log, writing = tmp_path / "log", [bearer(mint(sub="user_1")), ("content-type", "application/json")]
-    with running(url_of_the_test_database(), workers=1, log=log) as (port, _):
+    with running(url_of_the_test_database(), workers=1, log=log, FAST_LANE=lane) as (port, _):
         for _ in range(3):
             assert status_of(port, "GET", "/api/quota", [*writing, ("x-request-id", "mine")]) == 200
         for key in "aabb":

@@ -135,7 +135,7 @@ class Simulation:
         self.random = Random(seed)
         self.chance = self.random.random
         self.is_told, self.story = is_told, list[str]()
-        self.seed, self.steps, self.ids = seed, 0, 0
+        self.steps = self.ids = 0
         self.faults: Counter[str] = Counter()
         self.fault_rate = self.random.choice(FAULT_RATES)
         self.clock = BEGIN

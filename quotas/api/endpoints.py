@@ -22,6 +22,7 @@ from quotas.api import queries
 from quotas.api.messages import (
     AdjustmentAnswer,
     AdjustRequest,
+    Body,
     ChangePlanRequest,
     ConsumeRequest,
     ConsumptionAnswer,
@@ -35,11 +36,10 @@ from quotas.api.messages import (
     QuotaAnswer,
     RefundAnswer,
     RefundRequest,
-    Request,
     ResetRequest,
     SimpleQuotaAnswer,
 )
-from quotas.api.responses import Result
+from quotas.api.responses import Success
 from quotas.models import ChallengeQuota
 from quotas.reports import history
 from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, rfc3339
@@ -113,10 +113,10 @@ class Endpoint:
     method: str
     path: str  # with parameters in braces
     access: OwnQuota | Scope | AnyCaller
-    run: Callable[[CheckedCall], Steps[Result]]
+    run: Callable[[CheckedCall], Steps[Success]]
     answer: type[Struct]
     summary: str
-    body: type[Request] | None = None
+    body: type[Body] | None = None
     status: int = 200
     parameters: tuple[str, ...] = ()  # of the query
     problems: tuple[str, ...] = ()  # codes
@@ -132,24 +132,24 @@ class Endpoint:
         return self.access.requires_key and self.method == "POST"
 
 
-def read_simple(call: CheckedCall) -> Steps[Result]:
+def read_simple(call: CheckedCall) -> Steps[Success]:
     quota = yield from quotas.current.steps(call.user_id, actor=call.caller.actor)
-    return Result(SimpleQuotaAnswer.of(quota), quota)
+    return Success(SimpleQuotaAnswer.of(quota), quota)
 
 
-def read(call: CheckedCall) -> Steps[Result]:
+def read(call: CheckedCall) -> Steps[Success]:
     quota = yield from quotas.current.steps(call.user_id, actor=call.caller.actor)
-    return Result(QuotaAnswer.of(quota), quota)
+    return Success(QuotaAnswer.of(quota), quota)
 
 
-def consume(call: CheckedCall) -> Steps[Result]:
+def consume(call: CheckedCall) -> Steps[Success]:
     receipt = yield from quotas.consume.steps(
         call.user_id, **call.body.given, key=call.key, actor=call.caller.actor
     )
     return _result(ConsumptionAnswer.of(receipt), receipt, cost=receipt.entry.cost)
 
 
-def refund(call: CheckedCall) -> Steps[Result]:
+def refund(call: CheckedCall) -> Steps[Success]:
     consumption = UUID(call.path["consumption_id"])
     receipt = yield from quotas.refund.steps(
         call.user_id, consumption, **call.body.given, key=call.key, actor=call.caller.actor
@@ -157,41 +157,41 @@ def refund(call: CheckedCall) -> Steps[Result]:
     return _result(RefundAnswer.of(receipt), receipt)
 
 
-def adjust(call: CheckedCall) -> Steps[Result]:
+def adjust(call: CheckedCall) -> Steps[Success]:
     receipt = yield from quotas.adjust.steps(
         call.user_id, **call.body.given, key=call.key, actor=call.caller.actor
     )
     return _result(AdjustmentAnswer.of(receipt), receipt)
 
 
-def reset(call: CheckedCall) -> Steps[Result]:
+def reset(call: CheckedCall) -> Steps[Success]:
     receipt = yield from quotas.reset.steps(
         call.user_id, **call.body.given, key=call.key, actor=call.caller.actor
     )
     return _result(QuotaAnswer.of(receipt.quota), receipt)
 
 
-def change_plan(call: CheckedCall) -> Steps[Result]:
+def change_plan(call: CheckedCall) -> Steps[Success]:
     wanted = call.body.given | {"on_change": OnChange(call.body.on_change)}
     changed = yield from quotas.change_plan.steps(
         call.user_id, **wanted, key=call.key, actor=call.caller.actor
     )
-    return Result(QuotaAnswer.of(changed.quota), changed.quota_now, changed.is_replay)
+    return Success(QuotaAnswer.of(changed.quota), changed.quota_now, changed.is_replay)
 
 
-def own_history(call: CheckedCall) -> Steps[Result]:
+def own_history(call: CheckedCall) -> Steps[Success]:
     limit, before = queries.page(call.query)
     page = yield InThread(partial(queries.ledger_page, call.user_id, limit, before, OwnEntryAnswer.of))
-    return Result(OwnHistoryAnswer(*page))
+    return Success(OwnHistoryAnswer(*page))
 
 
-def full_history(call: CheckedCall) -> Steps[Result]:
+def full_history(call: CheckedCall) -> Steps[Success]:
     limit, before = queries.page(call.query)
     page = yield InThread(partial(queries.ledger_page, call.user_id, limit, before, EntryAnswer.of))
-    return Result(HistoryAnswer(*page))
+    return Success(HistoryAnswer(*page))
 
 
-def explain(call: CheckedCall) -> Steps[Result]:
+def explain(call: CheckedCall) -> Steps[Success]:
     at, cost = queries.instant(call.query, "at"), queries.number(call.query, "cost", 1, MAX_UNITS)
     try:
         explained = yield InThread(partial(history.explain, call.user_id, at, cost))
@@ -200,16 +200,16 @@ def explain(call: CheckedCall) -> Steps[Result]:
     except history.HistoryPruned as error:
         earliest = rfc3339(error.earliest)
         raise problems.HISTORY_PRUNED(earliest=earliest, members={"earliest": earliest}) from None
-    return Result(ExplanationAnswer.of(explained, cost))
+    return Success(ExplanationAnswer.of(explained, cost))
 
 
-def list_plans(call: CheckedCall) -> Steps[Result]:
+def list_plans(call: CheckedCall) -> Steps[Success]:
     plans = yield InThread(queries.public_plans)
-    return Result(PlansAnswer([PublicPlanAnswer.of(plan) for plan in plans]))
+    return Success(PlansAnswer([PublicPlanAnswer.of(plan) for plan in plans]))
 
 
-def _result(answer: Struct, receipt: Receipt, cost: int | None = None) -> Result:
-    return Result(answer, receipt.quota_now, receipt.is_replay, cost)
+def _result(answer: Struct, receipt: Receipt, cost: int | None = None) -> Success:
+    return Success(answer, receipt.quota_now, receipt.is_replay, cost)
 
 
 SPEND = ("user_deleted", "cost_exceeds_limit", "unknown_action", "cost_below_price", "quota_exhausted")

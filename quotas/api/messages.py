@@ -86,7 +86,7 @@ Reason = Annotated[
 ]
 
 
-class Request(Struct, forbid_unknown_fields=True):
+class Body(Struct, forbid_unknown_fields=True):
     """The body of a request. A member that is UNSET was not sent, and its verb's default applies."""
 
     example: ClassVar[JSON]
@@ -106,7 +106,7 @@ class Request(Struct, forbid_unknown_fields=True):
         return {name: value for name, value in members.items() if value is not UNSET}
 
 
-def _fault_of(message: type[Request], members: JSON) -> str:
+def _fault_of(message: type[Body], members: JSON) -> str:
     """Return one sentence about the first member that the message does not take."""
     declared = {field.name: field for field in fields(message)}
     for name in members:
@@ -131,7 +131,7 @@ def _must_of(type_: Any) -> str:
     return next(chain(own, filter(None, map(_must_of, parts))), "")
 
 
-class ConsumeRequest(Request):
+class ConsumeRequest(Body):
     cost: Annotated[Cost, Meta(description="Default: the plan's price of the action, or 1.")] | UnsetType = (
         UNSET
     )
@@ -151,14 +151,14 @@ class ConsumeRequest(Request):
             )
 
 
-class RefundRequest(Request):
+class RefundRequest(Body):
     reason: Reason
     amount: Annotated[Cost, Meta(description="Default: all that can still be refunded.")] | UnsetType = UNSET
 
     example = {"amount": 1, "reason": "llm_timeout"}
 
 
-class AdjustRequest(Request):
+class AdjustRequest(Body):
     delta: Annotated[Difference, Meta(description="Units to add; negative: to take away.")]
     reason: Reason
 
@@ -169,13 +169,13 @@ class AdjustRequest(Request):
             raise INVALID_REQUEST(fault=f"delta: {_must_of(Difference)}")
 
 
-class ResetRequest(Request):
+class ResetRequest(Body):
     reason: Reason
 
     example = {"reason": "asked for by support"}
 
 
-class ChangePlanRequest(Request):
+class ChangePlanRequest(Body):
     plan: (
         Annotated[
             str,

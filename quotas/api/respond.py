@@ -14,7 +14,7 @@ from quotas.access.callers import Caller, identify
 from quotas.api.endpoints import CheckedCall, Endpoint
 from quotas.api.errors import problem_for
 from quotas.api.idempotency import idempotency_key
-from quotas.api.messages import Request
+from quotas.api.messages import Body
 from quotas.api.responses import Response, problem_response, success_response
 from quotas.api.strict_json import json_object
 from quotas.store.steps import InThread, Steps
@@ -71,7 +71,7 @@ def _checked(endpoint: Endpoint, call: Call, caller: Caller) -> Steps[CheckedCal
     return CheckedCall(caller, user_id, body, key, call.path, call.query)
 
 
-def _parse(message: type[Request], raw: bytes) -> Request:
+def _parse(message: type[Body], raw: bytes) -> Body:
     return message.of(json_object(raw))
 
 

@@ -13,8 +13,8 @@ from quotas.rules.values import Quota
 encode = msgspec.json.Encoder().encode
 
 
-class Result(NamedTuple):
-    """What an endpoint answers. With `quota`, the response has the RateLimit fields of its present state."""
+class Success(NamedTuple):
+    """What an endpoint returns. With `quota`, the response has the RateLimit fields of its present state."""
 
     answer: msgspec.Struct
     quota: Quota | None = None
@@ -33,7 +33,7 @@ class Response(NamedTuple):
     cost: int | None = None
 
 
-def success_response(status: int, result: Result, caller: Caller) -> Response:
+def success_response(status: int, result: Success, caller: Caller) -> Response:
     headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
     if result.quota:
         headers |= rate_limit_headers(result.quota)

@@ -46,8 +46,8 @@ MAX_HOST_LENGTH = 255  # characters; Django answers for a longer one
 Headers = list[tuple[str, str]]
 
 
-class Request(NamedTuple):
-    """A request; header names are in lower case."""
+class Received(NamedTuple):
+    """A request as the server received it; header names are in lower case."""
 
     method: str
     path: str
@@ -79,7 +79,7 @@ class FastPath:
         }
         self.is_allowed_host = lru_cache(maxsize=256)(_is_allowed_host)
 
-    async def respond(self, request: Request) -> Answer | None:
+    async def respond(self, request: Received) -> Answer | None:
         """Return the answer to a request to the API; None if Django must answer."""
         found = find(request.method, request.path)
         if not self.pool or not found or not self._is_readable(request):
@@ -94,18 +94,18 @@ class FastPath:
             request_id.reset(token)
         return self._answer(request, response, own_id, f"api/{endpoint.route}", endpoint.verb)
 
-    def refuse(self, request: Request, problem: Problem) -> Answer:
+    def refuse(self, request: Received, problem: Problem) -> Answer:
         own_id = request_id_for(request.headers.get("x-request-id", ""))
         return self._answer(request, problem_response(problem), own_id, None, "other")
 
-    def _is_readable(self, request: Request) -> bool:
+    def _is_readable(self, request: Received) -> bool:
         host = request.headers.get("host", "")
         if not request.is_plain or len(host) > MAX_HOST_LENGTH or not self.is_allowed_host(host):
             return False
         return not length_fault(request.method, request.path, request.headers)
 
     def _answer(
-        self, request: Request, response: Response, own_id: str, route: str | None, verb: str
+        self, request: Received, response: Response, own_id: str, route: str | None, verb: str
     ) -> Answer:
         method = method_in_log(request.method)
         kind = RequestKind(method, route, verb, response.outcome, response.status)
@@ -115,7 +115,7 @@ class FastPath:
         headers = [*self._added_headers(request), *response.headers.items(), *own]
         return Answer(response.status, headers, response.body)
 
-    def _added_headers(self, request: Request) -> Headers:
+    def _added_headers(self, request: Received) -> Headers:
         scheme = request.scheme
         origin = request.headers.get("origin") if request.path.startswith("/api/") else None
         forwarded = request.headers.get("x-forwarded-proto")

@@ -30,7 +30,7 @@ from quotas.store.loop import Pool
 from quotas.store.steps import Result
 from quotas.store.thread import vendor
 from quotasite.observing.request_log import BEGAN
-from quotasite.serving.fast_path import HEADERS_READ, Answer, FastPath, Headers, Request
+from quotasite.serving.fast_path import HEADERS_READ, Answer, FastPath, Headers, Received
 
 BODY_SECONDS = 10
 CHUNK_SECONDS = 30  # for a client to read a chunk of a long response
@@ -67,7 +67,7 @@ class Site:
         """Let one of the threads run a function that would block the event loop."""
         return self.loop.run_in_executor(self.threads, copy_context().run, function)
 
-    def _respond(self, request: Request, scope: Any, protocol: Any) -> None:
+    def _respond(self, request: Received, scope: Any, protocol: Any) -> None:
         """Answer by Django's WSGI application."""
         started: list[Any] = []
 
@@ -110,7 +110,7 @@ class Site:
             asyncio.run_coroutine_threadsafe(send(chunk), self.loop).result(CHUNK_SECONDS)
 
 
-async def _read_request(scope: Any, protocol: Any) -> tuple[Request, bool]:
+async def _read_request(scope: Any, protocol: Any) -> tuple[Received, bool]:
     """Return the request, and whether its body timed out; one of excessive length is not read."""
     began, items, body, is_late = perf_counter(), scope.headers.items(), b"", False
     headers = dict(items)
@@ -123,7 +123,7 @@ async def _read_request(scope: Any, protocol: Any) -> tuple[Request, bool]:
         except TimeoutError:
             is_late = True
     query, scheme = scope.query_string, scope.scheme
-    return Request(scope.method, scope.path, query, scheme, headers, body, began, is_plain), is_late
+    return Received(scope.method, scope.path, query, scheme, headers, body, began, is_plain), is_late
 
 
 def _is_plain(headers: Any) -> bool:

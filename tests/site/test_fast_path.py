@@ -12,7 +12,7 @@ from pytest_django import Settings
 from quotas.access import session_tokens
 from quotas.models import ChallengeQuota, LedgerEntry, ServiceKey
 from quotas.problems import BODY_TIMEOUT
-from quotasite.serving.fast_path import FastPath, Request
+from quotasite.serving.fast_path import FastPath, Received
 from tests.conftest import USER
 from tests.tools import keys
 from tests.tools.fast_path import FastPathHandler
@@ -220,7 +220,7 @@ def test_a_late_request_shows_no_text_of_its_sender_in_the_log(
     user: FastPathUser, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "quotasite.requests")
-    late = Request("SECRET", "/api/quota", "", "http", {"origin": keys.PARTY}, b"", 0.0)
+    late = Received("SECRET", "/api/quota", "", "http", {"origin": keys.PARTY}, b"", 0.0)
     for request, may_read in ((late, True), (late._replace(path="/"), False)):
         answer = FastPath(None).refuse(request, BODY_TIMEOUT())
         assert answer.status == 408

@@ -19,7 +19,7 @@ from quotas.store.loop import LoopSession, Pool, Prepared
 from quotas.store.plan_cache import clear
 from quotas.store.steps import Result, Steps
 from quotas.store.thread import database
-from quotasite.serving.fast_path import FastPath, Request
+from quotasite.serving.fast_path import FastPath, Received
 
 
 class OwnSession(LoopSession):
@@ -105,7 +105,7 @@ class FastPathHandler(ClientHandler):
         return response
 
 
-def request_of(environ: dict[str, Any]) -> Request:
+def request_of(environ: dict[str, Any]) -> Received:
     """Return the request as the server passes it to the fast path."""
     body = environ["wsgi.input"].read()
     environ["wsgi.input"] = BytesIO(body)
@@ -118,4 +118,4 @@ def request_of(environ: dict[str, Any]) -> Request:
     if (length := headers.get("content-length", "0")).isascii() and length.isdecimal():
         body = body[: int(length)]
     method, path, query = (environ[name] for name in ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING"))
-    return Request(method, path, query, environ["wsgi.url_scheme"], headers, body, perf_counter())
+    return Received(method, path, query, environ["wsgi.url_scheme"], headers, body, perf_counter())

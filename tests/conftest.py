@@ -20,6 +20,7 @@ from pytest_django import Settings
 from quotas.models import ChallengeQuota, Plan
 from quotas.rules.values import Actor, Snapshot
 from quotas.store import plan_cache, statements
+from quotas.store.steps import SnapshotQuery
 from quotasite.demo.tour import shift
 from tests.tools import keys
 from tests.tools.fast_path import FastPathHandler, outside
@@ -123,19 +124,21 @@ def _shift() -> Callable[[str, timedelta], None]:
     return shift
 
 
-StepIn = Callable[[Callable[[], object]], None]
+StepIn = Callable[..., None]
 
 
 @pytest.fixture
 def step_in(monkeypatch: pytest.MonkeyPatch) -> StepIn:
-    """Let another request do something right after the next read."""
+    """Let another request do something right after the next read, or the next one that includes something."""
 
-    def arrange(act: Callable[[], object]) -> None:
+    def arrange(act: Callable[[], object], *, include: str | None = None) -> None:
         read, acts = statements.read_snapshot, [act]
 
-        def read_and_let_act(*asked: Any, **options: Any) -> statements.Statements[Snapshot]:
-            snapshot = yield from read(*asked, **options)
-            while acts:
+        def read_and_let_act(
+            user_id: str, query: SnapshotQuery, *asked: Any, **options: Any
+        ) -> statements.Statements[Snapshot]:
+            snapshot = yield from read(user_id, query, *asked, **options)
+            while acts and include in (None, query.include):
                 outside(acts.pop())
             return snapshot
 

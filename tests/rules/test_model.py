@@ -325,6 +325,8 @@ class Machine(RuleBasedStateMachine):
         include = ("target", plan) if plan else ("clerk", None)
         if plan is None:  # the verb opens a missing quota first, with an entry of its own
             self.step("open_missing", user_id, rule=verbs.open_missing, actor=actor)
+            if self.model.states[user_id].deleted_at:
+                return
         self.step("change_plan", user_id, plan, on_change, rule=rule, include=include, actor=actor, key=key)
 
     @rule(

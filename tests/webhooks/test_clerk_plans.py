@@ -508,7 +508,7 @@ def test_an_assignment_that_comes_while_staff_give_the_choice_back_is_waited_for
     assign("pro", at=1)
     choose("team")
     with ThreadPoolExecutor(1) as thread:
-        step_in(lambda: wait([thread.submit(end_the_item)], timeout=0.5))
+        step_in(lambda: wait([thread.submit(end_the_item)], timeout=0.5), include="clerk")
         choose(None)
     assert plan() == ("free", "default")
     assert_sound(USER)

@@ -49,8 +49,7 @@ def run_step(step: Step) -> Any:
     if isinstance(step, Turn):
         return None  # threads may lose races to each other: a lock of theirs would cost more
     if isinstance(step, InThread):
-        with translating_errors():
-            return read_with_reconnect(step.function)
+        return read_with_reconnect(step.function)
     if isinstance(step, Lock):
         with _locked(step.user_id):
             return run_steps(step.steps)

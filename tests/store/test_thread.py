@@ -114,3 +114,9 @@ def test_a_read_in_a_thread_is_repeated_if_its_connection_has_died() -> None:
     with psycopg.connect(url_of_the_test_database()) as other:
         other.execute("SELECT pg_terminate_backend(%s)", [connection.connection.info.backend_pid])
     assert run_step(InThread(LedgerEntry.objects.count)) == 0
+
+
+def test_what_needs_no_database_opens_no_connection() -> None:
+    connection.close()
+    assert run_step(InThread(lambda: "done")) == "done"
+    assert connection.connection is None

@@ -192,7 +192,8 @@ def full_history(call: CheckedCall) -> Steps[Success]:
 
 
 def explain(call: CheckedCall) -> Steps[Success]:
-    at, cost = queries.instant(call.query, "at"), queries.number(call.query, "cost", 1, MAX_UNITS)
+    given = queries.parameters(call.query)
+    at, cost = queries.instant(given, "at"), queries.number(given, "cost", 1, MAX_UNITS)
     try:
         explained = yield InThread(partial(history.explain, call.user_id, at, cost))
     except history.NotOpenedYet:

@@ -1,10 +1,10 @@
 """The query parameters, and the reads of lists, which a thread makes."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 import msgspec
 from django.utils.dateparse import parse_datetime
@@ -20,25 +20,33 @@ MAX_PAGE_BYTES = 2**20  # more than a page of today's longest entries has
 EntryMessage = TypeVar("EntryMessage", bound=msgspec.Struct)
 
 
+def parameters(query: str) -> dict[str, str]:
+    """Return the value of each parameter, the last one if there are several."""
+    if len(query) > MAX_QUERY:
+        raise INVALID_REQUEST(fault=f"The query must not be longer than {MAX_QUERY} characters.")
+    return dict(parse_qsl(query, keep_blank_values=True))
+
+
 def page(query: str) -> tuple[int, int | None]:
     """Return the size of the page of a ledger, and the seq before which it begins."""
-    limit = number(query, "limit", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-    before = number(query, "cursor", 0, 2**62)
+    given = parameters(query)
+    limit = number(given, "limit", DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    before = number(given, "cursor", 0, 2**62)
     return limit, before or None
 
 
-def number(query: str, name: str, default: int, maximum: int) -> int:
+def number(given: Mapping[str, str], name: str, default: int, maximum: int) -> int:
     """Return a parameter as a whole number, or `default`; raises a 400 unless it is 1 to `maximum`."""
-    if (text := _last(query, name)) is None:
+    if (text := given.get(name)) is None:
         return default
     if not re.fullmatch("[0-9]{1,19}", text) or not 1 <= int(text) <= maximum:
         raise INVALID_REQUEST(fault=f"{name}: must be a whole number from 1 to {maximum}.")
     return int(text)
 
 
-def instant(query: str, name: str) -> datetime | None:
+def instant(given: Mapping[str, str], name: str) -> datetime | None:
     """Return a parameter as an instant in UTC that is not in the future; None if it is absent."""
-    if (text := _last(query, name)) is None:
+    if (text := given.get(name)) is None:
         return None
     try:
         at = parse_datetime(text)
@@ -52,13 +60,6 @@ def instant(query: str, name: str) -> datetime | None:
     if at > datetime.now(UTC):
         raise INSTANT_IN_FUTURE(name=name)
     return at
-
-
-def _last(query: str, name: str) -> str | None:
-    """Return the value of a parameter, the last one if there are several."""
-    if len(query) > MAX_QUERY:
-        raise INVALID_REQUEST(fault=f"The query must not be longer than {MAX_QUERY} characters.")
-    return parse_qs(query, keep_blank_values=True).get(name, [None])[-1]
 
 
 def ledger_page(

@@ -60,6 +60,11 @@ class CheckedCall(NamedTuple):
     path: dict[str, str]
     query: str
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the verb: what was sent in the body, the key, and the author."""
+        return {**self.body.given, "key": self.key, "actor": self.caller.actor}
+
 
 @dataclass(frozen=True)
 class OwnQuota:
@@ -143,39 +148,29 @@ def read(call: CheckedCall) -> Steps[Success]:
 
 
 def consume(call: CheckedCall) -> Steps[Success]:
-    receipt = yield from quotas.consume.steps(
-        call.user_id, **call.body.given, key=call.key, actor=call.caller.actor
-    )
-    return _result(ConsumptionAnswer.of(receipt), receipt, cost=receipt.entry.cost)
+    receipt = yield from quotas.consume.steps(call.user_id, **call.options)
+    return _success(ConsumptionAnswer.of(receipt), receipt, cost=receipt.entry.cost)
 
 
 def refund(call: CheckedCall) -> Steps[Success]:
     consumption = UUID(call.path["consumption_id"])
-    receipt = yield from quotas.refund.steps(
-        call.user_id, consumption, **call.body.given, key=call.key, actor=call.caller.actor
-    )
-    return _result(RefundAnswer.of(receipt), receipt)
+    receipt = yield from quotas.refund.steps(call.user_id, consumption, **call.options)
+    return _success(RefundAnswer.of(receipt), receipt)
 
 
 def adjust(call: CheckedCall) -> Steps[Success]:
-    receipt = yield from quotas.adjust.steps(
-        call.user_id, **call.body.given, key=call.key, actor=call.caller.actor
-    )
-    return _result(AdjustmentAnswer.of(receipt), receipt)
+    receipt = yield from quotas.adjust.steps(call.user_id, **call.options)
+    return _success(AdjustmentAnswer.of(receipt), receipt)
 
 
 def reset(call: CheckedCall) -> Steps[Success]:
-    receipt = yield from quotas.reset.steps(
-        call.user_id, **call.body.given, key=call.key, actor=call.caller.actor
-    )
-    return _result(QuotaAnswer.of(receipt.quota), receipt)
+    receipt = yield from quotas.reset.steps(call.user_id, **call.options)
+    return _success(QuotaAnswer.of(receipt.quota), receipt)
 
 
 def change_plan(call: CheckedCall) -> Steps[Success]:
-    wanted = call.body.given | {"on_change": OnChange(call.body.on_change)}
-    changed = yield from quotas.change_plan.steps(
-        call.user_id, **wanted, key=call.key, actor=call.caller.actor
-    )
+    options = call.options | {"on_change": OnChange(call.body.on_change)}
+    changed = yield from quotas.change_plan.steps(call.user_id, **options)
     return Success(QuotaAnswer.of(changed.quota), changed.quota_now, changed.is_replay)
 
 
@@ -209,7 +204,7 @@ def list_plans(call: CheckedCall) -> Steps[Success]:
     return Success(PlansAnswer([PublicPlanAnswer.of(plan) for plan in plans]))
 
 
-def _result(answer: Struct, receipt: Receipt, cost: int | None = None) -> Success:
+def _success(answer: Struct, receipt: Receipt, cost: int | None = None) -> Success:
     return Success(answer, receipt.quota_now, receipt.is_replay, cost)
 
 

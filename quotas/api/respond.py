@@ -52,7 +52,7 @@ def _failure(error: Exception, caller: Caller | None) -> Response:
     try:
         if problem := problem_for(error):
             return problem_response(problem, caller)
-    except Exception:
+    except Exception:  # a bug in the description of an error must not leave the client without an answer
         log.exception("An error could not be described")
     log.error("A request failed", exc_info=error)
     return problem_response(problems.SERVER_ERROR(), caller)

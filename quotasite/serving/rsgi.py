@@ -78,9 +78,8 @@ class Site:
         environ[BEGAN] = request.began
         try:
             chunks: Any = self.application(environ, start_response)
-        except (
-            SuspiciousOperation
-        ):  # if Content-Type has a charset, Django parses the query before it can refuse
+        except SuspiciousOperation:
+            # If the Content-Type has a charset, Django parses the query before it can refuse one.
             self._send(self.fast_path.refuse(request, BAD_REQUEST()), protocol)
             return
         try:

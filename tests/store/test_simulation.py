@@ -27,7 +27,7 @@ def test_a_million_steps_keep_every_promise(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_seed_is_the_same_history_each_time() -> None:
-    runs = [Simulation(7, is_told=True) for _ in range(2)]
+    runs = [Simulation(7, keeps_story=True) for _ in range(2)]
     for run in runs:
         run.run()
     assert runs[0].story == runs[1].story

@@ -3,12 +3,13 @@
 Some writers share a few accounts. Each takes the real steps of a verb, and before each step a seeded
 scheduler chooses whose is next. So races arise by themselves. The same seed chooses faults: a session is
 killed before a statement or after it took effect, or its write is still under way and takes effect after its
-client was told of the loss; a transaction is rolled back, or its commit arrives late; PostgreSQL refuses a
+client got the error; a transaction is rolled back, or its commit arrives late; PostgreSQL refuses a
 statement; the clock jumps over the ends of periods and back. A client whose request failed retries it with
 its key, or gives up if it has none.
 
-What is left out: the usage that the ledger tells after a change of plan (plans change by OnChange.RESET only,
-and all are rolling); deletions; and the unique index on keys, so that the guard alone must keep a key single.
+What is left out: the usage that is read from the ledger after a change of plan (plans change by
+OnChange.RESET only, and all are rolling); deletions; and the unique index on keys, so that the guard alone
+must keep a key single.
 
 By hand: `python -m tests.tools.simulation SEEDS [FIRST]`.
 """
@@ -97,7 +98,7 @@ class Operation:
         self.ask: Callable[[], Steps[Any]]
         self.retries = self.delta = 0
         self.was_unknown = self.is_running = False
-        self.told: Receipt | Refusal | None = None
+        self.answer: Receipt | Refusal | None = None
 
 
 class Transaction:
@@ -119,11 +120,13 @@ class Writer:
         self.transaction: Transaction | None = None
         self.lost_tries = 0  # of this attempt, by faults
         self.is_unsure = False  # whether a write of this attempt was sent
-        self.must_fail = False  # a new connection failed before anything was sent: the client must be told
+        self.must_fail = (
+            False  # a new connection failed before anything was sent: the client must get the error
+        )
 
 
 class Late(NamedTuple):
-    """A write that is still under way, or a commit: it takes effect after its client was told of its loss."""
+    """A write that is still under way, or a commit: it takes effect after its client got an error."""
 
     change: Change | None
     transaction: Transaction | None
@@ -131,10 +134,10 @@ class Late(NamedTuple):
 
 
 class Simulation:
-    def __init__(self, seed: int, *, is_told: bool = False) -> None:
+    def __init__(self, seed: int, *, keeps_story: bool = False) -> None:
         self.random = Random(seed)
         self.chance = self.random.random
-        self.is_told, self.story = is_told, list[str]()
+        self.keeps_story, self.story = keeps_story, list[str]()
         self.steps = self.ids = 0
         self.faults: Counter[str] = Counter()
         self.fault_rate = self.random.choice(FAULT_RATES)
@@ -164,8 +167,8 @@ class Simulation:
             self.advance(busy[int(chance() * len(busy))], may_begin=False)
         self.check()
 
-    def tell(self, who: str, what: object) -> None:
-        if self.is_told:
+    def record(self, who: str, what: object) -> None:
+        if self.keeps_story:
             self.story.append(f"{self.steps:5} {self.clock:%d %H:%M:%S} {who}: {what}")
 
     # What happens besides the steps
@@ -175,12 +178,12 @@ class Simulation:
         match int(self.chance() * 8):
             case 0:
                 self.clock += self.random.choice([HOUR, HOUR, DAY, -HOUR, timedelta(minutes=59)])
-                self.tell("clock", "jumped")
+                self.record("clock", "jumped")
             case 1 if self.chance() < 0.3:
                 allowance = self.random.choice([3, 8, 20])
                 versions = self.versions["free"]
                 versions.append(replace(versions[-1], version=len(versions) + 1, allowance=allowance))
-                self.tell("staff", f"gave the plan an allowance of {allowance}")
+                self.record("staff", f"gave the plan an allowance of {allowance}")
             case 2 | 3 | 4:
                 self.assign(self.random.choice([*self.accounts]))
             case _:
@@ -196,7 +199,7 @@ class Simulation:
         outcome = verbs.follow_assignments(snapshot, Request(CLERK, reason="assigned"))
         if isinstance(outcome, Change) and outcome.entries:
             account.write(outcome)
-        self.tell("Clerk", f"assigned {account.assigned or 'none'} to {user_id}")
+        self.record("Clerk", f"assigned {account.assigned or 'none'} to {user_id}")
 
     def arrive(self) -> None:
         """Let a write or a commit that is still under way take effect, unless its guard stops it."""
@@ -210,7 +213,7 @@ class Simulation:
         if transaction:
             self.release(account, transaction)
         is_written = change is not None and account.write(change)
-        self.tell("late write", "took effect" if is_written else "was stopped")
+        self.record("late write", "took effect" if is_written else "was stopped")
 
     # The clients
 
@@ -229,18 +232,18 @@ class Simulation:
         try:
             found = self.carry_out(writer, step)
         except OperationalError as error:
-            self.tell(writer.name, f"{type(step).__name__} failed: {error}")
+            self.record(writer.name, f"{type(step).__name__} failed: {error}")
             self.raise_into(writer, error)
         else:
-            if self.is_told:
-                self.tell(writer.name, f"{type(step).__name__} → {shown(found)}")
+            if self.keeps_story:
+                self.record(writer.name, f"{type(step).__name__} → {shown(found)}")
             if not isinstance(step, Lock):
                 self.send(writer, found)
 
     def begin(self, writer: Writer, operation: Operation) -> None:
         writer.operation, writer.steps, operation.is_running = operation, operation.ask(), True
         writer.lost_tries, writer.is_unsure = 0, False
-        self.tell(writer.name, f"asks for {operation.name} of {operation.user_id}, key {operation.key}")
+        self.record(writer.name, f"asks for {operation.name} of {operation.user_id}, key {operation.key}")
         self.resume(writer, writer.steps.send, None)
 
     def send(self, writer: Writer, found: Any) -> None:
@@ -276,8 +279,8 @@ class Simulation:
     def finish(self, writer: Writer, answer: Any) -> None:
         assert writer.operation
         if isinstance(answer, Receipt | Refusal):
-            writer.operation.told = answer
-        self.tell(writer.name, f"was told {shown(answer)}")
+            writer.operation.answer = answer
+        self.record(writer.name, f"got {shown(answer)}")
         writer.operation.is_running = False
         writer.steps = writer.operation = None
 
@@ -287,7 +290,7 @@ class Simulation:
         assert operation
         if writer.lost_tries == 0 and "again and again" in str(error):
             raise Violation(f"{operation.name} lost every race.")
-        self.tell(writer.name, f"was told of an error: {error}")
+        self.record(writer.name, f"got an error: {error}")
         operation.was_unknown, operation.is_running, writer.must_fail = True, False, False
         writer.steps = writer.operation = None
         operation.retries += 1
@@ -407,7 +410,7 @@ class Simulation:
             if change and fault in ("", "cut after"):
                 account.write(change)
             self.release(account, transaction)
-        self.tell(writer.name, f"commit {fault}")
+        self.record(writer.name, f"commit {fault}")
         assert writer.steps
         if fault:
             self.resume(writer, writer.steps.throw, lost())
@@ -491,12 +494,12 @@ class Simulation:
                 if entry.kind != "refused" and (number := number_of(entry)) is not None:
                     made.setdefault(number, []).append(entry)
         for number, operation in enumerate(self.operations):
-            entries, told = made.pop(number, []), operation.told
+            entries, answer = made.pop(number, []), operation.answer
             if len(entries) > 1:
                 raise Violation(f"op {number}: made {len(entries)} times.")
-            if isinstance(told, Receipt) and [told.entry] != entries:
+            if isinstance(answer, Receipt) and [answer.entry] != entries:
                 raise Violation(f"op {number}: acknowledged, but lost.")
-            if isinstance(told, Refusal) and entries and not operation.was_unknown:
+            if isinstance(answer, Refusal) and entries and not operation.was_unknown:
                 raise Violation(f"op {number}: refused, but made.")
             if entries and (entries[0].user_id, entries[0].idempotency_key is None) != (
                 operation.user_id,
@@ -557,7 +560,7 @@ def simulate(seeds: int, first: int = 0) -> Totals:
 
 
 def story_of(seed: int) -> str:
-    again = Simulation(seed, is_told=True)
+    again = Simulation(seed, keeps_story=True)
     with suppress(Violation):
         again.run()
     return "\n".join([f"The story of seed {seed}:", *again.story])

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from quotas.api import idempotency
 from quotas.api.messages import MAX_METADATA_BYTES, ConsumeRequest
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.problems import Problem
@@ -365,3 +366,12 @@ def test_an_idempotency_key_that_is_too_long_is_not_parsed(api, make_quota):
     make_quota()
     answer = api.consume(key='"a";' + "a;" * 2_000)
     assert (answer.status_code, answer.json()["code"]) == (400, "idempotency_key_malformed")
+
+
+def test_a_quoted_key_is_parsed_only_up_to_the_length_of_a_valid_one(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(idempotency.http_sf, "parse", lambda header, **_: parsed.append(len(header)))
+    for length in (idempotency.MAX_QUOTED, idempotency.MAX_QUOTED + 1):
+        with pytest.raises(Problem):
+            idempotency.idempotency_key('"' + "a" * (length - 1))
+    assert parsed == [idempotency.MAX_QUOTED]

@@ -367,3 +367,21 @@ def test_writers_of_one_row_take_turns_and_lose_no_race(
     monkeypatch.setattr(loop, "WRITER_WAIT_SECONDS", 60)
     run(work)
     assert spent() == spent(OTHER) == 10
+
+
+def test_a_turn_is_waited_for_no_longer_than_its_limit_whoever_else_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "WRITER_WAIT_SECONDS", 0.2)
+
+    async def work(pool: Pool) -> None:
+        first, second, third = list[asyncio.Lock](), list[asyncio.Lock](), list[asyncio.Lock]()
+        await pool._take_turn(USER, first)
+        waiter = asyncio.create_task(pool._take_turn(USER, second))
+        await asyncio.sleep(0)
+        first.pop().release()  # it is the waiter's now, although nobody has it yet
+        await asyncio.wait_for(pool._take_turn(USER, third), 5)
+        await waiter
+        assert (len(second), len(third)) == (1, 0)
+
+    run(work)

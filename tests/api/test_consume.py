@@ -422,3 +422,9 @@ def test_a_deleted_user_gets_no_replay(api, make_quota):
     ChallengeQuota.objects.delete(USER, actor=STAFF)
     assert code(api.consume(key="k-1")) == (410, "user_deleted")
     assert code(api.consume({"cost": 2}, key="k-1")) == (410, "user_deleted")
+
+
+def test_a_long_body_is_read_like_a_short_one(api, make_quota):
+    make_quota()
+    answer = api.consume(raw=b'{"cost": 2}' + b" " * 5_000)
+    assert (answer.status_code, answer.json()["cost"]) == (201, 2)

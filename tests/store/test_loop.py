@@ -380,7 +380,8 @@ def test_a_turn_is_waited_for_no_longer_than_its_limit_whoever_else_waits(
         waiter = asyncio.create_task(pool._take_turn(USER, second))
         await asyncio.sleep(0)
         first.pop().release()  # it is the waiter's now, although nobody has it yet
-        await asyncio.wait_for(pool._take_turn(USER, third), 5)
+        async with asyncio.timeout(5):
+            await pool._take_turn(USER, third)
         await waiter
         assert (len(second), len(third)) == (1, 0)
 

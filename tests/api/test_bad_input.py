@@ -375,3 +375,8 @@ def test_a_quoted_key_is_parsed_only_up_to_the_length_of_a_valid_one(monkeypatch
         with pytest.raises(Problem):
             idempotency.idempotency_key('"' + "a" * (length - 1))
     assert parsed == [idempotency.MAX_QUOTED]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_body_that_no_endpoint_reads_is_not_measured(api, method):
+    assert api.send(method, "/api/quota", Content_Length="2000000").status_code == 200

@@ -1,17 +1,36 @@
-"""Checks of the signing secrets, for `manage.py check --deploy`."""
+"""Checks of the signing secrets, for `manage.py check --deploy`, and of the deliveries that arrived."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import DatabaseError, transaction
 
+from webhooks.arrivals import Arrivals
 from webhooks.clerk.deliveries import secret_fault
 
 
 @register(Tags.security, deploy=True)
 def check_signing_secrets(**kwargs: Any) -> list[CheckMessage]:
     return list(_secret_faults())
+
+
+@register(Tags.database)
+def check_arrivals(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Find signs that Clerk's deliveries do not arrive."""
+    if "default" not in (databases or ()):
+        return []
+    try:
+        with transaction.atomic():  # before the first migrate there are no tables
+            fault = Arrivals.now().fault
+    except DatabaseError:
+        return []
+    hint = (
+        "Look at the webhook in Clerk's dashboard: is its address this service's, is it enabled, do its "
+        "attempts fail? If these are users who signed up before it was added, run manage.py backfill_quotas."
+    )
+    return [Warning(fault, hint=hint, id="webhooks.W001")] if fault else []
 
 
 def _secret_faults() -> Iterator[CheckMessage]:

@@ -173,8 +173,8 @@ def _of_hours(begin: datetime, end: datetime) -> dict[datetime, Figures]:
     Ids are time-ordered, so the primary key finds the entries, and a spend has one index less to write.
     """
     entries = LedgerEntry.objects.filter(
-        id__gte=_least_id(begin - SKEW),
-        id__lt=_least_id(end + SKEW),
+        id__gte=least_id(begin - SKEW),
+        id__lt=least_id(end + SKEW),
         created_at__gte=begin,
         created_at__lt=end,
     )
@@ -205,6 +205,6 @@ def _utc_midnight(day: date) -> datetime:
     return datetime.combine(day, datetime.min.time(), UTC)
 
 
-def _least_id(instant: datetime) -> UUID:
+def least_id(instant: datetime) -> UUID:
     """Return a lower bound of the version 7 UUIDs of that millisecond."""
     return UUID(int=int(instant.timestamp() * 1000) << 80)

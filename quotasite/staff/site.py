@@ -24,6 +24,7 @@ from quotas.reports.exhausted import MAX_EXHAUSTED, exhausted
 from quotas.reports.totals import Refusals, Totals
 from quotas.store.errors import is_statement_timeout, read_with_reconnect
 from quotasite.staff.lockout import is_locked_out, seconds_locked
+from webhooks.arrivals import Arrivals
 
 STATEMENT_SECONDS = 5  # for one statement of a page
 FIGURES_PERMISSIONS = ("quotas.view_challengequota", "quotas.view_ledgerentry")
@@ -46,6 +47,7 @@ class Overview(NamedTuple):
     exhausted: int
     totals: Totals
     refusals: Refusals
+    arrivals: Arrivals
 
     @classmethod
     def now(cls) -> "Overview":
@@ -56,6 +58,7 @@ class Overview(NamedTuple):
             exhausted=count if found.is_all else MoreThan(count),
             totals=totals.days_of_everyone(),
             refusals=totals.most_refused(),
+            arrivals=Arrivals.now(),
         )
 
     @property

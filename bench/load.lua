@@ -1,6 +1,13 @@
 -- The requests that wrk sends: the tokens of the pool in rotation, with a new Idempotency-Key on each if wanted.
 -- Arguments: file of tokens, first token, method, path, body or -, key (-, fresh or the key itself), id of the run.
 local threads = {}
+-- What a host's proxies (here Cloudflare and Render) and a browser with tracing add to each request.
+local ADDED = table.concat({
+  "X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https", "CF-Ray: 8f1c2d3e4f5a6b7c-FRA",
+  "CF-Connecting-IP: 203.0.113.9", 'CF-Visitor: {"scheme":"https"}', "CDN-Loop: cloudflare; loops=1",
+  "Accept: */*", "Accept-Language: en", "User-Agent: Mozilla/5.0", "Referer: https://app.example.com/",
+  "Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+}, "\r\n")
 local STATUSES = {200, 201, 400, 401, 404, 409, 422, 429, 500, 503}
 local names = {}
 
@@ -16,7 +23,7 @@ function init(args)
     _G["s" .. status] = 0
   end
   others = 0
-  local head = method .. " " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer "
+  local head = method .. " " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\n" .. ADDED .. "\r\nAuthorization: Bearer "
   local tail = "\r\n\r\n"
   if body ~= "-" then
     tail = "\r\nContent-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body

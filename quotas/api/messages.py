@@ -213,7 +213,11 @@ def _written_out(value: Any) -> int:
 
 
 class SimpleQuotaAnswer(Struct, forbid_unknown_fields=True):
-    """The three members of `GET /api/quota`, which never change."""
+    """The three members of `GET /api/quota`, which never change.
+
+    The end of the period is not among them: only under a rolling plan of one day is it `last_reset_date` plus
+    24 hours. `GET /api/v1/quota` has it as `resets_at`, and the header RateLimit in seconds from now.
+    """
 
     user_id: UserId
     quota_remaining: Spendable

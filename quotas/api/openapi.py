@@ -229,10 +229,9 @@ def operation_of(endpoint: Endpoint) -> JSON:
     return operation
 
 
-def content(media_type: str, schema: str | JSON, *examples: str) -> JSON:
-    """Return the content object of a body; a `schema` is given by name or in full."""
-    resolved = ref("schemas", schema) if isinstance(schema, str) else schema
-    return {media_type: {"schema": resolved, "examples": {name: ref("examples", name) for name in examples}}}
+def content(media_type: str, schema: str, *examples: str) -> JSON:
+    named = {name: ref("examples", name) for name in examples}
+    return {media_type: {"schema": ref("schemas", schema), "examples": named}}
 
 
 def headers(*names: str) -> JSON:
@@ -278,17 +277,17 @@ def codes_of(status: int) -> list[str]:
 
 
 def problem(status: int, codes: list[str]) -> JSON:
-    base = "QuotaExhausted" if status == 429 else "Problem"
-    schema = {
-        "allOf": [
-            ref("schemas", base),
-            {"properties": {"status": {"const": status}, "code": {"enum": codes}}},
-        ]
-    }
+    """Describe a problem; which codes it may have is told by its examples, which are named by them.
+
+    The schemas are the same for all operations, and plain: of narrower ones, generators of clients make a
+    class for each response, or none at all if they cannot merge the parts of an `allOf`.
+    """
     return {
-        "description": title_of(status),
+        "description": f"{title_of(status)}: {', '.join(f'`{code}`' for code in codes)}",
         "headers": headers(*PROBLEM_HEADERS.get(status, ())),
-        "content": content("application/problem+json", schema, *codes),
+        "content": content(
+            "application/problem+json", "QuotaExhausted" if status == 429 else "Problem", *codes
+        ),
     }
 
 
@@ -320,6 +319,30 @@ def tidy(schema: Any) -> Any:
     return tidied
 
 
+PROBLEM: JSON = {
+    "type": "object",
+    "required": ["type", "title", "status", "code", "detail"],
+    "properties": {
+        "type": {**STRING, "format": "uri-reference"},
+        "title": STRING,
+        "status": integer(400, 599),
+        "code": {**STRING, "enum": [*STATUS]},
+        "detail": {**STRING, "description": "One plain sentence that can be shown to users."},
+    },
+    "description": "RFC 9457. `code` is stable.",
+}
+EXHAUSTED: JSON = {  # the further members of a 429
+    "violated-policies": {"type": "array", "items": {**STRING, "pattern": "^[a-z0-9_-]{1,40}$"}},
+    "quota_limit": integer(),
+    "quota_remaining": integer(),
+    "cost": integer(1),
+    "resets_at": ref("schemas", "Instant"),
+    "retry_after": {
+        **integer(1, 2**63 - 1),
+        "description": "As the header Retry-After: whole seconds, more than a timer of 32 bits takes if the "
+        "period is longer than 24.8 days.",
+    },
+}
 OTHER_SCHEMAS: JSON = {
     "UserId": {**STRING, "pattern": f"^{USER_ID.pattern}$"},
     "Instant": {
@@ -329,40 +352,11 @@ OTHER_SCHEMAS: JSON = {
         "description": "RFC 3339, in UTC with `Z`.",
     },
     "OpenAPI": {"type": "object", "required": ["openapi", "info", "paths"]},
-    "Problem": {
-        "type": "object",
-        "required": ["type", "title", "status", "code", "detail"],
-        "properties": {
-            "type": {**STRING, "format": "uri-reference"},
-            "title": STRING,
-            "status": integer(400, 599),
-            "code": {**STRING, "enum": [*STATUS]},
-            "detail": {**STRING, "description": "One plain sentence that can be shown to users."},
-        },
-        "description": "RFC 9457. `code` is stable.",
-    },
+    "Problem": PROBLEM,
     "QuotaExhausted": {
-        "allOf": [
-            ref("schemas", "Problem"),
-            {
-                "type": "object",
-                "required": [
-                    *("violated-policies", "quota_limit", "quota_remaining"),
-                    *("cost", "resets_at", "retry_after"),
-                ],
-                "properties": {
-                    "violated-policies": {
-                        "type": "array",
-                        "items": {**STRING, "pattern": "^[a-z0-9_-]{1,40}$"},
-                    },
-                    "quota_limit": integer(),
-                    "quota_remaining": integer(),
-                    "cost": integer(1),
-                    "resets_at": ref("schemas", "Instant"),
-                    "retry_after": integer(1, 2**63 - 1),
-                },
-            },
-        ]
+        **PROBLEM,
+        "required": [*PROBLEM["required"], *EXHAUSTED],
+        "properties": PROBLEM["properties"] | {"code": {**STRING, "enum": ["quota_exhausted"]}} | EXHAUSTED,
     },
 }
 

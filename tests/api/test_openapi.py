@@ -106,7 +106,9 @@ def test_every_example_has_its_shape(name):
 def test_every_example_of_a_problem_has_its_shape(problem):
     code, status = problem.type.code, problem.type.status
     answer = COMPONENTS["responses"][str(status)]["content"]["application/problem+json"]
-    assert not faults(COMPONENTS["examples"][code]["value"], answer["schema"])
+    example = COMPONENTS["examples"][code]["value"]
+    assert not faults(example, answer["schema"])
+    assert (example["status"], example["code"]) == (status, code)
 
 
 @once
@@ -215,9 +217,10 @@ def test_an_actual_answer_is_as_described_to_the_last_member(ask, path, method, 
 def test_an_actual_refusal_is_as_described(ask, path, method, operation, token):
     answer = ask(path, method, operation, Authorization=token)
     described = COMPONENTS["responses"]["401"]
-    shape = described["content"][answer["Content-Type"]]["schema"]
+    content = described["content"][answer["Content-Type"]]
     assert operation["responses"][str(answer.status_code)] == {"$ref": "#/components/responses/401"}
-    assert not faults(answer.json(), shape)
+    assert not faults(answer.json(), content["schema"])
+    assert answer.json()["code"] in content["examples"]
     assert {*described["headers"]} <= {*answer.headers}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+import yaml
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, transaction
 from hypothesis import HealthCheck
@@ -22,6 +23,7 @@ from tests import ROOT
 from tests.conftest import USER, Settings
 from tests.tools import keys
 
+DESCRIPTION = yaml.safe_load((ROOT / "docs/openapi.yaml").read_text())
 KEY = "qs_5c4e3a7e_" + "k" * 43
 IN_AN_HOUR = int(time.time()) + 3_600
 # The statuses of a well-formed request: it succeeds or the rules refuse it. Never a 400.
@@ -59,6 +61,19 @@ def within_what_no_schema_can_say(context: HookContext, body: Any) -> Any:
     if isinstance(body.get("metadata"), dict) and len(json.dumps(body["metadata"])) > MAX_METADATA_BYTES:
         whole["metadata"] = {}
     return whole
+
+
+@schemathesis.check
+def the_operation_lists_the_code(
+    context: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
+) -> None:
+    """The schemas of problems are the same for all operations: the examples list what each may answer."""
+    responses = DESCRIPTION["paths"][case.operation.path][case.operation.method]["responses"]
+    answer = responses.get(str(response.status_code), {})
+    answer = DESCRIPTION["components"]["responses"].get(answer.get("$ref", "")[-3:], answer)
+    if listed := answer.get("content", {}).get("application/problem+json"):
+        problem = response.json()
+        assert (problem["status"], problem["code"] in listed["examples"]) == (response.status_code, True)
 
 
 quick = described(5, deterministic=True)

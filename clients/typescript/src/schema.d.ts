@@ -288,12 +288,22 @@ export interface components {
             /** @description One plain sentence that can be shown to users. */
             detail: string;
         };
-        QuotaExhausted: components["schemas"]["Problem"] & {
+        /** @description RFC 9457. `code` is stable. */
+        QuotaExhausted: {
+            /** Format: uri-reference */
+            type: string;
+            title: string;
+            status: number;
+            /** @enum {string} */
+            code: "quota_exhausted";
+            /** @description One plain sentence that can be shown to users. */
+            detail: string;
             "violated-policies": string[];
             quota_limit: number;
             quota_remaining: number;
             cost: number;
             resets_at: components["schemas"]["Instant"];
+            /** @description As the header Retry-After: whole seconds, more than a timer of 32 bits takes if the period is longer than 24.8 days. */
             retry_after: number;
         };
         AdjustRequest: {
@@ -504,7 +514,12 @@ export interface components {
             /** @description The reason, which services and staff see in the history. */
             reason: string;
         };
-        /** @description The three members of `GET /api/quota`, which never change. */
+        /**
+         * @description The three members of `GET /api/quota`, which never change.
+         *
+         *     The end of the period is not among them: only under a rolling plan of one day is it `last_reset_date` plus
+         *     24 hours. `GET /api/v1/quota` has it as `resets_at`, and the header RateLimit in seconds from now.
+         */
         SimpleQuota: {
             user_id: components["schemas"]["UserId"];
             /** @description Units that can be spent now; 2147483647 if unlimited. */
@@ -513,22 +528,17 @@ export interface components {
         };
     };
     responses: {
-        /** @description Bad Request */
+        /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_missing`, `idempotency_key_malformed` */
         400: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 400;
-                    /** @enum {unknown} */
-                    code?: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Unauthorized */
+        /** @description Unauthorized: `token_missing`, `token_malformed`, `token_expired`, `token_not_yet_valid`, `token_signature`, `token_issuer`, `token_azp`, `token_kind`, `session_pending`, `key_unknown`, `key_expired`, `key_revoked` */
         401: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -536,45 +546,30 @@ export interface components {
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 401;
-                    /** @enum {unknown} */
-                    code?: "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Forbidden */
+        /** @description Forbidden: `user_only`, `service_only`, `scope_missing` */
         403: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 403;
-                    /** @enum {unknown} */
-                    code?: "user_only" | "service_only" | "scope_missing";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Not Found */
+        /** @description Not Found: `not_found`, `unknown_user_id`, `consumption_not_found`, `unknown_plan`, `not_opened_yet` */
         404: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 404;
-                    /** @enum {unknown} */
-                    code?: "not_found" | "unknown_user_id" | "consumption_not_found" | "unknown_plan" | "not_opened_yet";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Method Not Allowed */
+        /** @description Method Not Allowed: `method_not_allowed` */
         405: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -582,120 +577,80 @@ export interface components {
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 405;
-                    /** @enum {unknown} */
-                    code?: "method_not_allowed";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Request Timeout */
+        /** @description Request Timeout: `body_timeout` */
         408: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 408;
-                    /** @enum {unknown} */
-                    code?: "body_timeout";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Conflict */
+        /** @description Conflict: `adjustment_out_of_range`, `refund_too_large`, `already_refunded` */
         409: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 409;
-                    /** @enum {unknown} */
-                    code?: "adjustment_out_of_range" | "refund_too_large" | "already_refunded";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Gone */
+        /** @description Gone: `user_deleted`, `history_pruned` */
         410: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 410;
-                    /** @enum {unknown} */
-                    code?: "user_deleted" | "history_pruned";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Length Required */
+        /** @description Length Required: `length_required` */
         411: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 411;
-                    /** @enum {unknown} */
-                    code?: "length_required";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Content Too Large */
+        /** @description Content Too Large: `body_too_large` */
         413: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 413;
-                    /** @enum {unknown} */
-                    code?: "body_too_large";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Unsupported Media Type */
+        /** @description Unsupported Media Type: `unsupported_media_type` */
         415: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 415;
-                    /** @enum {unknown} */
-                    code?: "unsupported_media_type";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Unprocessable Content */
+        /** @description Unprocessable Content: `cost_exceeds_limit`, `unknown_action`, `cost_below_price`, `idempotency_key_reused`, `instant_in_future` */
         422: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 422;
-                    /** @enum {unknown} */
-                    code?: "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Too Many Requests */
+        /** @description Too Many Requests: `quota_exhausted` */
         429: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -705,30 +660,20 @@ export interface components {
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["QuotaExhausted"] & {
-                    /** @constant */
-                    status?: 429;
-                    /** @enum {unknown} */
-                    code?: "quota_exhausted";
-                };
+                "application/problem+json": components["schemas"]["QuotaExhausted"];
             };
         };
-        /** @description Internal Server Error */
+        /** @description Internal Server Error: `server_error` */
         500: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 500;
-                    /** @enum {unknown} */
-                    code?: "server_error";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Service Unavailable */
+        /** @description Service Unavailable: `database_unavailable`, `no_default_plan`, `keys_unavailable` */
         503: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -736,12 +681,7 @@ export interface components {
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["Problem"] & {
-                    /** @constant */
-                    status?: 503;
-                    /** @enum {unknown} */
-                    code?: "database_unavailable" | "no_default_plan" | "keys_unavailable";
-                };
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
     };
@@ -817,50 +757,35 @@ export interface operations {
                     "application/json": components["schemas"]["SimpleQuota"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `user_only` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "user_only";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -888,50 +813,35 @@ export interface operations {
                     "application/json": components["schemas"]["Quota"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `user_only` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "user_only";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -970,69 +880,49 @@ export interface operations {
                     "application/json": components["schemas"]["Consumption"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_malformed` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_malformed";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `user_only` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "user_only";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             408: components["responses"]["408"];
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             411: components["responses"]["411"];
             413: components["responses"]["413"];
             415: components["responses"]["415"];
-            /** @description Unprocessable Content */
+            /** @description Unprocessable Content: `cost_exceeds_limit`, `unknown_action`, `cost_below_price`, `idempotency_key_reused` */
             422: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 422;
-                        /** @enum {unknown} */
-                        code?: "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             429: components["responses"]["429"];
@@ -1064,50 +954,35 @@ export interface operations {
                     "application/json": components["schemas"]["OwnHistory"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request`, `invalid_request` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request" | "invalid_request";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `user_only` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "user_only";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -1138,65 +1013,45 @@ export interface operations {
                     "application/json": components["schemas"]["Quota"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `service_only`, `scope_missing` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "service_only" | "scope_missing";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found */
+            /** @description Not Found: `not_found`, `unknown_user_id` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 404;
-                        /** @enum {unknown} */
-                        code?: "not_found" | "unknown_user_id";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -1240,68 +1095,48 @@ export interface operations {
             };
             400: components["responses"]["400"];
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `service_only`, `scope_missing` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "service_only" | "scope_missing";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found */
+            /** @description Not Found: `not_found`, `unknown_user_id` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 404;
-                        /** @enum {unknown} */
-                        code?: "not_found" | "unknown_user_id";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             408: components["responses"]["408"];
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             411: components["responses"]["411"];
             413: components["responses"]["413"];
             415: components["responses"]["415"];
-            /** @description Unprocessable Content */
+            /** @description Unprocessable Content: `cost_exceeds_limit`, `unknown_action`, `cost_below_price`, `idempotency_key_reused` */
             422: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 422;
-                        /** @enum {unknown} */
-                        code?: "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             429: components["responses"]["429"];
@@ -1336,65 +1171,45 @@ export interface operations {
                     "application/json": components["schemas"]["History"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request`, `invalid_request` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request" | "invalid_request";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `service_only`, `scope_missing` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "service_only" | "scope_missing";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found */
+            /** @description Not Found: `not_found`, `unknown_user_id` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 404;
-                        /** @enum {unknown} */
-                        code?: "not_found" | "unknown_user_id";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -1443,83 +1258,58 @@ export interface operations {
             };
             400: components["responses"]["400"];
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `service_only`, `scope_missing` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "service_only" | "scope_missing";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `consumption_not_found` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 404;
-                        /** @enum {unknown} */
-                        code?: "not_found" | "unknown_user_id" | "consumption_not_found";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             408: components["responses"]["408"];
-            /** @description Conflict */
+            /** @description Conflict: `refund_too_large`, `already_refunded` */
             409: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 409;
-                        /** @enum {unknown} */
-                        code?: "refund_too_large" | "already_refunded";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             411: components["responses"]["411"];
             413: components["responses"]["413"];
             415: components["responses"]["415"];
-            /** @description Unprocessable Content */
+            /** @description Unprocessable Content: `idempotency_key_reused` */
             422: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 422;
-                        /** @enum {unknown} */
-                        code?: "idempotency_key_reused";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -1563,83 +1353,58 @@ export interface operations {
             };
             400: components["responses"]["400"];
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `service_only`, `scope_missing` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "service_only" | "scope_missing";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found */
+            /** @description Not Found: `not_found`, `unknown_user_id` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 404;
-                        /** @enum {unknown} */
-                        code?: "not_found" | "unknown_user_id";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             408: components["responses"]["408"];
-            /** @description Conflict */
+            /** @description Conflict: `adjustment_out_of_range` */
             409: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 409;
-                        /** @enum {unknown} */
-                        code?: "adjustment_out_of_range";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             411: components["responses"]["411"];
             413: components["responses"]["413"];
             415: components["responses"]["415"];
-            /** @description Unprocessable Content */
+            /** @description Unprocessable Content: `idempotency_key_reused` */
             422: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 422;
-                        /** @enum {unknown} */
-                        code?: "idempotency_key_reused";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -1683,68 +1448,48 @@ export interface operations {
             };
             400: components["responses"]["400"];
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `service_only`, `scope_missing` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "service_only" | "scope_missing";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found */
+            /** @description Not Found: `not_found`, `unknown_user_id` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 404;
-                        /** @enum {unknown} */
-                        code?: "not_found" | "unknown_user_id";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             408: components["responses"]["408"];
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             411: components["responses"]["411"];
             413: components["responses"]["413"];
             415: components["responses"]["415"];
-            /** @description Unprocessable Content */
+            /** @description Unprocessable Content: `idempotency_key_reused` */
             422: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 422;
-                        /** @enum {unknown} */
-                        code?: "idempotency_key_reused";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -1786,84 +1531,59 @@ export interface operations {
                     "application/json": components["schemas"]["Quota"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_malformed` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_malformed";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `service_only`, `scope_missing` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "service_only" | "scope_missing";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_plan` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 404;
-                        /** @enum {unknown} */
-                        code?: "not_found" | "unknown_user_id" | "unknown_plan";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             408: components["responses"]["408"];
-            /** @description Gone */
+            /** @description Gone: `user_deleted` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "user_deleted";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             411: components["responses"]["411"];
             413: components["responses"]["413"];
             415: components["responses"]["415"];
-            /** @description Unprocessable Content */
+            /** @description Unprocessable Content: `idempotency_key_reused` */
             422: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 422;
-                        /** @enum {unknown} */
-                        code?: "idempotency_key_reused";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -1900,80 +1620,55 @@ export interface operations {
                     "application/json": components["schemas"]["Explanation"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request`, `invalid_request` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request" | "invalid_request";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             401: components["responses"]["401"];
-            /** @description Forbidden */
+            /** @description Forbidden: `service_only`, `scope_missing` */
             403: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 403;
-                        /** @enum {unknown} */
-                        code?: "service_only" | "scope_missing";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `not_opened_yet` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 404;
-                        /** @enum {unknown} */
-                        code?: "not_found" | "unknown_user_id" | "not_opened_yet";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Gone */
+            /** @description Gone: `history_pruned` */
             410: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 410;
-                        /** @enum {unknown} */
-                        code?: "history_pruned";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Unprocessable Content */
+            /** @description Unprocessable Content: `instant_in_future` */
             422: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 422;
-                        /** @enum {unknown} */
-                        code?: "instant_in_future";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];
@@ -1999,19 +1694,14 @@ export interface operations {
                     "application/json": components["schemas"]["Plans"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             401: components["responses"]["401"];
@@ -2038,19 +1728,14 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAPI"];
                 };
             };
-            /** @description Bad Request */
+            /** @description Bad Request: `bad_request` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["Problem"] & {
-                        /** @constant */
-                        status?: 400;
-                        /** @enum {unknown} */
-                        code?: "bad_request";
-                    };
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             500: components["responses"]["500"];

@@ -33,10 +33,18 @@ interface AnyParts {
   body?: unknown;
   key?: string;
 }
+interface Order {
+  method: Method;
+  url: string;
+  parts: AnyParts;
+  /** Whether an attempt may have been carried out, although no response says so. */
+  isSent: boolean;
+}
 
 const PAUSES = [300, 1_200]; // milliseconds before the second attempt and the third
 const MAX_PAUSE = 5_000; // milliseconds; users wait no longer, so a longer Retry-After is thrown at once
 const TIMEOUT = 15_000;
+const MAX_TIMER = 2 ** 31 - 1; // milliseconds; setTimeout acts at once if it gets more
 
 export type Send = ReturnType<typeof connect>;
 
@@ -49,47 +57,44 @@ export type Send = ReturnType<typeof connect>;
 export function connect(site: Site, getToken: GetToken) {
   const doFetch: typeof fetch = site.fetch ?? ((...request) => globalThis.fetch(...request));
 
-  async function attempt(method: Method, url: string, parts: AnyParts, token: string | null): Promise<unknown> {
-    const headers: Record<string, string> = { Accept: "application/json" };
-    if (token) headers["Authorization"] = `Bearer ${token}`;
-    if (parts.key) headers["Idempotency-Key"] = parts.key;
-    const request: RequestInit = {
-      method: method.toUpperCase(),
-      headers,
-      credentials: "omit",
-      redirect: "error",
-      signal: AbortSignal.timeout(site.timeout ?? TIMEOUT),
-    };
-    if (parts.body !== undefined) {
-      headers["Content-Type"] = "application/json";
-      request.body = JSON.stringify(parts.body);
-    }
+  async function attempt(order: Order, token: string | null): Promise<unknown> {
+    const { url, parts } = order;
+    const giveUp = new AbortController(); // React Native has no AbortSignal.timeout
+    const request = { ...requestOf(order, token), signal: giveUp.signal };
+    const timeout = site.timeout ?? TIMEOUT;
+    const stop = later(timeout, () => giveUp.abort(new Error(`No response came within ${timeout} ms.`)));
     let answer: Response | undefined;
-    let body: unknown;
     try {
       answer = await doFetch(url, request);
-      body = await answer.json();
+      if (isRedirect(answer)) throw elsewhere("redirects", answer, parts.key);
+      const body: unknown = await answer.json();
+      if (answer.ok) return body;
+      throw refusal(answer, body, parts.key);
     } catch (cause) {
-      const reason = answer
-        ? `the response (${answer.status}) broke off or came from another server`
-        : "no response came";
-      throw new QuotaUnreachable(`The quota service could not be reached: ${reason}.`, parts.key, { cause });
+      if (cause instanceof QuotaError) throw cause;
+      if (answer) throw elsewhere("broke off or came from another server", answer, parts.key, cause);
+      if (isImpossible(url, request)) {
+        throw new QuotaError("The quota service cannot be asked from here.", parts.key, { cause });
+      }
+      const message = "The quota service could not be reached: no response came.";
+      throw new QuotaUnreachable(message, parts.key, { cause });
+    } finally {
+      stop();
     }
-    if (answer.ok) return body;
-    throw refusal(answer, body, parts.key);
   }
 
-  async function persist(...request: Parameters<typeof attempt>): Promise<unknown> {
-    for (const pause of PAUSES) {
+  async function persist(order: Order, token: string | null): Promise<unknown> {
+    for (let retries = 0; ; retries += 1) {
       try {
-        return await attempt(...request);
+        return await attempt(order, token);
       } catch (error) {
         const minimum = pauseAfter(error);
-        if (minimum === null || minimum > MAX_PAUSE) throw error;
+        if (minimum !== null) order.isSent = true;
+        const pause = PAUSES[retries];
+        if (minimum === null || pause === undefined || minimum > MAX_PAUSE) throw error;
         await sleep(Math.max(minimum, pause * (0.5 + Math.random())));
       }
     }
-    return attempt(...request);
   }
 
   async function tokenFor(key: string | undefined, options?: { skipCache: true }): Promise<string | null> {
@@ -100,44 +105,102 @@ export function connect(site: Site, getToken: GetToken) {
     }
   }
 
+  async function withToken(order: Order): Promise<unknown> {
+    const token = await tokenFor(order.parts.key);
+    try {
+      return await persist(order, token);
+    } catch (error) {
+      if (!(error instanceof QuotaProblem && error.status === 401)) throw error;
+      const fresh = await tokenFor(order.parts.key, { skipCache: true });
+      if (!fresh || fresh === token) throw error;
+      return persist(order, fresh);
+    }
+  }
+
   return async <M extends Method, P extends PathWith<M>>(
     method: M,
     path: P,
     parts: Parts<paths[P][M]>,
   ): Promise<Answer<paths[P][M]>> => {
     const given = parts as AnyParts;
-    const url = address(site.baseUrl, path, given);
-    const token = await tokenFor(given.key);
+    const order: Order = { method, url: address(site.baseUrl, path, given), parts: given, isSent: false };
     try {
-      return (await persist(method, url, given, token)) as Answer<paths[P][M]>;
+      return (await withToken(order)) as Answer<paths[P][M]>;
     } catch (error) {
-      if (!(error instanceof QuotaProblem && error.status === 401)) throw error;
-      const fresh = await tokenFor(given.key, { skipCache: true });
-      if (!fresh || fresh === token) throw error;
-      return (await persist(method, url, given, fresh)) as Answer<paths[P][M]>;
+      if (error instanceof QuotaError) {
+        // A 429 is a decision: with a key that was carried out it would be the first response again.
+        error.outcome_unknown = order.isSent && method !== "get" && !(error instanceof QuotaExhausted);
+      }
+      throw error;
     }
   };
 }
 
-/** Return a key for one action. `randomUUID` would be missing on a page without https. */
+/** Return a key for one action. `randomUUID` is missing on a page without https, `crypto` in React Native. */
 export function newKey(): string {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) =>
-    byte.toString(16).padStart(2, "0"),
-  ).join("");
+  const bytes = Uint8Array.from({ length: 16 }, () => Math.random() * 256);
+  globalThis.crypto?.getRandomValues(bytes);
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Act once after that time, however long; return a function that prevents it. */
+export function later(milliseconds: number, act: () => void): () => void {
+  let timer: ReturnType<typeof setTimeout>;
+  const wait = (rest: number): void => {
+    const step = Math.min(rest, MAX_TIMER);
+    timer = setTimeout(() => (rest > step ? wait(rest - step) : act()), step);
+  };
+  wait(milliseconds);
+  return () => clearTimeout(timer);
 }
 
 function address(baseUrl: string, path: string, { path: names = {}, query = {} }: AnyParts): string {
   const named = path.replace(/\{(\w+)\}/g, (_, name: string) => encodeURIComponent(names[name] ?? ""));
   const parameters = Object.entries(query).flatMap(([name, value]) =>
-    value === undefined ? [] : [[name, String(value)]],
+    value === undefined ? [] : [`${name}=${encodeURIComponent(value)}`],
   );
-  return baseUrl.replace(/\/+$/, "") + named + (parameters.length ? `?${new URLSearchParams(parameters)}` : "");
+  return baseUrl.replace(/\/+$/, "") + named + (parameters.length ? `?${parameters.join("&")}` : "");
 }
 
-function refusal({ status, headers }: Response, body: unknown, key: string | undefined): QuotaError {
+function requestOf({ method, parts }: Order, token: string | null): RequestInit {
+  const headers: Record<string, string> = { Accept: "application/json" };
+  if (token) headers["Authorization"] = `Bearer ${token}`;
+  if (parts.key) headers["Idempotency-Key"] = parts.key;
+  if (parts.body !== undefined) headers["Content-Type"] = "application/json";
+  return {
+    method: method.toUpperCase(),
+    headers,
+    ...(parts.body !== undefined && { body: JSON.stringify(parts.body) }),
+    credentials: "omit",
+    redirect: "manual", // Cloudflare Workers do not have "error"
+  };
+}
+
+/** In a browser a redirect that is not followed has the status 0. */
+function isRedirect({ type, status }: Response): boolean {
+  return type === "opaqueredirect" || (status >= 300 && status < 400);
+}
+
+/** Whether the runtime refuses the request itself, such as an option that it does not have. */
+function isImpossible(url: string, request: RequestInit): boolean {
+  try {
+    new Request(url, request);
+    return false;
+  } catch (error) {
+    return !(error instanceof ReferenceError); // a runtime without Request
+  }
+}
+
+function elsewhere(what: string, { status, headers }: Response, key?: string, cause?: unknown): QuotaUnreachable {
+  const response = status ? `the response (${status})` : "the response";
+  const message = `The quota service could not be reached: ${response} ${what}.`;
+  return new QuotaUnreachable(message, key, { cause, headers });
+}
+
+function refusal(answer: Response, body: unknown, key: string | undefined): QuotaError {
+  const { headers } = answer;
   if (!headers.get("Content-Type")?.startsWith("application/problem+json")) {
-    const message = `The quota service could not be reached: the response (${status}) came from another server.`;
-    return new QuotaUnreachable(message, key);
+    return elsewhere("came from another server", answer, key);
   }
   const problem = body as components["schemas"]["Problem"];
   return problem.code === "quota_exhausted"
@@ -147,11 +210,10 @@ function refusal({ status, headers }: Response, body: unknown, key: string | und
 
 /** Return the least pause before a retry, in milliseconds; null if a retry would fail in the same way. */
 function pauseAfter(error: unknown): number | null {
-  if (error instanceof QuotaUnreachable) return 0;
-  if (error instanceof QuotaProblem && error.status >= 500) return 1_000 * (error.retry_after ?? 0);
-  return null;
+  const mayPass = error instanceof QuotaUnreachable || (error instanceof QuotaProblem && error.status >= 500);
+  return mayPass ? 1_000 * (error.retry_after ?? 0) : null;
 }
 
 function sleep(milliseconds: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+  return new Promise((resolve) => later(milliseconds, resolve));
 }

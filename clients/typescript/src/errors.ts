@@ -2,19 +2,24 @@ import type { components } from "./schema.js";
 
 type Schemas = components["schemas"];
 
-/** The error of every call that does not succeed. */
+/** The error of every call that does not succeed; if of no subclass, the runtime cannot make the request. */
 export class QuotaError extends Error {
   override readonly name: string = "QuotaError";
   /** The Idempotency-Key of a write: sent again with this key, the write is carried out once. */
   readonly key: string | undefined;
+  /** True if this write may have been carried out all the same: with `key` it can be sent again safely. */
+  outcome_unknown = false;
+  /** Seconds to wait before a retry, if the response had Retry-After. */
+  readonly retry_after: number | null;
 
-  constructor(message: string, key?: string, options?: ErrorOptions) {
+  constructor(message: string, key?: string, options: ErrorOptions & { headers?: Headers } = {}) {
     super(message, options);
     this.key = key;
+    this.retry_after = Number(options.headers?.get("Retry-After")) || null;
   }
 }
 
-/** No response of Quotasite arrived, or no token. A spend may still have been carried out: see `key`. */
+/** No response of Quotasite arrived, or no token. */
 export class QuotaUnreachable extends QuotaError {
   override readonly name: string = "QuotaUnreachable";
 }
@@ -27,16 +32,13 @@ export class QuotaProblem extends QuotaError {
   readonly detail: string;
   /** The id of the request in the logs of the service. */
   readonly request_id: string | null;
-  /** Seconds to wait before a retry, if the service sent Retry-After. */
-  readonly retry_after: number | null;
 
   constructor(problem: Schemas["Problem"], headers: Headers, key?: string) {
-    super(problem.detail, key);
+    super(problem.detail, key, { headers });
     this.status = problem.status;
     this.code = problem.code;
     this.detail = problem.detail;
     this.request_id = headers.get("X-Request-Id");
-    this.retry_after = Number(headers.get("Retry-After")) || null;
   }
 }
 

@@ -4,6 +4,7 @@ import { test } from "node:test";
 import {
   createQuotaClient,
   createServiceClient,
+  QuotaError,
   QuotaExhausted,
   QuotaProblem,
   QuotaUnreachable,
@@ -184,6 +185,64 @@ test("an answer of a proxy's own is none of the service's", async (t) => {
   const { baseUrl, seen } = await proxy(t, faults);
   assert.equal((await clientOf(newUser(), { baseUrl }).quota()).quota_remaining, 20);
   assert.equal(seen.length, 3);
+});
+
+test("a redirect is not followed, and told as such", async (t) => {
+  const fault = { status: 308, headers: { Location: `${SITE}/api/v1/quota` } };
+  const { baseUrl } = await proxy(t, [fault, fault, fault]);
+  const error = await clientOf(newUser(), { baseUrl }).quota().catch((error) => error);
+  assert.ok(error instanceof QuotaUnreachable);
+  assert.match(error.message, /the response \(308\) redirects/);
+});
+
+test("a request that the runtime refuses is no lost one, and not sent again", async () => {
+  let calls = 0;
+  const fetch = async (url, request) => {
+    calls += 1;
+    return globalThis.fetch(url, request);
+  };
+  const error = await clientOf(newUser(), { baseUrl: "no address", fetch }).consume().catch((error) => error);
+  assert.ok(error instanceof QuotaError && !(error instanceof QuotaUnreachable));
+  assert.deepEqual([calls, error.outcome_unknown], [1, false]);
+});
+
+test("what a lost answer leaves unknown is said, until an answer decides it", async (t) => {
+  const user = newUser();
+  const outcome = async (faults, call) => {
+    const { baseUrl } = await proxy(t, faults);
+    return call(clientOf(user, { baseUrl })).then(() => "done", ({ outcome_unknown }) => outcome_unknown);
+  };
+  const spend = (client) => client.consume({ cost: 1 });
+  assert.equal(await outcome(["cut", "cut", "cut"], spend), true);
+  assert.equal(await outcome([unavailable(60)], spend), true);
+  assert.equal(await outcome(["cut", { ...unavailable(1), status: 502, headers: {} }, "cut"], spend), true);
+  assert.equal(await outcome([unavailable(60)], (client) => client.quota()), false);
+  assert.equal(await outcome(["cut"], spend), "done");
+  await clientOf(user).consume({ cost: 17 });
+  assert.equal(await outcome([unavailable(1)], spend), false); // a 429
+  assert.equal(await outcome([], (client) => client.consume({ cost: 21 })), false);
+});
+
+test("a spend that was lost and then refused a token stays unknown", async (t) => {
+  const user = newUser();
+  const { baseUrl } = await proxy(t, ["cut"]);
+  let asked = 0;
+  const getToken = async () => ((asked += 1) === 1 ? mint(user, { exp: -60 }) : null);
+  const error = await createQuotaClient({ baseUrl, getToken }).consume().catch((error) => error);
+  assert.deepEqual([error.code, error.outcome_unknown], ["token_expired", true]);
+});
+
+test("a long Retry-After of a proxy is told at once too", async (t) => {
+  const { baseUrl, seen } = await proxy(t, [{ status: 429, headers: { "Retry-After": "60" }, body: "slower" }]);
+  const error = await clientOf(newUser(), { baseUrl }).quota().catch((error) => error);
+  assert.ok(error instanceof QuotaUnreachable);
+  assert.deepEqual([error.retry_after, seen.length], [60, 1]);
+});
+
+test("a timeout of more than a timer can count is no timeout of nothing", async () => {
+  for (const timeout of [2 ** 31, Infinity]) {
+    assert.equal((await clientOf(newUser(), { timeout }).quota()).quota_remaining, 20);
+  }
 });
 
 test("a service that says nothing is given up after the timeout", async (t) => {

@@ -1,6 +1,7 @@
 /** One user's quota, kept up to date while there are subscribers; without a framework. */
 
-import { QuotaError, QuotaExhausted } from "./client.js";
+import { QuotaError, QuotaExhausted, QuotaProblem, QuotaUnreachable } from "./client.js";
+import { later } from "./connection.js";
 import type { ConsumeRequest, Consumption, Keyed, Quota, QuotaClient } from "./client.js";
 
 export interface Standing {
@@ -9,10 +10,12 @@ export interface Standing {
   error: QuotaError | null;
 }
 
-const MAX_TIMER = 2 ** 31 - 1; // milliseconds; setTimeout would fire a longer one at once
+const FIRST_PAUSE = 500; // milliseconds before a failed read is repeated; then it doubles
+const LONGEST_PAUSE = 60_000;
 
 /**
- * Read the quota for the first subscriber, when its period ends, and when the page becomes visible again.
+ * Read the quota for the first subscriber, when its period ends, when the page becomes visible again, when the
+ * network comes back, and after a failure that may pass, with growing pauses. A hidden page reads nothing.
  *
  * A read is shown only if no spend overlapped it, and of two spends the later in the ledger is shown: a late
  * response never replaces a newer one.
@@ -22,7 +25,9 @@ export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
   const spends = new Set<Promise<Consumption>>();
   let state: Standing = { quota: null, error: null };
   let reading: Promise<void> | null = null;
-  let timer: ReturnType<typeof setTimeout> | undefined;
+  let outdated: QuotaError | null = null; // the error that the next read replaces
+  let failures = 0; // reads since the last success
+  let stop = () => {}; // the timer of the next read
   let begun = 0; // spends
   let newest = 0; // seq of the last spend that is shown
 
@@ -31,12 +36,16 @@ export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
     for (const notify of listeners) notify();
   }
 
-  function show(quota: Quota): void {
-    set({ quota });
-    clearTimeout(timer);
+  function show(quota: Quota, error = state.error): void {
+    set({ quota, error });
+    failures = 0;
     // Use the seconds to the reset, not its date: the clock or time zone of the device may be wrong.
-    const rest = Math.max(1, quota.seconds_to_reset) * 1_000;
-    if (listeners.size) timer = setTimeout(readIfSeen, Math.min(rest, MAX_TIMER));
+    readIn(Math.max(1, quota.seconds_to_reset) * 1_000);
+  }
+
+  function readIn(milliseconds: number): void {
+    stop();
+    if (listeners.size) stop = later(milliseconds, readIfSeen);
   }
 
   async function readBetweenSpends(): Promise<Quota> {
@@ -50,27 +59,44 @@ export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
 
   async function read(): Promise<void> {
     try {
-      show(await readBetweenSpends());
-    } catch (error) {
-      set({ error: known(error) });
+      const quota = await readBetweenSpends();
+      show(quota, state.error === outdated ? null : state.error);
+    } catch (caught) {
+      const error = known(caught);
+      if (state.error === outdated) set({ error: (outdated = error) });
+      if (mayPass(error)) readIn(pauseAfter(error));
     } finally {
       reading = null;
     }
   }
 
+  function pauseAfter({ retry_after }: QuotaError): number {
+    const pause = Math.min(FIRST_PAUSE * 2 ** failures, LONGEST_PAUSE);
+    failures += 1;
+    return (retry_after ?? 0) * 1_000 + pause * (0.5 + Math.random() / 2);
+  }
+
   function refetch(): Promise<void> {
-    set({ error: null });
+    set({ error: (outdated = null) });
     return (reading ??= read());
   }
 
   function readIfSeen(): void {
-    if (globalThis.document?.visibilityState !== "hidden") void refetch();
+    if (globalThis.document?.visibilityState === "hidden") return;
+    // What became of a spend without a response is for the app to find out, with the error's key.
+    if (!state.error?.outcome_unknown) outdated = state.error;
+    void (reading ??= read());
+  }
+
+  function readAnew(): void {
+    failures = 0;
+    readIfSeen();
   }
 
   /** Spend; return null, with the reason in `error`, if the spend was not granted. Throws no QuotaError. */
   async function consume(body?: ConsumeRequest, keyed?: Partial<Keyed>): Promise<Consumption | null> {
     begun += 1;
-    set({ error: null });
+    set({ error: (outdated = null) });
     const spend = client.consume(body, keyed);
     spends.add(spend);
     try {
@@ -84,7 +110,7 @@ export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
       return consumption;
     } catch (error) {
       set({ error: known(error) });
-      if (error instanceof QuotaExhausted) void (reading ??= read());
+      if (error instanceof QuotaExhausted || state.error?.outcome_unknown) void (reading ??= read());
       return null;
     } finally {
       spends.delete(spend);
@@ -93,19 +119,28 @@ export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
 
   function subscribe(listener: () => void): () => void {
     if (!listeners.size) {
-      globalThis.document?.addEventListener("visibilitychange", readIfSeen);
+      globalThis.document?.addEventListener("visibilitychange", readAnew);
+      globalThis.window?.addEventListener?.("online", readAnew); // React Native's window has no events
       void refetch();
     }
     listeners.add(listener);
     return () => {
       listeners.delete(listener);
       if (listeners.size) return;
-      globalThis.document?.removeEventListener("visibilitychange", readIfSeen);
-      clearTimeout(timer);
+      globalThis.document?.removeEventListener("visibilitychange", readAnew);
+      globalThis.window?.removeEventListener?.("online", readAnew);
+      stop();
     };
   }
 
   return { subscribe, snapshot: () => state, consume, refetch };
+}
+
+/** Whether a read may succeed later: the network or the service comes back, or Clerk has loaded. */
+function mayPass(error: QuotaError): boolean {
+  if (error instanceof QuotaUnreachable) return true;
+  if (!(error instanceof QuotaProblem)) return false;
+  return error.status >= 500 || error.status === 429 || error.code === "token_missing";
 }
 
 function known(error: unknown): QuotaError {

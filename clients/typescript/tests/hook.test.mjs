@@ -48,11 +48,12 @@ beforeEach(() => {
   });
   globalThis.fetch = (url, { method, headers }) =>
     new Promise((resolve, reject) => {
-      const answer = (body, status = 200) => {
+      const answer = (body, status = 200, more = {}) => {
         const type = status < 400 ? "application/json" : "application/problem+json";
-        resolve(new Response(JSON.stringify(body), { status, headers: { "Content-Type": type } }));
+        resolve(new Response(JSON.stringify(body), { status, headers: { "Content-Type": type, ...more } }));
       };
-      const request = { method, url, token: headers.Authorization, answer, reject };
+      const key = headers["Idempotency-Key"];
+      const request = { method, url, key, token: headers.Authorization, answer, reject };
       asked.push(request);
       if (method === "GET" && reads.length) answer(reads.length > 1 ? reads.shift() : reads[0]);
     });
@@ -219,6 +220,16 @@ test("the end of a period is that of the answer that is shown", async () => {
   assert.equal(gets().length, 1);
 });
 
+test("a period of 40 days ends after 40 days", async () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  reads = [quotaOf(3, { seconds_to_reset: 40 * 86_400 })];
+  await use();
+  for (let days = 0; days < 39; days += 1) await pass(86_400);
+  assert.equal(gets().length, 1);
+  await pass(2 * 86_400);
+  assert.equal(gets().length, 2);
+});
+
 test("a period of 40 days is no timer that goes off at once", async () => {
   reads = [quotaOf(3, { seconds_to_reset: 40 * 86_400 })];
   await use();
@@ -294,6 +305,150 @@ test("another user begins with nothing of the last one's", async () => {
   await shown.render({ userId: "user_2" });
   await settled();
   assert.deepEqual([shown.now.quota, shown.now.isLoading, gets().length], [null, true, 2]);
+});
+
+const away = async (request) => {
+  request.reject(new TypeError("fetch failed"));
+  await settled();
+};
+
+/** Let the client's three attempts of one read fail. */
+async function lose() {
+  await away(gets().at(-1));
+  await pass(2);
+  await away(gets().at(-1));
+  await pass(2);
+  await away(gets().at(-1));
+}
+
+const unavailable = (status) => ({ status, code: "database_unavailable", detail: "Try again." });
+
+test("a network that was away at the start is no error for ever", async () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  const shown = await use();
+  await lose();
+  assert.ok(shown.now.error instanceof QuotaUnreachable);
+  assert.equal(gets().length, 3);
+  await pass(0.5);
+  await answer(gets()[3], quotaOf(12));
+  assert.deepEqual([shown.now.error, shown.now.quota.quota_remaining], [null, 12]);
+});
+
+test("a service that stays away is asked at growing pauses, at least once a minute", async () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  await use();
+  await answer(gets().at(-1), { status: 429, code: "quota_exhausted", detail: "Too many." }, 429);
+  const times = [];
+  for (let half = 0; times.length < 10 && half < 1_000; half += 1) {
+    const before = gets().length;
+    await pass(0.5);
+    if (gets().length === before) continue;
+    times.push(half / 2);
+    await answer(gets().at(-1), { status: 429, code: "quota_exhausted", detail: "Too many." }, 429);
+  }
+  const pauses = times.slice(1).map((time, index) => time - times[index]);
+  assert.ok(pauses.at(-1) >= 29 && pauses.at(-1) <= 61, `${pauses}`);
+  assert.ok(pauses[0] <= 2, `${pauses}`);
+});
+
+test("the wait that a refusal asks for is kept, however long", async () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  await use();
+  const day = 86_400;
+  await answer(gets()[0], unavailable(503), 503, { "Retry-After": String(30 * day) });
+  for (let days = 0; days < 29; days += 1) await pass(day);
+  assert.equal(gets().length, 1);
+  await pass(2 * day);
+  assert.equal(gets().length, 2);
+});
+
+test("a refusal that cannot change is not asked for again", async () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  for (const [status, code] of [[401, "token_azp"], [403, "user_only"], [410, "user_deleted"]]) {
+    asked = [];
+    const shown = await use();
+    reads = [];
+    for (const request of gets()) await answer(request, { status, code, detail: "No." }, status);
+    const before = gets().length;
+    await pass(3_600);
+    assert.deepEqual([gets().length, shown.now.error.code], [before, code]);
+  }
+});
+
+test("a token that is null at first, while Clerk loads, is asked for again", async () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  let token = null;
+  const shown = await use({ getToken: async () => token });
+  await answer(gets()[0], { status: 401, code: "token_missing", detail: "Sign in." }, 401);
+  assert.equal(shown.now.error.code, "token_missing");
+  token = "t";
+  await pass(0.5);
+  assert.equal(gets()[1].token, "Bearer t");
+  await answer(gets()[1], quotaOf(12));
+  assert.deepEqual([shown.now.error, shown.now.quota.quota_remaining], [null, 12]);
+});
+
+test("the network's return is a reason to read at once", async () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  const shown = await use();
+  await lose();
+  const before = gets().length;
+  await act(() => window.dispatchEvent(new window.Event("online")));
+  assert.equal(gets().length, before + 1);
+  await answer(gets().at(-1), quotaOf(12));
+  assert.equal(shown.now.quota.quota_remaining, 12);
+});
+
+test("a failed read is not repeated while the page is hidden, nor after the unmount", async () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  const shown = await use();
+  await lose();
+  const before = gets().length;
+  await show("hidden");
+  await pass(3_600);
+  await act(() => window.dispatchEvent(new window.Event("online")));
+  assert.equal(gets().length, before);
+  await show("visible");
+  assert.equal(gets().length, before + 1);
+  await lose();
+  const last = gets().length;
+  await shown.unmount();
+  await pass(3_600);
+  await act(() => window.dispatchEvent(new window.Event("online")));
+  assert.equal(gets().length, last);
+});
+
+test("a runtime without AbortSignal.timeout, AbortSignal.any and crypto, such as React Native, is enough", async () => {
+  const missing = [[AbortSignal, "timeout"], [AbortSignal, "any"], [globalThis, "crypto"]];
+  const found = missing.map(([owner, name]) => [owner, name, Object.getOwnPropertyDescriptor(owner, name)]);
+  for (const [owner, name] of missing) delete owner[name];
+  try {
+    const shown = await use();
+    await answer(gets()[0], quotaOf(12));
+    const { result } = await start(shown);
+    await answer(posts()[0], consumption(5, 11), 201);
+    assert.equal((await result).id, "c-5");
+    assert.match(posts()[0].key, /^[0-9a-f]{32}$/);
+  } finally {
+    for (const [owner, name, property] of found) Object.defineProperty(owner, name, property);
+  }
+});
+
+test("the key of a spend whose outcome is unknown stays when the quota is read again", async () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  reads = [quotaOf(12), quotaOf(11)];
+  const shown = await use();
+  await start(shown);
+  for (const number of [0, 1, 2]) {
+    await away(posts()[number]);
+    await pass(5);
+  }
+  assert.deepEqual([shown.now.error.outcome_unknown, shown.now.quota.quota_remaining], [true, 11]);
+  await act(() => window.dispatchEvent(new window.Event("online")));
+  await settled();
+  assert.equal(shown.now.error.key, posts()[0].key);
+  await start(shown, {}, { key: shown.now.error.key });
+  assert.deepEqual([posts()[3].key, shown.now.error], [posts()[0].key, null]);
 });
 
 test("a spend that nobody answers is an error with its key", async () => {

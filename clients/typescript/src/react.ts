@@ -1,3 +1,5 @@
+"use client";
+
 import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
 import { createQuotaClient, type GetToken, type Site } from "./client.js";
 import { watchQuota, type Standing } from "./watch.js";

@@ -31,8 +31,8 @@ from quotas.api.messages import (
     HistoryAnswer,
     OwnEntryAnswer,
     OwnHistoryAnswer,
-    PlansAnswer,
     PublicPlanAnswer,
+    PublicPlansAnswer,
     QuotaAnswer,
     RefundAnswer,
     RefundRequest,
@@ -201,7 +201,7 @@ def explain(call: CheckedCall) -> Steps[Success]:
 
 def list_plans(call: CheckedCall) -> Steps[Success]:
     plans = yield InThread(queries.public_plans)
-    return Success(PlansAnswer([PublicPlanAnswer.of(plan) for plan in plans]))
+    return Success(PublicPlansAnswer([PublicPlanAnswer.of(plan) for plan in plans]))
 
 
 def _success(answer: Struct, receipt: Receipt, cost: int | None = None) -> Success:
@@ -362,7 +362,7 @@ ENDPOINTS = [
         path="v1/plans",
         access=AnyCaller(),
         run=list_plans,
-        answer=PlansAnswer,
+        answer=PublicPlansAnswer,
         summary="The public plans",
     ),
 ]

@@ -468,7 +468,7 @@ class PublicPlanAnswer(Struct):
         )
 
 
-class PlansAnswer(Struct):
+class PublicPlansAnswer(Struct):
     plans: list[PublicPlanAnswer]
 
 

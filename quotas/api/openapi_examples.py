@@ -78,7 +78,7 @@ ANSWERS = [
         spend=messages.SpendAnswer(1, True, None, None),
         entries=[messages.EntryAnswer.of(_entry())],
     ),
-    messages.PlansAnswer(
+    messages.PublicPlansAnswer(
         [messages.PublicPlanAnswer("free", True, False, 20, "rolling", 86_400, "UTC", {"generate": 1})]
     ),
 ]

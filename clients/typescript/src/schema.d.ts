@@ -471,7 +471,7 @@ export interface components {
             /** @description Stored with the entry. Numbers come back without an exponent. */
             metadata: Record<string, unknown> | null;
         };
-        Plans: {
+        PublicPlans: {
             plans: components["schemas"]["PublicPlan"][];
         };
         PublicPlan: {
@@ -1691,7 +1691,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Plans"];
+                    "application/json": components["schemas"]["PublicPlans"];
                 };
             };
             /** @description Bad Request: `bad_request` */

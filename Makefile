@@ -41,10 +41,10 @@ hooks: .venv/.dev
 schema: .venv/.dev
 	$(BIN)/python manage.py spectacular --file docs/openapi.yaml
 
-# Needs node 20 and npm: the client's types from the schema, then its tests.
+# Needs node 20, npm and chromium: the client's types from the schema, then its tests.
 clients: .venv/.test
 	cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund && npm run schema
-	$(BIN)/python -m pytest tests/clients/test_clients.py --full
+	$(BIN)/python -m pytest tests/clients --full
 
 # Needs chromium and chromedriver.
 screenshots: .venv/.test

@@ -1,10 +1,8 @@
 """The TypeScript client and its hook: they match the schema, compile, and work with a running server."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,13 +14,13 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from quotas.models import ChallengeQuota, ServiceKey
+from tests import ROOT
+from tests.clients.npm import APPS, CLIENT, install, npm, run
 from tests.tools import keys
 from tests.tools.ledger import assert_sound
-from tests.tools.site import ROOT, served, url_of_the_test_database
+from tests.tools.site import served, url_of_the_test_database
 
-CLIENT = ROOT / "clients/typescript"
-PATIENCE = 180  # seconds for one command
-UNREACHABLE = r"npm error code (E(NOTFOUND|AI_AGAIN|CONN\w+|TIMEDOUT|\w+UNREACH|5\d\d)|ERR_SOCKET)"
+LOCKS = [CLIENT / "package-lock.json", *sorted(APPS.glob("*/package-lock.json"))]
 CONSUMER = {  # the strictest settings that an app may have
     "compilerOptions": {
         "target": "ES2022",
@@ -51,65 +49,16 @@ CLERK = """declare module "@clerk/react" {
 
 
 @pytest.mark.once
-def test_the_lock_names_packages_and_no_registry() -> None:
-    packages = json.loads((CLIENT / "package-lock.json").read_text())["packages"]
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.parent.name)
+def test_the_lock_names_packages_and_no_registry(lock: Path) -> None:
+    packages = json.loads(lock.read_text())["packages"]
     assert not [name for name, package in packages.items() if "resolved" in package]
     assert all("integrity" in package for name, package in packages.items() if name)
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=PATIENCE,
-    )
-
-
-def npm(*arguments: str | Path, cwd: Path) -> None:
-    done = run("npm", *arguments, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def install(*arguments: str, cwd: Path) -> None:
-    """Let npm fetch packages; skip the test if the registry cannot be reached."""
-    try:
-        done = run("npm", *arguments, "--no-audit", "--no-fund", "--ignore-scripts", cwd=cwd)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"npm {arguments[0]} took more than {PATIENCE} seconds")
-    if unreachable := re.search(UNREACHABLE, done.stderr):
-        pytest.skip(f"npm cannot reach its registry: {unreachable[0]}")
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the client with its tools, at the same relative path to the schema as in the project."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("node and npm are not on PATH")
-    version = run("node", "--version", cwd=ROOT).stdout
-    if int(version[1:].partition(".")[0]) < 20:
-        pytest.skip(f"the client's tests need node 20, and this is {version}")
-    root = tmp_path_factory.mktemp("clients")
-    copy = root / "clients/typescript"
-    shutil.copytree(CLIENT, copy, ignore=shutil.ignore_patterns("node_modules", "dist"))
-    (root / "docs").mkdir()
-    shutil.copy(ROOT / "docs/openapi.yaml", root / "docs")
-    install("ci", cwd=copy)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def built(package: Path) -> Path:
-    npm("run", "build", cwd=package)
-    return package
-
-
 @pytest.mark.full
 def test_the_types_are_those_of_the_schema(package: Path) -> None:
-    npm("run", "schema", cwd=package)
+    assert not npm("run", "schema", cwd=package)
     made, committed = (folder / "src/schema.d.ts" for folder in (package, CLIENT))
     assert made.read_text() == committed.read_text(), "make clients"
 
@@ -141,8 +90,9 @@ def test_what_the_readme_shows_compiles_in_an_app(built: Path, tmp_path: Path) -
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
 @pytest.mark.parametrize("react", ["locked", "18.3.1"])
-def test_the_client_and_the_hook_work_with_a_running_server(built: Path, react: str) -> None:
+def test_the_client_and_the_hook_work_with_a_running_server(built: Path, react: str, tmp_path: Path) -> None:
     if react != "locked":
+        built = shutil.copytree(built, tmp_path / "client", symlinks=True)
         install("install", "--no-save", f"react@{react}", f"react-dom@{react}", cwd=built)
     _, key = ServiceKey.make("the client's tests", ["read", "consume", "refund", "adjust", "admin"])
     with served(url_of_the_test_database(), workers=2) as port, tokens() as tokens_url:

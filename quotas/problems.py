@@ -187,7 +187,8 @@ SERVER_ERROR = declare(500, "server_error", "The server failed to handle this re
 DATABASE_UNAVAILABLE = declare(
     503,
     "database_unavailable",
-    "The database is unavailable, but nothing was lost: try again with the same Idempotency-Key.",
+    "The database is unavailable: try again, a write with the same Idempotency-Key, because it may have "
+    "been stored already.",
 )
 NO_DEFAULT_PLAN = declare(
     503, "no_default_plan", "There is no default plan: mark a plan as the default in the admin."

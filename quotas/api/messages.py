@@ -215,8 +215,8 @@ def _written_out(value: Any) -> int:
 class SimpleQuotaAnswer(Struct, forbid_unknown_fields=True):
     """The three members of `GET /api/quota`, which never change.
 
-    The end of the period is not among them: only under a rolling plan of one day is it `last_reset_date` plus
-    24 hours. `GET /api/v1/quota` has it as `resets_at`, and the header RateLimit in seconds from now.
+    The end of the period is not among them. It is `last_reset_date` plus 24 hours under a rolling plan of one
+    day, but not under daily, weekly or monthly plans: `GET /api/v1/quota` has it as `resets_at`.
     """
 
     user_id: UserId

@@ -66,6 +66,6 @@ export const unavailable = (retryAfter) => ({
     title: "Service Unavailable",
     status: 503,
     code: "database_unavailable",
-    detail: "The database is unavailable, but nothing was lost: try again with the same Idempotency-Key.",
+    detail: "The database is unavailable: try again.",
   }),
 });

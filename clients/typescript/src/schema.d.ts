@@ -517,8 +517,8 @@ export interface components {
         /**
          * @description The three members of `GET /api/quota`, which never change.
          *
-         *     The end of the period is not among them: only under a rolling plan of one day is it `last_reset_date` plus
-         *     24 hours. `GET /api/v1/quota` has it as `resets_at`, and the header RateLimit in seconds from now.
+         *     The end of the period is not among them. It is `last_reset_date` plus 24 hours under a rolling plan of one
+         *     day, but not under daily, weekly or monthly plans: `GET /api/v1/quota` has it as `resets_at`.
          */
         SimpleQuota: {
             user_id: components["schemas"]["UserId"];

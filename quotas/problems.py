@@ -141,7 +141,12 @@ HISTORY_PRUNED = declare(
 BODY_TIMEOUT = declare(
     408, "body_timeout", "The body did not arrive in time: send it together with its headers."
 )
-LENGTH_REQUIRED = declare(411, "length_required", "Send the body with a Content-Length, not in chunks.")
+BODY_INCOMPLETE = declare(
+    400, "body_incomplete", "The body ended before it was complete, or has trailers: send it whole."
+)
+LENGTH_REQUIRED = declare(
+    411, "length_required", "Send the body with a Content-Length, not in this transfer coding."
+)
 BODY_TOO_LARGE = declare(413, "body_too_large", "The body must not be longer than {kib} KiB.", kib=64)
 UNSUPPORTED_MEDIA_TYPE = declare(
     415, "unsupported_media_type", "Send JSON, with Content-Type: application/json."

@@ -15,7 +15,8 @@ MAX_BODY_BYTES = {"/api/": 64 * 1024, "/webhooks/": 1024 * 1024}  # by path pref
 class RequestGuard:
     """Refuse a body of unknown or excessive length, unread.
 
-    Django reads a chunked body as empty: a spend of 2 would become a spend of 1.
+    Django reads a chunked body as empty: a spend of 2 would become a spend of 1. Under Granian none arrives
+    here in chunks: quotasite/serving/rsgi.py has read and counted it.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -26,12 +27,16 @@ class RequestGuard:
         return problem_http_response(fault) if fault else self.get_response(request)
 
 
+def max_body_bytes(path: str) -> int | None:
+    """Return the longest body that is read at this path; None: as Django limits it."""
+    return next((limit for prefix, limit in MAX_BODY_BYTES.items() if path.startswith(prefix)), None)
+
+
 def length_fault(method: str, path: str, headers: Mapping[str, str]) -> Problem | None:
     """Return what is wrong with the length of a request's body, by its headers, in lower case or Django's."""
     if method not in ("POST", "PUT", "PATCH"):
         return None
-    limit = next((limit for prefix, limit in MAX_BODY_BYTES.items() if path.startswith(prefix)), None)
-    if limit is None:
+    if (limit := max_body_bytes(path)) is None:
         return None
     if "transfer-encoding" in headers:
         return problems.LENGTH_REQUIRED()

@@ -77,7 +77,7 @@ STATUS = {declared.code: declared.status for declared in PROBLEM_TYPES}  # by co
 ALWAYS = ("bad_request", *(code for code, status in STATUS.items() if status in (401, 500, 503)))
 WITH_BODY = (
     *("malformed_length", "body_missing", "malformed_json", "invalid_request", "idempotency_key_malformed"),
-    *("body_timeout", "length_required", "body_too_large", "unsupported_media_type"),
+    *("body_incomplete", "body_timeout", "length_required", "body_too_large", "unsupported_media_type"),
     "idempotency_key_reused",
 )
 FOR_SERVICES = ("service_only", "scope_missing", "not_found", "unknown_user_id")

@@ -3,15 +3,16 @@
 A server that gives each request a thread at once can be stopped by clients that send headers and no body: 50
 of them froze one with 16 threads. Here a request gets a thread only when its body has arrived, within
 BODY_SECONDS, and only if it is not one that the fast path answers. So few threads are enough (WEB_THREADS),
-each with a database session.
+each with a database session. A body in chunks is counted, and then handled as one of that length.
 """
 
 import asyncio
 import gc
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import lru_cache, partial
 from time import perf_counter
@@ -25,7 +26,8 @@ from quotasite.wsgi import application  # sets up Django, which the imports belo
 from django.conf import settings
 from django.core.exceptions import SuspiciousOperation
 
-from quotas.problems import BAD_REQUEST, BODY_TIMEOUT
+from quotas.api.middleware import max_body_bytes
+from quotas.problems import BAD_REQUEST, BODY_INCOMPLETE, BODY_TIMEOUT, Problem
 from quotas.store.loop import Pool
 from quotas.store.steps import Result
 from quotas.store.thread import vendor
@@ -33,6 +35,7 @@ from quotasite.observing.request_log import BEGAN
 from quotasite.serving.fast_path import HEADERS_READ, Answer, FastPath, Headers, Received
 
 BODY_SECONDS = 10
+DISCARD_SECONDS, MAX_DISCARDED_BYTES = 2, 8 * 1024 * 1024  # of a body that is too long
 CHUNK_SECONDS = 30  # for a client to read a chunk of a long response
 UNPREFIXED = ("CONTENT_LENGTH", "CONTENT_TYPE")  # in the WSGI environment without HTTP_
 
@@ -54,10 +57,10 @@ class Site:
         gc.freeze()  # objects made so far live as long as the worker: no collection needs to visit them
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        request, is_late = await _read_request(scope, protocol)
+        request, fault = await _read_request(scope, protocol)
         answer: Answer | None
-        if is_late:
-            answer = self.fast_path.refuse(request, BODY_TIMEOUT())
+        if fault:
+            answer = self.fast_path.refuse(request, fault)
         elif not (answer := await self.fast_path.respond(request)):
             await self.run_in_thread(partial(self._respond, request, scope, protocol))
             return
@@ -74,7 +77,7 @@ class Site:
         def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             started[:] = int(status[:3]), headers
 
-        environ = environment(scope, request.body)
+        environ = environment(scope, request)
         environ[BEGAN] = request.began
         try:
             chunks: Any = self.application(environ, start_response)
@@ -109,20 +112,80 @@ class Site:
             asyncio.run_coroutine_threadsafe(send(chunk), self.loop).result(CHUNK_SECONDS)
 
 
-async def _read_request(scope: Any, protocol: Any) -> tuple[Received, bool]:
-    """Return the request, and whether its body timed out; one of excessive length is not read."""
-    began, items, body, is_late = perf_counter(), scope.headers.items(), b"", False
+async def _read_request(scope: Any, protocol: Any) -> tuple[Received, Problem | None]:
+    """Return the request, and what is wrong with how its body arrived."""
+    began, items, body, fault = perf_counter(), scope.headers.items(), b"", None
     headers = dict(items)
     is_plain = len(headers) == len(items) == len(scope.headers) or _is_plain(scope.headers)
-    length = headers.get("content-length", "")
-    if length.isdecimal() and 0 < int(length) <= settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
+    if "content-length" in headers or "transfer-encoding" in headers:
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body = await protocol()
+                body = await _read_body(scope, headers, protocol)
         except TimeoutError:
-            is_late = True
+            fault = BODY_TIMEOUT()
+        except Incomplete:
+            fault = BODY_INCOMPLETE()
     query, scheme = scope.query_string, scope.scheme
-    return Received(scope.method, scope.path, query, scheme, headers, body, began, is_plain), is_late
+    return Received(scope.method, scope.path, query, scheme, headers, body, began, is_plain), fault
+
+
+async def _read_body(scope: Any, headers: dict[str, str], protocol: Any) -> bytes:
+    """Return the body; b"" if it is too long. Let the headers of one in chunks state its length.
+
+    Raises Incomplete if it ended too early.
+    """
+    limit = max_body_bytes(scope.path) or settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) <= limit:
+        return await _read_whole(protocol) if int(length) else b""
+    parts = (part async for part in protocol)  # Granian's own iterator can be used in one loop only
+    if headers.get("transfer-encoding", "").strip().lower() == "chunked":
+        body = await _read_chunks(parts, limit)
+        del headers["transfer-encoding"]
+        headers["content-length"] = str(len(body))
+        if len(body) <= limit:
+            return bytes(body)
+    if "expect" not in headers:
+        await _discard(parts)
+    return b""
+
+
+async def _read_whole(protocol: Any) -> bytes:
+    try:
+        body: bytes = await protocol()
+    except Exception as error:
+        raise Incomplete from error
+    return body
+
+
+async def _read_chunks(parts: AsyncIterator[bytes], limit: int) -> bytearray:
+    """Return the body, or so much of it that the limit is exceeded."""
+    body, empty_parts = bytearray(), 0
+    async for part in parts:
+        body += part
+        empty_parts += not part
+        if len(body) > limit:
+            return body
+    # Granian ends the iteration of a body that was cut off like that of a whole one, except that it yields
+    # one more empty part. It does so after trailers too.
+    if empty_parts > 1:
+        raise Incomplete
+    return body
+
+
+async def _discard(parts: AsyncIterator[bytes]) -> None:
+    """Receive some of the rest of a body: a client may read the answer only when it has sent everything."""
+    left = MAX_DISCARDED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            async for part in parts:
+                left -= len(part)
+                if left < 0:
+                    return
+
+
+class Incomplete(Exception):
+    """The body ended before it was complete."""
 
 
 def _is_plain(headers: Any) -> bool:
@@ -130,8 +193,8 @@ def _is_plain(headers: Any) -> bool:
     return all(len(headers.get_all(name)) == (name in headers) for name in HEADERS_READ)
 
 
-def environment(scope: Any, body: bytes) -> WSGIEnvironment:
-    """Return the WSGI environment of a request (PEP 3333).
+def environment(scope: Any, request: Received) -> WSGIEnvironment:
+    """Return the WSGI environment of a request (PEP 3333); of a body in chunks, with its length.
 
     A header with a non-ASCII value, which Granian omits, becomes U+FFFD: otherwise a garbled Idempotency-Key
     would count as a missing one.
@@ -147,7 +210,7 @@ def environment(scope: Any, body: bytes) -> WSGIEnvironment:
         "REMOTE_ADDR": scope.client.rpartition(":")[0].strip("[]"),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.scheme,
-        "wsgi.input": io.BytesIO(body),
+        "wsgi.input": io.BytesIO(request.body),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
@@ -160,6 +223,8 @@ def environment(scope: Any, body: bytes) -> WSGIEnvironment:
     if len(scope.headers) > len({name for name, _ in items}):
         for key in filter(None, map(_environ_key, scope.headers)):
             environ.setdefault(key, "\ufffd")
+    if "transfer-encoding" not in request.headers and environ.pop("HTTP_TRANSFER_ENCODING", None):
+        environ["CONTENT_LENGTH"] = request.headers["content-length"]
     return environ
 
 

@@ -1,20 +1,24 @@
 """The site as Granian serves it: a request gets a thread once its body is there, and arrives unchanged."""
 
+import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from io import BytesIO
 
 import pytest
 from django.conf import settings
+from django.db.models import Sum
 from django.test import Client
 
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.rules.values import Actor
+from quotasite.serving.fast_path import Received
 from quotasite.serving.rsgi import environment
-from tests.conftest import USER, WEBHOOK_SECRET
+from tests.conftest import USER, WEBHOOK_SECRET, delivery
 from tests.tools import keys
 from tests.tools.site import ask, served, url_of_the_test_database
 from tests.tools.staff import sign_in
@@ -50,7 +54,10 @@ class Scope:
 
 
 def environ_of(*headers: tuple[str, str | None], **scope: str) -> dict[str, object]:
-    return environment(Scope(Headers([*headers]), **scope), b"")
+    given = Scope(Headers([*headers]), **scope)
+    own = dict(given.headers.items())
+    request = Received(given.method, given.path, given.query_string, given.scheme, own, b"", 0.0)
+    return environment(given, request)
 
 
 def test_a_request_is_told_as_pep_3333_wants_it() -> None:
@@ -161,15 +168,95 @@ def test_too_many_parameters_are_refused(port: int, content_type: str) -> None:
     client.close()
 
 
+BODY = b'{"cost": 2}'
+END, PAUSE, NO_MORE = b"0\r\n\r\n", b"pause", b"no more"
+LONG = b'{"metadata": {"a": "%s"}}' % (b"b" * 70_000)
+
+
+def chunk(data: bytes, extension: bytes = b"") -> bytes:
+    return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
+
+
+# A coding, what is sent by and by, and the answer: a status, and the code of a problem.
+CHUNKED: dict[str, tuple[str, list[bytes], tuple[int, str]]] = {
+    "whole": ("chunked", [chunk(BODY), END], (201, "")),
+    "at once": ("chunked", [chunk(BODY) + END], (201, "")),
+    "in another case": ("Chunked", [chunk(BODY), END], (201, "")),
+    "byte by byte": ("chunked", [*[chunk(bytes([byte])) for byte in BODY], END], (201, "")),
+    "cut within a chunk": ("chunked", [chunk(BODY)[:5], PAUSE, chunk(BODY)[5:], PAUSE, END], (201, "")),
+    "with extensions": ("chunked", [chunk(BODY, b';a="b"'), END], (201, "")),
+    "with a length too": ("chunked\r\nContent-Length: 3", [chunk(BODY), END], (201, "")),
+    "expecting to go on": ("chunked\r\nExpect: 100-continue", [PAUSE, chunk(BODY), END], (201, "")),
+    "empty": ("chunked", [END], (400, "body_missing")),
+    "not JSON": ("chunked", [chunk(b"{"), END], (400, "malformed_json")),
+    "too long": ("chunked", [chunk(LONG), END], (413, "body_too_large")),
+    "too long, and no end": ("chunked", [chunk(LONG)] * 100, (413, "body_too_large")),
+    "never ending after the limit": ("chunked", [chunk(LONG), PAUSE], (413, "body_too_large")),
+    "in another coding": ("gzip, chunked", [chunk(BODY), END], (411, "length_required")),
+    "with trailers": ("chunked", [chunk(BODY), b"0\r\nA: b\r\n\r\n"], (400, "body_incomplete")),
+    "garbled": ("chunked", [chunk(BODY), b"x\r\n"], (400, "body_incomplete")),
+    "without an end": ("chunked", [chunk(BODY), NO_MORE], (400, "body_incomplete")),
+}
+
+
+def exchange(port: int, request: bytes, parts: list[bytes]) -> tuple[int, bytes]:
+    """Send the parts one after the other; return the status and the body of the answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout=8) as client:
+        client.sendall(request)
+        for part in parts:
+            if part == NO_MORE:
+                client.shutdown(socket.SHUT_WR)
+            elif part == PAUSE:
+                time.sleep(0.05)
+            else:
+                client.sendall(part)
+        answer = HTTPResponse(client)
+        answer.begin()
+        return answer.status, answer.read()
+
+
 @pytest.mark.postgres
 @served_site
-def test_a_body_in_chunks_is_not_taken_for_an_empty_one(port: int) -> None:
-    lines = ("Transfer-Encoding: chunked", f"Authorization: Bearer {keys.mint()}")
-    request = head("/api/v1/quota/consume", *lines).replace(b"Content-Length: 100\r\n", b"")
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
-        client.sendall(request + b'b\r\n{"cost": 2}\r\n0\r\n\r\n')  # at once: the server does not read it
-        assert client.recv(65_536).startswith(b"HTTP/1.1 411 ")
-    assert not LedgerEntry.objects.filter(kind="consumed").exists()
+@pytest.mark.parametrize("fast_lane", ["1", "0"], ids=["fast path", "full path"])
+def test_a_body_in_chunks_is_read_as_any_other(fast_lane: str) -> None:
+    spends = 0
+    with served(url_of_the_test_database(), workers=1, WEB_THREADS="1", FAST_LANE=fast_lane) as port:
+        for name, (coding, parts, expected) in CHUNKED.items():
+            lines = (f"Transfer-Encoding: {coding}", f"Authorization: Bearer {keys.mint()}")
+            request = head("/api/v1/quota/consume", *lines).replace(b"Content-Length: 100\r\n", b"")
+            status, body = exchange(port, request, parts)
+            assert (status, json.loads(body).get("code", "")) == expected, name
+            spends += status == 201
+            spent = LedgerEntry.objects.filter(kind="consumed").aggregate(units=Sum("cost"))["units"]
+            assert (spent or 0) == 2 * spends, name
+        honest = HTTPConnection("127.0.0.1", port, timeout=5)
+        assert ask(honest, "GET", "/api/quota", USER) == 200
+        honest.close()
+    assert spends == 8
+
+
+@pytest.mark.postgres
+@served_site
+def test_deliveries_and_forms_may_come_in_chunks(port: int) -> None:
+    body, headers = delivery("user.created", {"id": USER, "object": "user", "bio": "a" * 70_000})
+    for sent, status in ((body, 200), (body + b" ", 400), (body.ljust(2**20 + 1), 413)):
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+        request = head("/webhooks/clerk", "Transfer-Encoding: chunked", *lines)
+        parts = [chunk(sent[:1_000]), chunk(sent[1_000:]), END]
+        assert exchange(port, request.replace(b"Content-Length: 100\r\n", b""), parts)[0] == status
+    assert ChallengeQuota.objects.filter(pk=USER).exists()
+    client = HTTPConnection("127.0.0.1", port, timeout=5)
+    client.request("GET", "/admin/login/", headers=HTTPS)
+    page = client.getresponse()
+    token = page.headers["Set-Cookie"].partition("csrftoken=")[2].partition(";")[0]
+    form = f"csrfmiddlewaretoken={token}&username=nobody&password=wrong".encode()
+    lines = ["Transfer-Encoding: chunked", f"Cookie: csrftoken={token}", "X-Forwarded-Proto: https"]
+    lines += ["Referer: https://127.0.0.1/admin/login/", "Content-Type: application/x-www-form-urlencoded"]
+    request = "\r\n".join(["POST /admin/login/ HTTP/1.1", "Host: 127.0.0.1", *lines, "", ""]).encode()
+    status, answer = exchange(port, request, [chunk(form), END])
+    assert (status, b"Please enter the correct" in answer) == (200, True)
+    page.read()
+    client.close()
 
 
 @pytest.mark.postgres

@@ -113,7 +113,7 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "quotasite.observing.middleware.PagePolicy",
     "quotasite.observing.middleware.PageSession",
-    "django.middleware.common.CommonMiddleware",
+    "quotasite.observing.middleware.HostCheck",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",

@@ -1,15 +1,16 @@
-"""The middleware that logs each request, and the policy and the sessions of pages."""
+"""The middleware that logs each request, checks its host, and gives pages their policy and sessions."""
 
 from collections.abc import Callable
 from time import perf_counter
 
 from csp.middleware import CSPMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
 from django.http.response import HttpResponseBase
+from django.middleware.common import CommonMiddleware
 
 from quotasite.observing.json_logs import request_id
-from quotasite.observing.probes import JSON_PATHS
+from quotasite.observing.probes import JSON_PATHS, PROBE_PATHS
 from quotasite.observing.request_log import (
     BEGAN,
     CallerFields,
@@ -74,6 +75,16 @@ class PagePolicy(CSPMiddleware):
         if request.path_info.startswith(JSON_PATHS):
             return response
         return super().process_response(request, response)
+
+
+class HostCheck(CommonMiddleware):
+    """Check the host of every request except a probe's, which may name an address that no setting knows.
+
+    A platform probes a pod at its own address; the answer names no host.
+    """
+
+    def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
+        return None if request.path_info in PROBE_PATHS else super().process_request(request)
 
 
 class PageSession(SessionMiddleware):

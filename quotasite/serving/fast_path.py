@@ -23,6 +23,7 @@ from quotas.api.responses import Response, problem_response
 from quotas.problems import Problem
 from quotas.store.loop import Pool
 from quotasite.observing.json_logs import request_id
+from quotasite.observing.probes import ALIVE
 from quotasite.observing.request_log import (
     RequestKind,
     caller_of,
@@ -80,7 +81,10 @@ class FastPath:
         self.is_allowed_host = lru_cache(maxsize=256)(_is_allowed_host)
 
     async def respond(self, request: Received) -> Answer | None:
-        """Return the answer to a request to the API; None if Django must answer."""
+        """Return the answer to a request to the API, or to /healthz; None if Django must answer."""
+        if request.path == "/healthz" and request.method in ("GET", "HEAD"):
+            own_id = request_id_for(request.headers.get("x-request-id", ""))
+            return self._answer(request, ALIVE, own_id, "healthz", "healthz")
         found = find(request.method, request.path)
         if not self.pool or not found or not self._is_readable(request):
             return None

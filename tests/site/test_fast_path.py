@@ -140,7 +140,8 @@ def test_what_is_wrong_is_answered_in_the_loop_as_by_django(
     [
         ("GET", "/api/nothing", {}),
         ("GET", "/api/schema", {}),
-        ("GET", "/healthz", {}),
+        ("POST", "/healthz", {}),
+        ("GET", "/readyz", {}),
         ("GET", "/api/quota/", {}),
         ("HEAD", "/api/quota", {}),
         ("OPTIONS", "/api/quota", ORIGIN),
@@ -158,6 +159,17 @@ def test_what_is_no_endpoint_is_djangos(
     user: FastPathUser, method: str, path: str, given: dict[str, Any]
 ) -> None:
     assert not user.takes_fast_path(lambda: user.send(method, path, **given))
+
+
+@pytest.mark.parametrize("host", ["testserver", "10.42.8.201:8000", "evil.example"])
+def test_the_loop_says_that_the_process_is_alive_as_django_does(
+    user: FastPathUser, by_django: FastPathUser, host: str
+) -> None:
+    given = {"HTTP_HOST": host}
+    assert user.takes_fast_path(lambda: user.send("GET", "/healthz", **given))
+    answer = user.send("GET", "/healthz", **given)
+    del answer["Vary"]  # that of the API; no answer to a probe depends on an origin
+    assert same(answer) == same(by_django.send("GET", "/healthz", **given))
 
 
 def test_what_may_wait_is_answered_in_the_loop_too(user: FastPathUser) -> None:

@@ -97,6 +97,16 @@ def test_what_programs_ask_is_never_redirected(settings_for_clerk: Settings, pat
     assert "Strict-Transport-Security" not in answer  # a browser ignores it over plain HTTP
 
 
+@pytest.mark.parametrize("host", ["10.42.8.201:8000", "web.default.svc.cluster.local:8000", "[::1]:8000"])
+def test_a_probe_may_name_any_host_and_nothing_else_may(settings_for_clerk: Settings, host: str) -> None:
+    settings_for_clerk.METRICS_TOKEN = "a token"
+    headers = {"Host": host, "Authorization": "Bearer a token"}
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert Client().get(path, headers=headers).status_code == 200
+    for path in ("/api/quota", "/healthz/", "/admin/login/", "/webhooks/clerk", "/nothing"):
+        assert Client().get(path, headers=headers, secure=True).status_code == 400
+
+
 @pytest.mark.parametrize(
     ("is_trusted", "forwarded", "status"),
     [(True, "https", 200), (True, "http", 301), (True, "", 301), (False, "https", 301)],

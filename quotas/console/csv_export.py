@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import Lock
 from typing import Any, TypeVar
 
 from django.db.models import Model, QuerySet
@@ -13,16 +14,28 @@ ROWS_AT_ONCE = 2_000
 # A spreadsheet reads a text that starts with one of these as a formula; \uff… are the full-width = + - @.
 FORMULA = re.compile(r"(?:^|(?<=;))(?=[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-])")
 
+# An export takes one of the process's few threads for as long as it is read, and the others serve everybody.
+ONE_EXPORT = Lock()
+
 Row = TypeVar("Row", bound=Model)
+
+
+class Busy(Exception):
+    """This process is sending another export."""
 
 
 def stream(
     name: str, columns: Sequence[str], chunks: Iterable[list[Row]], cells: Callable[[Row], Iterable[object]]
 ) -> StreamingHttpResponse:
-    """Return a response that streams the rows as a file, and reads each chunk when the one before is sent."""
+    """Return a response that streams the rows as a file, and reads each chunk when the one before is sent.
+
+    Raises Busy: a process sends one export at a time.
+    """
+    if not ONE_EXPORT.acquire(blocking=False):
+        raise Busy
     disposition = content_disposition_header(True, name) or ""
     return StreamingHttpResponse(
-        _csv_lines(columns, chunks, cells),
+        _Lines(_csv_lines(columns, chunks, cells)),
         content_type="text/csv; charset=utf-8",
         headers={"Content-Disposition": disposition},
     )
@@ -49,6 +62,21 @@ def defused(value: object) -> object:
     A formula after a semicolon is quoted too, because some spreadsheets begin a new cell there.
     """
     return FORMULA.sub("'", value) if isinstance(value, str) else value
+
+
+class _Lines:
+    """Lines, until they are closed: the response does so whether or not it was sent, or even begun."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines, self.is_open = lines, True
+
+    def __iter__(self) -> Iterator[str]:
+        return self.lines
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            ONE_EXPORT.release()
 
 
 class _Pass:

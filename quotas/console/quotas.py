@@ -38,6 +38,7 @@ MAX_EXHAUSTED_IN_FILE = 5_000  # exhausted users in a CSV file
 MAX_USERS_PER_ACTION = 500  # each is a form field, and Django takes 1,000 (DATA_UPLOAD_MAX_NUMBER_FIELDS)
 MAX_REFUSALS_SHOWN = 10  # of one action, shown one by one
 MAX_ENTRIES_SHOWN = 50  # of the ledger, on a quota's page
+EXPORT_RETRY_SECONDS = 30
 
 PLAN_SOURCE_LABELS = {
     PlanSource.STAFF: "chosen by staff",
@@ -165,14 +166,14 @@ class QuotaAdmin(ReadOnlyAdmin):
     @admin.action(description="Export as CSV", permissions=["view"])
     def export(
         self, request: HttpRequest, quotas: QuerySet[ChallengeQuota]
-    ) -> HttpResponseRedirect | StreamingHttpResponse:
+    ) -> HttpResponse | StreamingHttpResponse:
         """Export the ticked quotas; "select all" redirects to the export of the whole list."""
         if request.POST.get("select_across") == "1":
             query = request.GET.urlencode()
             return HttpResponseRedirect(f"{reverse('admin:quotas_challengequota_csv')}?{query}")
-        return self._csv(quotas)
+        return self._csv(request, quotas)
 
-    def csv_view(self, request: HttpRequest) -> StreamingHttpResponse:
+    def csv_view(self, request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
         """Export every row that matches the list's filters and search, not only the rows of one page."""
         if not self.has_view_permission(request):
             raise PermissionDenied
@@ -190,15 +191,16 @@ class QuotaAdmin(ReadOnlyAdmin):
         term = search.cleaned_data[SEARCH_VAR]
         is_all = not any(getattr(spec, "note", "") for spec in shown.filter_specs)
         name = "quotas.csv" if is_all else "quotas, those that reset soonest.csv"
-        return self._csv(super().get_search_results(request, shown.queryset, term)[0], name)
+        return self._csv(request, super().get_search_results(request, shown.queryset, term)[0], name)
 
-    def ledger_csv_view(self, request: HttpRequest, object_id: str) -> StreamingHttpResponse:
+    def ledger_csv_view(self, request: HttpRequest, object_id: str) -> HttpResponse | StreamingHttpResponse:
         """Export one user's whole ledger, oldest entry first."""
         if not (self.has_view_permission(request) and self._may_read_ledger(request)):
             raise PermissionDenied
         quota = get_object_or_404(ChallengeQuota, pk=unquote(object_id))
         entries = csv_export.chunks_of(quota.entries.all(), "seq")
-        return csv_export.stream(f"ledger of {quota.user_id}.csv", LEDGER_CSV_COLUMNS, entries, entry_cells)
+        name = f"ledger of {quota.user_id}.csv"
+        return self._stream(request, name, LEDGER_CSV_COLUMNS, entries, entry_cells)
 
     def change_view(
         self,
@@ -294,9 +296,20 @@ class QuotaAdmin(ReadOnlyAdmin):
             text = f"This form was already submitted: nothing was done again for {again} of the users."
             self.message_user(request, text, messages.WARNING)
 
-    def _csv(self, quotas: QuerySet[ChallengeQuota], name: str = "quotas.csv") -> StreamingHttpResponse:
+    def _csv(
+        self, request: HttpRequest, quotas: QuerySet[ChallengeQuota], name: str = "quotas.csv"
+    ) -> HttpResponse | StreamingHttpResponse:
         chunks = csv_export.chunks_of(quotas, "user_id")
-        return csv_export.stream(name, QUOTA_COLUMNS, chunks, quota_cells)
+        return self._stream(request, name, QUOTA_COLUMNS, chunks, quota_cells)
+
+    def _stream(self, request: HttpRequest, *export: Any) -> HttpResponse | StreamingHttpResponse:
+        """Return the export, as csv_export.stream, or a page that says why not now."""
+        try:
+            return csv_export.stream(*export)
+        except csv_export.Busy:
+            page = self._page(request, "export_busy", {"title": "Another export is running"})
+            page.status_code, page["Retry-After"] = 503, str(EXPORT_RETRY_SECONDS)
+            return page
 
     def _may_read_ledger(self, request: HttpRequest) -> bool:
         return request.user.has_perm("quotas.view_ledgerentry")

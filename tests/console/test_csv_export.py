@@ -71,6 +71,32 @@ def test_an_unlimited_and_a_deleted_quota_are_exported_too(viewer: Client, make_
     assert second["deleted_at"].endswith("Z")
 
 
+def test_a_process_sends_one_export_at_a_time(viewer: Client, make_quota: Make) -> None:
+    make_quota("user_1")
+    first = viewer.get(QUOTAS)
+    for path in (QUOTAS, LEDGER):
+        busy = viewer.get(path)
+        assert (busy.status_code, busy["Retry-After"]) == (503, "30")
+        assert "Wait until the other one has arrived" in text(busy)
+    assert send(viewer, "export", "user_1").status_code == 503
+    assert "user_1" in text(first)
+    assert rows(viewer, LEDGER)
+
+
+def test_an_export_that_nobody_reads_to_its_end_lets_the_next_begin(viewer: Client, make_quota: Make) -> None:
+    make_quota("user_1")
+    for lines_read in (0, 1):
+        export = viewer.get(QUOTAS)
+        for _ in zip(range(lines_read), export, strict=False):
+            pass
+        for _ in range(2):
+            for close in [
+                *export._resource_closers
+            ]:  # as export.close(), which ends the test's transaction too
+                close()
+    assert rows(viewer, QUOTAS)
+
+
 def test_behind_a_semicolon_no_cell_of_another_spreadsheet_is_a_formula() -> None:
     assert csv_export.defused('{"a": ";=1+1;@b;c"}') == '{"a": ";\'=1+1;\'@b;c"}'
 

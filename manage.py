@@ -6,6 +6,9 @@ import sys
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import execute_from_command_line
+from django.db import Error
+
+from quotas.management.failures import database_fault
 
 if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "quotasite.settings")
@@ -13,3 +16,7 @@ if __name__ == "__main__":
         execute_from_command_line(sys.argv)
     except ImproperlyConfigured as error:
         sys.exit(f"manage.py: {error}")
+    except Error as error:  # of Django's own commands too, such as createsuperuser
+        if not (fault := database_fault(error)):
+            raise
+        sys.exit(f"manage.py: {fault}")

@@ -2,7 +2,7 @@
 
 import logging
 
-from django.db import InterfaceError, InternalError, OperationalError, connection
+from django.db import InternalError, connection
 from rest_framework.exceptions import MethodNotAllowed
 
 from quotas import metrics, problems
@@ -10,7 +10,7 @@ from quotas.access.jwks import KEY_NOT_FETCHED, KeysUnavailable
 from quotas.access.refusals import Fault, Refused
 from quotas.problems import Problem, ProblemType
 from quotas.rules.outcomes import Refusal
-from quotas.store.errors import READ_ONLY, NoDefaultPlan, sqlstate
+from quotas.store.errors import READ_ONLY, NoDefaultPlan, is_unavailable, sqlstate
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +34,21 @@ def problem_for(error: Exception) -> Problem | None:
             return UNAUTHORIZED[error.fault]()
         case KeysUnavailable():
             return KEYS_UNAVAILABLE(detail=error.detail, retry_after=error.retry_after)
-        case OperationalError() | InterfaceError():
-            return _database_unavailable(error)
-        case InternalError() if sqlstate(error) == READ_ONLY:  # Django maps it to InternalError
-            if not connection.in_atomic_block:
-                connection.close()  # it leads to a standby; a new one may find the server that takes writes
-            return _database_unavailable(error)
         case NoDefaultPlan():
             log.error(problems.NO_DEFAULT_PLAN.sentence)
             return problems.NO_DEFAULT_PLAN(retry_after=RETRY_SECONDS)
         case MethodNotAllowed():
             return problems.METHOD_NOT_ALLOWED()
+        case _ if is_unavailable(error):
+            return _database_unavailable(error)
         case _:
             return None
 
 
 def _database_unavailable(error: Exception) -> Problem:
     """Return a 503; the log line shows whether the database is down, full, too busy or read-only."""
+    if isinstance(error, InternalError) and sqlstate(error) == READ_ONLY and not connection.in_atomic_block:
+        connection.close()  # it leads to a standby; a new one may find the server that takes writes
     metrics.DATABASE_ERRORS.inc()
     log.error("The database cannot be used: %r", str(error))
     return problems.DATABASE_UNAVAILABLE(retry_after=RETRY_SECONDS)

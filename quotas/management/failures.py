@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 
 from django.core.management.base import CommandError
-from django.db import InterfaceError, OperationalError
+from django.db import Error
+
+from quotas.store.errors import is_unavailable
 
 
 @contextmanager
@@ -14,10 +16,18 @@ def explain_database_errors(*, then: Callable[[], str] = str, returncode: int = 
     """Turn a database error into a CommandError that names the variable; `then` returns the next step."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except Error as error:
+        if not (fault := database_fault(error)):
+            raise
         advice = f"\nThen {rest}" if (rest := then()) else ""
-        fault = f"The database (DATABASE_URL) cannot be used: {str(error).strip()}{advice}"
-        raise CommandError(fault, returncode=returncode) from error
+        raise CommandError(f"{fault}{advice}", returncode=returncode) from error
+
+
+def database_fault(error: Exception) -> str:
+    """Return what is wrong with the database, for an operator; "" if the error is a bug."""
+    if is_unavailable(error):
+        return f"The database (DATABASE_URL) cannot be used: {str(error).strip()}"
+    return ""
 
 
 @contextmanager

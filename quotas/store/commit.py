@@ -41,7 +41,7 @@ def commit(user_id: str, decide: Decide, query: SnapshotQuery) -> Steps[Outcome]
         try:
             is_final = (yield Lock(user_id, try_once())) if must_lock else (yield from try_once())
         except ConnectionLost as error:
-            if not _has_entries(outcome) and not error.was_reused:
+            if not _has_entries(outcome) and attempt >= error.repeats:
                 raise
             is_final = _has_entries(outcome) and (yield from _settle(outcome, was_locked=must_lock))
         except LostRace:  # of a database whose default is not READ COMMITTED; a locked try uses that

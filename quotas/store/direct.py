@@ -6,13 +6,14 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from django.db import OperationalError
 from uuid_utils.compat import uuid7
 
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Snapshot
 from quotas.store import sql
 from quotas.store.commit import Decide
-from quotas.store.errors import read_with_reconnect
+from quotas.store.errors import TAKES_NO_WRITES, read_with_reconnect
 from quotas.store.statements import FreshIds, Statement, insert_rows
 from quotas.store.steps import Read, SnapshotQuery
 from quotas.store.thread import execute, run_statements, run_step, vendor
@@ -29,6 +30,17 @@ def clock() -> datetime:
     row = execute(Statement(f"SELECT {sql.CLOCK[vendor()]}", {}, wants_row=True))
     now: datetime = row[0]
     return now
+
+
+def require_writes() -> None:
+    """Raise OperationalError on a standby, or if the database is read-only by default.
+
+    A host may make one read-only whose disk is full.
+    """
+    if vendor() == "postgresql":
+        row = execute(Statement("SHOW transaction_read_only", {}, wants_row=True))
+        if row[0] != "off":
+            raise OperationalError(TAKES_NO_WRITES)
 
 
 def open_many(user_ids: Iterable[str], decide: Decide) -> int:

@@ -1,5 +1,6 @@
 """Database errors, classified by how the store and the API react to them."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ LOST_RACE_STATES = ("40001", "40P01")
 # The prepared statement was deallocated, or a migration changed the type of its result. Only a reused
 # connection has prepared statements.
 STALE_STATEMENT_STATES = ("26000", "0A000")
+CONNECTION_EXCEPTION = "08"  # a class. The session may live: Citus reports a node like this that it lost
+INTERNAL_ERROR = "XX000"  # and like this
+TAKES_NO_WRITES = "The database takes no writes now."
 
 
 class NoDefaultPlan(Exception):
@@ -30,10 +34,11 @@ class NoDefaultPlan(Exception):
 class ConnectionLost(OperationalError):
     """The connection died during a statement, or is of no further use.
 
-    `was_reused`: it was open before, so a new one may work.
+    `repeats`: how often a read is repeated for it. A new connection may work where one that was open before
+    did not; a server that lost one of its nodes is asked once more.
     """
 
-    was_reused = True
+    repeats = sys.maxsize
 
 
 class LostRace(OperationalError):
@@ -63,22 +68,37 @@ def translate_error(
     error: Error, *, is_lost: bool, was_reused: bool = True, close: Callable[[], object]
 ) -> Error:
     """Return the error that the commit loop reacts to; close a connection that is of no further use."""
-    is_stale = was_reused and sqlstate(error) in STALE_STATEMENT_STATES
+    state = sqlstate(error) or ""
+    is_stale = was_reused and state in STALE_STATEMENT_STATES
     if is_stale or (is_lost and isinstance(error, OperationalError | InterfaceError)):
         close()
-        lost = ConnectionLost(*error.args)
-        lost.was_reused = was_reused
-        return lost
-    if sqlstate(error) in LOST_RACE_STATES:
+        return _lost(error, repeats=ConnectionLost.repeats if was_reused else 0)
+    if state.startswith(CONNECTION_EXCEPTION):
+        return _lost(error, repeats=1)
+    if state in LOST_RACE_STATES:
         return LostRace(*error.args)
-    if sqlstate(error) == READ_ONLY:
+    if state == READ_ONLY:
         close()  # it leads to a standby: a new one may lead to the server that took over
-        return OperationalError("The database takes no writes now.")
+        return OperationalError(TAKES_NO_WRITES)
     return error
+
+
+def _lost(error: Error, *, repeats: int) -> ConnectionLost:
+    lost = ConnectionLost(*error.args)
+    lost.repeats = repeats
+    return lost
 
 
 def is_statement_timeout(error: OperationalError) -> bool:
     return sqlstate(error) == QUERY_CANCELED
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Whether the database is away, full, busy, read-only or without one of its nodes: not a bug of ours."""
+    return isinstance(error, OperationalError | InterfaceError) or sqlstate(error) in (
+        INTERNAL_ERROR,
+        READ_ONLY,
+    )
 
 
 def read_with_reconnect(read: Callable[[], Result]) -> Result:
@@ -86,14 +106,27 @@ def read_with_reconnect(read: Callable[[], Result]) -> Result:
 
     For the first query of a request only: a read can be repeated, a transaction cannot.
     """
+    try:
+        return _translated(read)
+    except ConnectionLost as error:
+        if not error.repeats:
+            raise
+    return _translated(read)
+
+
+def _translated(read: Callable[[], Result]) -> Result:
+    """As `translating_errors`, but open no connection for what needs none."""
     raw = connection.connection
     try:
         return read()
-    except (OperationalError, InterfaceError):
-        if raw is None or connection.in_atomic_block or not is_connection_lost(raw):
+    except Error as error:
+        if connection.in_atomic_block:
             raise
-        connection.close()
-        return read()
+        was_reused = raw is not None
+        is_lost = was_reused and is_connection_lost(raw)
+        raise translate_error(
+            error, is_lost=is_lost, was_reused=was_reused, close=connection.close
+        ) from error.__cause__
 
 
 def sqlstate(error: Exception) -> str | None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
@@ -17,6 +17,7 @@ from quotas.access.session_tokens import key_source
 from quotas.api.errors import problem_for
 from quotas.api.responses import Response, http_response, problem_http_response
 from quotas.problems import BAD_REQUEST, SERVER_ERROR, Problem, ProblemType
+from quotas.store.direct import require_writes
 from quotas.store.errors import read_with_reconnect
 
 NOTHING_HERE = ProblemType(404, "not_found", "There is nothing at this address.")
@@ -43,7 +44,7 @@ def healthz(request: HttpRequest) -> HttpResponse:
 
 @never_cache
 def readyz(request: HttpRequest) -> HttpResponse:
-    """Report that the database is reachable and migrated, so that the platform can send requests.
+    """Report that the database is migrated and takes writes, so that the platform can send requests.
 
     The response also shows the source and age of the token keys, which never make it fail: an outage at
     Clerk must not take every instance out of service.
@@ -51,10 +52,10 @@ def readyz(request: HttpRequest) -> HttpResponse:
     keys, age = key_source()
     try:
         missing = read_with_reconnect(_unapplied_migrations)
-    except (OperationalError, InterfaceError) as error:
-        problem = problem_for(error)
-        assert problem  # noqa: S101 - these two errors always have one
-        return problem_http_response(problem)
+    except (DatabaseError, InterfaceError) as error:
+        if problem := problem_for(error):
+            return problem_http_response(problem)
+        raise
     if missing:
         problem = NOT_MIGRATED(count=len(missing), first=missing[0], retry_after=5)
         return problem_http_response(problem)
@@ -117,10 +118,13 @@ def _response(request: HttpRequest, problem: Problem) -> HttpResponse:
         return problem_http_response(problem)
     page = f"{problem.body['title']}. {problem.detail}\n"
     headers = {"Cache-Control": "no-store"}
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
     return HttpResponse(page, status=problem.type.status, headers=headers, content_type="text/plain")
 
 
 def _unapplied_migrations() -> list[str]:
+    require_writes()
     executor = MigrationExecutor(connection)
     plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
     return [f"{migration.app_label}.{migration.name}" for migration, _ in plan]

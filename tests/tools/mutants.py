@@ -548,7 +548,7 @@ MUTANTS = [
     Mutant(
         "the error of a new connection is swallowed",
         COMMIT,
-        "if not _has_entries(outcome) and not error.was_reused:",
+        "if not _has_entries(outcome) and attempt >= error.repeats:",
         "if False:",
         SIMULATION,
     ),

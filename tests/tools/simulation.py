@@ -354,7 +354,7 @@ class Simulation:
             raise LostRace("refused")
         if fault == "new session killed":
             writer.must_fail = isinstance(step, Read) and writer.transaction is None and not writer.is_unsure
-            raise lost(was_reused=False)
+            raise lost(repeats=0)
         if isinstance(step, Write):
             return self.write(writer, step.change, fault)
         if fault:
@@ -510,9 +510,9 @@ class Simulation:
             raise Violation(f"Nobody asked for {made}.")
 
 
-def lost(*, was_reused: bool = True) -> ConnectionLost:
+def lost(*, repeats: int = ConnectionLost.repeats) -> ConnectionLost:
     error = ConnectionLost("the connection was lost")
-    error.was_reused = was_reused
+    error.repeats = repeats
     return error
 
 

@@ -195,6 +195,9 @@ DATABASE_UNAVAILABLE = declare(
     "The database is unavailable: try again, a write with the same Idempotency-Key, because it may have "
     "been stored already.",
 )
+NOT_MIGRATED = declare(
+    503, "not_migrated", "The database lacks migrations of this release: run manage.py migrate."
+)
 NO_DEFAULT_PLAN = declare(
     503, "no_default_plan", "There is no default plan: mark a plan as the default in the admin."
 )

@@ -10,7 +10,7 @@ from quotas.access.jwks import KEY_NOT_FETCHED, KeysUnavailable
 from quotas.access.refusals import Fault, Refused
 from quotas.problems import Problem, ProblemType
 from quotas.rules.outcomes import Refusal
-from quotas.store.errors import READ_ONLY, NoDefaultPlan, is_unavailable, sqlstate
+from quotas.store.errors import READ_ONLY, NoDefaultPlan, is_not_migrated, is_unavailable, sqlstate
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ def problem_for(error: Exception) -> Problem | None:
             return problems.NO_DEFAULT_PLAN(retry_after=RETRY_SECONDS)
         case MethodNotAllowed():
             return problems.METHOD_NOT_ALLOWED()
+        case _ if is_not_migrated(error):
+            log.error("The database lacks a migration: %r", str(error))
+            return problems.NOT_MIGRATED(retry_after=RETRY_SECONDS)
         case _ if is_unavailable(error):
             return _database_unavailable(error)
         case _:

@@ -8,7 +8,7 @@ from threading import current_thread, main_thread
 from django.core.management.base import CommandError
 from django.db import Error
 
-from quotas.store.errors import is_unavailable
+from quotas.store.errors import is_not_migrated, is_unavailable
 
 
 @contextmanager
@@ -25,6 +25,9 @@ def explain_database_errors(*, then: Callable[[], str] = str, returncode: int = 
 
 def database_fault(error: Exception) -> str:
     """Return what is wrong with the database, for an operator; "" if the error is a bug."""
+    if is_not_migrated(error):
+        missing = str(error).strip().partition("\n")[0]
+        return f"The database (DATABASE_URL) lacks migrations ({missing}): run manage.py migrate."
     if is_unavailable(error):
         return f"The database (DATABASE_URL) cannot be used: {str(error).strip()}"
     return ""

@@ -24,6 +24,8 @@ LOST_RACE_STATES = ("40001", "40P01")
 STALE_STATEMENT_STATES = ("26000", "0A000")
 CONNECTION_EXCEPTION = "08"  # a class. The session may live: Citus reports a node like this that it lost
 INTERNAL_ERROR = "XX000"  # and like this
+NOT_MIGRATED_STATES = ("42P01", "42703")  # no such table, no such column
+NOT_MIGRATED_ON_SQLITE = ("no such table", "no such column", "has no column named")
 TAKES_NO_WRITES = "The database takes no writes now."
 
 
@@ -99,6 +101,13 @@ def is_unavailable(error: Exception) -> bool:
         INTERNAL_ERROR,
         READ_ONLY,
     )
+
+
+def is_not_migrated(error: Exception) -> bool:
+    """Whether a table or a column is missing: this release runs before its migrations."""
+    if isinstance(error, OperationalError):  # SQLite has no states
+        return any(words in str(error) for words in NOT_MIGRATED_ON_SQLITE)
+    return sqlstate(error) in NOT_MIGRATED_STATES
 
 
 def read_with_reconnect(read: Callable[[], Result]) -> Result:

@@ -16,13 +16,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from quotas.access.session_tokens import key_source
 from quotas.api.errors import problem_for
 from quotas.api.responses import Response, http_response, problem_http_response
-from quotas.problems import BAD_REQUEST, SERVER_ERROR, Problem, ProblemType
+from quotas.problems import BAD_REQUEST, NOT_MIGRATED, SERVER_ERROR, Problem, ProblemType
 from quotas.store.direct import require_writes
 from quotas.store.errors import read_with_reconnect
 
 NOTHING_HERE = ProblemType(404, "not_found", "There is nothing at this address.")
-NOT_MIGRATED = ProblemType(
-    503, "not_migrated", "{count} migrations are missing, the first is {first}: run manage.py migrate."
+MIGRATIONS_MISSING = ProblemType(
+    503, NOT_MIGRATED.code, "{count} migrations are missing, the first is {first}: run manage.py migrate."
 )
 METRICS_TOKEN_MISSING = ProblemType(
     401, "token_missing", "Send the METRICS_TOKEN of this service: Authorization: Bearer <METRICS_TOKEN>."
@@ -57,7 +57,7 @@ def readyz(request: HttpRequest) -> HttpResponse:
             return problem_http_response(problem)
         raise
     if missing:
-        problem = NOT_MIGRATED(count=len(missing), first=missing[0], retry_after=5)
+        problem = MIGRATIONS_MISSING(count=len(missing), first=missing[0], retry_after=5)
         return problem_http_response(problem)
     return JsonResponse(
         {

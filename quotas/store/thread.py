@@ -75,8 +75,10 @@ def execute(statement: Statement) -> Any:
     if vendor() != "postgresql":
         return _execute_on_sqlite(db, statement)
     db.validate_no_broken_transaction()
+    # A prepared statement that is stale (errors.py) would fail the whole transaction.
+    prepare = False if db.in_atomic_block else None  # None: once it is used often enough
     with db.wrap_database_errors:
-        cursor = _cursor(db).execute(statement.text, statement.parameters)
+        cursor = _cursor(db).execute(statement.text, statement.parameters, prepare=prepare)
         return cursor.fetchone() if statement.wants_row else cursor.rowcount
 
 

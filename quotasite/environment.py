@@ -122,7 +122,8 @@ def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
         config = {}
     engine = config.get("ENGINE")
     if engine == "django.db.backends.postgresql" and config.get("NAME"):
-        config["CONN_MAX_AGE"] = None  # stays open; the store replaces a dead one (quotas/store/errors.py)
+        config["CONN_MAX_AGE"] = None  # stays open; the store replaces a dead one (quotas/store/errors.py),
+        config["CONN_HEALTH_CHECKS"] = True  # and Django does before the ORM's first query of a request
         config["DISABLE_SERVER_SIDE_CURSORS"] = is_pooled
         config["OPTIONS"] = {
             # Uses of a statement before it is prepared on the server; None: never, the default with a pooler.

@@ -1,4 +1,4 @@
-"""Migrations in another session, under a site that is served and has prepared what it asks: no request fails.
+"""A site that is served and warm, while its columns are altered or its sessions are ended: no request fails.
 
 PostgreSQL refuses a prepared statement whose result has another type since, and in a transaction it refuses
 all that follows.
@@ -15,6 +15,8 @@ from urllib.parse import urlencode
 import psycopg
 import pytest
 from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import connection
 
 from quotas.models import ChallengeQuota, Plan, ServiceKey
 from tests.conftest import USER, WEBHOOK_SECRET, delivery
@@ -37,10 +39,8 @@ OTHER_TYPES = {
     "smallint": ("integer", "smallint"),
     "timestamp with time zone": ("timestamptz(6)", "timestamptz"),
 }
-TABLES = [
-    *("challenge_quotas", "ledger_entries", "plans", "plan_versions", "plan_assignments", "service_keys"),
-    *("webhook_events", "auth_user", "django_session", "hourly_totals"),
-]
+OF_THE_STORE = ("challenge_quotas", "ledger_entries", "plans", "plan_versions", "plan_assignments")
+OF_THE_ORM = ("service_keys", "webhook_events", "auth_user", "django_session", "hourly_totals")
 COLUMNS = """
     SELECT column_name, data_type, character_maximum_length FROM information_schema.columns
     WHERE table_schema = current_schema() AND table_name = %s AND is_identity = 'NO'
@@ -152,6 +152,14 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         yield Site(port)
 
 
+def end_sessions() -> None:
+    """End all sessions but our own, as a restart, a fail-over or a host does that lets a database sleep."""
+    with psycopg.connect(url_of_the_test_database(), autocommit=True) as other:
+        others = "datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)"
+        ours = connection.connection.info.backend_pid if connection.connection else 0
+        other.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}", [ours])
+
+
 def alterations(session: "psycopg.Connection[Any]", table: str) -> tuple[str, str]:
     """Return the statements that give each column another type, and that take it back."""
     there, back = [], []
@@ -172,7 +180,24 @@ def test_no_request_fails_after_the_type_of_any_column_was_changed(site: Site) -
     for _ in range(ENOUGH):
         assert site.failed() == {}
     with psycopg.connect(url_of_the_test_database(), autocommit=True) as other:
-        for table in TABLES:
-            for alteration in alterations(other, table):
-                other.execute(alteration)
+        for tables in (*((table,) for table in OF_THE_STORE), OF_THE_ORM):
+            for alteration in zip(*(alterations(other, table) for table in tables), strict=True):
+                other.execute("; ".join(alteration))
                 assert site.failed() == {}, alteration
+
+
+def test_the_first_request_after_all_sessions_ended_succeeds(site: Site) -> None:
+    for name, ask in site.requests().items():
+        ask()
+        end_sessions()
+        assert ask() in (200, 201, 302), name
+
+
+def test_a_log_in_is_the_first_request_after_all_sessions_ended(site: Site) -> None:
+    staff = User.objects.get(username="alice")
+    staff.set_password("a password of 23 chars")
+    staff.save()
+    site.see("/admin/")
+    end_sessions()
+    form = {"username": "alice", "password": "a password of 23 chars", "next": "/admin/"}
+    assert site.see("/admin/login/", **form) == 302

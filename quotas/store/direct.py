@@ -16,7 +16,7 @@ from quotas.store.commit import Decide
 from quotas.store.errors import TAKES_NO_WRITES, read_with_reconnect
 from quotas.store.statements import FreshIds, Statement, insert_rows
 from quotas.store.steps import Read, SnapshotQuery
-from quotas.store.thread import execute, run_statements, run_step, vendor
+from quotas.store.thread import database, execute, run_statements, run_step, vendor
 
 
 def read_snapshot(user_id: str, query: SnapshotQuery) -> Snapshot:
@@ -40,6 +40,7 @@ def require_writes() -> None:
     if vendor() == "postgresql":
         row = execute(Statement("SHOW transaction_read_only", {}, wants_row=True))
         if row[0] != "off":
+            database().close()  # a session keeps what it began with
             raise OperationalError(TAKES_NO_WRITES)
 
 

@@ -245,6 +245,13 @@ def test_a_database_that_takes_no_writes_is_a_503_and_the_next_request_succeeds(
     assert len(spent()) == (name != "webhook")
 
 
+def test_a_database_that_takes_no_writes_is_not_ready(server, api):
+    with read_only(server):
+        assert_unavailable(api.get("/readyz"))
+        assert api.get("/healthz").status_code == 200
+    assert api.get("/readyz").status_code == 200
+
+
 @each_request
 def test_without_a_session_left_a_request_is_a_503_and_the_next_one_succeeds(server, api, deliver, name):
     status, send = REQUESTS[name]

@@ -122,6 +122,7 @@ def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
         config = {}
     engine = config.get("ENGINE")
     if engine == "django.db.backends.postgresql" and config.get("NAME"):
+        config["ENGINE"] = "quotas.store.postgresql"
         config["CONN_MAX_AGE"] = None  # stays open; the store replaces a dead one (quotas/store/errors.py),
         config["CONN_HEALTH_CHECKS"] = True  # and Django does before the ORM's first query of a request
         config["DISABLE_SERVER_SIDE_CURSORS"] = is_pooled
@@ -133,7 +134,8 @@ def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
             "keepalives_idle": 30,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            "target_session_attrs": "primary",  # never connect to a standby, not even to read
+            # Never connect to a standby, not even to read. A pooler says of a server what it was once.
+            "target_session_attrs": "any" if is_pooled else "primary",
             # Of each transaction, whatever the role's default: under a stricter one a row lock is of no use.
             # Autocommit keeps that default (findings/isolation_level_in_autocommit.sh): errors.LostRace.
             "isolation_level": IsolationLevel.READ_COMMITTED,

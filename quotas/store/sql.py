@@ -13,7 +13,11 @@ VERSION_COLUMNS = ("plan_id", *tuple(PLAN_COLUMNS)[1:])  # of a plan's version
 MUTABLE_COLUMNS = tuple(STATE_COLUMNS)[1:]  # what a change may set
 
 CLOCK = {
-    "postgresql": "clock_timestamp()",  # now() is the transaction's start: stale after a lock wait
+    # now() is the transaction's start: stale after a lock wait. A standby, whose rows may be old, has no
+    # transaction ids, so it raises READ_ONLY (errors.py); a primary never evaluates that branch.
+    "postgresql": """
+        CASE WHEN pg_is_in_recovery() THEN CAST(CAST(pg_current_xact_id() AS text) AS timestamptz)
+        ELSE clock_timestamp() END""",
     # sqlite3 converts the value by the type that the column's name ends with.
     "sqlite": """strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now') AS "clock [datetime]\"""",
 }

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg.pq import Format
@@ -48,12 +49,15 @@ def run_steps(steps: Steps[Result]) -> Result:
 def run_step(step: Step) -> Any:
     if isinstance(step, Turn):
         return None  # threads may lose races to each other: a lock of theirs would cost more
+    in_transaction = database().in_atomic_block
     if isinstance(step, InThread):
+        if settings.DATABASE_IS_POOLED and not in_transaction:
+            # A pooler may lead to a standby by now: let Django check the connection if the function uses it.
+            database().close_if_unusable_or_obsolete()
         return read_with_reconnect(step.function)
     if isinstance(step, Lock):
         with _locked(step.user_id):
             return run_steps(step.steps)
-    in_transaction = database().in_atomic_block
     is_sqlite_write = isinstance(step, Write) and vendor() == "sqlite"
     with translating_errors(), transaction.atomic(savepoint=False) if is_sqlite_write else nullcontext():
         return run_statements(statements_of(step, vendor(), in_transaction=in_transaction))

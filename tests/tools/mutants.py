@@ -292,8 +292,8 @@ MUTANTS = [
     Mutant(
         "a clock that stands still in a transaction",
         SQL,
-        '"postgresql": "clock_timestamp()"',
-        '"postgresql": "now()"',
+        "ELSE clock_timestamp() END",
+        "ELSE now() END",
         ("rules/test_periods.py::test_the_databases_clock_goes_on_within_a_transaction",),
         postgres=True,
     ),

@@ -222,6 +222,12 @@ class Server:
         self.stop()
         self.start()
 
+    def become_standby(self) -> None:
+        """Restart as a standby of nobody: it only reads, until `SELECT pg_promote()`."""
+        self.stop()
+        (self.data / "standby.signal").touch()
+        self.start()
+
     def close(self) -> None:
         """Stop the server and remove its data."""
         self.stop("immediate")
@@ -294,14 +300,14 @@ class Server:
             )
 
     def _is_ready(self) -> bool:
-        """Return whether postmaster.pid has our pid at its start and the state `ready` at its end."""
+        """Return whether postmaster.pid begins with our pid and ends with a state that takes clients."""
         if self.process is None or self.process.poll() is not None:
             return False
         try:
             fields = (self.data / "postmaster.pid").read_text().split()
         except FileNotFoundError:
             return False
-        return fields[:1] == [str(self.process.pid)] and fields[-1] == "ready"
+        return fields[:1] == [str(self.process.pid)] and fields[-1] in ("ready", "standby")
 
     def _end(self, number: signal.Signals) -> None:
         if self.process is not None:

@@ -10,7 +10,9 @@ what lies between goes with it.
 import math
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 from django.db.models import Count, Max, Min
@@ -22,7 +24,7 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 MIN_AGE = 35 * DAY  # of an entry that may go: idempotency keys are honoured for at least that long
 # Calendar periods, plus the hour when clocks are set back; other policies use the plan's own period.
 LONGEST_PERIODS = {"daily": DAY + HOUR, "weekly": 7 * DAY + HOUR, "monthly": 31 * DAY + HOUR}
-USERS_PER_QUERY = 500
+USERS_PER_QUERY = 1_000
 
 DELETE = "DELETE FROM ledger_entries WHERE user_id = %s AND seq <= %s"
 
@@ -85,26 +87,33 @@ def _users() -> Iterator[list[str]]:
 
 
 def _prune(users: list[str], cut: datetime, batch: int, *, dry_run: bool) -> Iterator[PruneProgress]:
-    closed = (period for user_id in users for period in _closed(user_id, cut))
-    for periods in _batches(closed, batch):
+    for periods in _batches(_closed(users, cut), batch):
         found = sum(period.entries for period in periods)
         yield PruneProgress(0, found if dry_run else _delete(periods))
     yield PruneProgress(len(users), 0)
 
 
-def _closed(user_id: str, cut: datetime) -> list[Period]:
-    """Return the periods that may go, oldest first: those that began before the cut, except the newest.
+def _closed(users: list[str], cut: datetime) -> Iterator[Period]:
+    """Yield the periods of these users that may go: user by user, oldest first.
 
-    One user per query, over the index: for many users, PostgreSQL may read the whole ledger each time.
+    One range of ids per query: over the index, and in one answer for all of them.
     """
     rows = (
-        LedgerEntry.objects.filter(user_id=user_id)
-        .values_list("period_seq")
+        LedgerEntry.objects.filter(user_id__gte=users[0], user_id__lte=users[-1])
+        .values_list("user_id", "period_seq")
         .annotate(Min("created_at"), Max("seq"), Count("id"))
-        .order_by("period_seq")
+        .order_by("user_id", "period_seq")
     )
+    known = set(users)
+    for user_id, of_user in groupby(rows, itemgetter(0)):
+        if user_id in known:
+            yield from _closed_of(user_id, of_user, cut)
+
+
+def _closed_of(user_id: str, rows: Iterable[tuple[Any, ...]], cut: datetime) -> list[Period]:
+    """Return the user's periods that may go: those that began before the cut, except the newest."""
     closed: list[Period] = []
-    for period_seq, began_at, last_seq, entries in rows:
+    for _, period_seq, began_at, last_seq, entries in rows:
         if closed and period_seq <= closed[-1].last_seq:  # it continues that one, or lies within it
             before = closed.pop()
             merged = max(before.last_seq, last_seq), before.entries + entries

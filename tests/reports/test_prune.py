@@ -3,6 +3,7 @@
 import io
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from quotas.reports import prune as pruning
 from quotas.reports.prune import TooYoung, min_days, prune
 from quotas.rules import outcomes
 from quotas.store.direct import clock
+from quotasite.demo.tour import seed_history
 from tests.conftest import STAFF, USER
 
 pytestmark = pytest.mark.django_db
@@ -139,6 +141,21 @@ def batches(size: int) -> list[list[int]]:
     """Return how periods of 3, 3, 1 and 9 entries are grouped."""
     periods = [pruning.Period(USER, 1, 1, entries) for entries in (3, 3, 1, 9)]
     return [[period.entries for period in batch] for batch in pruning._batches(periods, size)]
+
+
+def test_many_users_lose_what_each_alone_would_and_are_asked_about_at_once(
+    django_assert_num_queries: Callable[[int], AbstractContextManager[object]],
+) -> None:
+    seed_history()
+    users = [user_id for some in pruning._users() for user_id in some]
+    cut = clock() - 15 * DAY
+    alone = [period for user_id in users for period in pruning._closed([user_id], cut)]
+    with django_assert_num_queries(1):
+        assert list(pruning._closed(users, cut)) == alone
+    assert len({period.user_id for period in alone}) > 200
+    others = users[::2]
+    of_others = [period for period in alone if period.user_id in others]
+    assert list(pruning._closed(others, cut)) == of_others
 
 
 def test_a_batch_holds_whole_periods_and_one_at_the_least() -> None:

@@ -9,10 +9,16 @@ from typing import NamedTuple
 
 from django.db import connection
 
-# Each table of users' rows must be listed: Citus keeps the others on the nodes of the first.
+# Each table of users' rows must be listed, in the order in which the verbs use them: Citus keeps the others
+# on the nodes of the first. All other tables are small: each node has a copy, so that each can coordinate.
 DISTRIBUTED_TABLES = ("challenge_quotas", "ledger_entries", "plan_assignments", "webhook_events")
-# Small, and read by every request, so each node has a copy.
-REFERENCE_TABLES = ("plans", "plan_versions")
+REQUIRED_TABLES = (*DISTRIBUTED_TABLES, "plans", "plan_versions")
+SETTINGS = """
+-- Afterwards, on each node that coordinates: else a change whose node was lost stays invisible for a minute,
+-- and its user's next request waits for it. max_prepared_transactions must not be below max_connections.
+ALTER SYSTEM SET citus.recover_2pc_interval = '5s';
+SELECT pg_reload_conf();
+""".strip()
 DISTRIBUTION_COLUMN = "user_id"
 HASH, COPY = "h", "n"  # partmethod in pg_dist_partition
 
@@ -55,6 +61,18 @@ REFERENCES = f"""
     WHERE c.contype = 'f' AND t.relnamespace = current_schema()::regnamespace
     ORDER BY 1, 2
 """  # noqa: S608 - only constants of this file are interpolated
+# Citus has no identity columns of type integer, and a node that coordinates draws ids above its range: so the
+# ids of staff and their sessions are widened, and what refers to them.
+NARROW_IDS = """
+    SELECT t.relname, a.attname FROM pg_attribute AS a JOIN pg_class AS t ON t.oid = a.attrelid
+    WHERE t.relnamespace = current_schema()::regnamespace AND t.relkind IN ('r', 'p')
+        AND a.atttypid = 'integer'::regtype AND NOT a.attisdropped
+        AND (a.attidentity <> '' OR EXISTS (
+            SELECT FROM pg_constraint AS c WHERE c.contype = 'f' AND c.conrelid = t.oid
+                AND a.attnum = ANY (c.conkey)
+        ))
+    ORDER BY 1, 2
+"""
 PLACES = """
     SELECT c.relname, d.partmethod::text FROM pg_dist_partition AS d
     JOIN pg_class AS c ON c.oid = d.logicalrelid
@@ -91,6 +109,7 @@ class ClusterSchema(NamedTuple):
     tables: dict[str, str | None]  # name to type of user_id, None unless it is text
     keys: list[Key]
     references: list[Reference]
+    narrow_ids: list[tuple[str, str]]  # table and column
     places: dict[str, str]  # name to HASH or COPY, of the distributed tables
 
 
@@ -109,12 +128,14 @@ def read_schema() -> ClusterSchema:
         keys = [Key(*row) for row in cursor.fetchall()]
         cursor.execute(REFERENCES)
         references = [Reference(*row) for row in cursor.fetchall()]
+        cursor.execute(NARROW_IDS)
+        narrow_ids = cursor.fetchall()
         cursor.execute("SELECT to_regclass('pg_dist_partition') IS NOT NULL")
         places = {}
         if cursor.fetchone()[0]:
             cursor.execute(PLACES)
             places = dict(cursor.fetchall())
-    return ClusterSchema(tables, keys, references, places)
+    return ClusterSchema(tables, keys, references, narrow_ids, places)
 
 
 def distribution(schema: ClusterSchema) -> list[str]:
@@ -124,16 +145,24 @@ def distribution(schema: ClusterSchema) -> list[str]:
     """
     for fault in _schema_faults(schema):
         raise CannotDistribute(fault)
-    new = {table for table in (*REFERENCE_TABLES, *DISTRIBUTED_TABLES) if table not in schema.places}
+    copied = sorted(schema.tables.keys() - set(DISTRIBUTED_TABLES))
+    new = schema.tables.keys() - schema.places.keys()
     # No foreign key may exist while only one of its two tables is distributed: drop it, and add it again.
     foreign_keys = [fk for fk in schema.references if {fk.table, fk.target} & new]
     if not new:
         return []
     return [
+        # All at once, in the order of the verbs: taken step by step, these locks would deadlock with theirs.
+        f"LOCK TABLE {', '.join([*DISTRIBUTED_TABLES, *copied])} IN ACCESS EXCLUSIVE MODE",
         # One connection per node: foreign keys tie the shards to copies that this transaction has changed.
         "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'",
         *(f"ALTER TABLE {fk.table} DROP CONSTRAINT {_quote(fk.name)}" for fk in foreign_keys),
-        *(f"SELECT create_reference_table('{table}')" for table in REFERENCE_TABLES if table in new),
+        *(
+            f"ALTER TABLE {table} ALTER COLUMN {column} TYPE bigint"
+            for table, column in schema.narrow_ids
+            if table in new and table not in DISTRIBUTED_TABLES
+        ),
+        *(f"SELECT create_reference_table('{table}')" for table in copied if table in new),
         *(_widen(key) for key in schema.keys if key.table in new and _lacks_user(key)),
         *(_distribute(table) for table in DISTRIBUTED_TABLES if table in new),
         *(f"ALTER TABLE {fk.table} ADD CONSTRAINT {_quote(fk.name)} {fk.definition}" for fk in foreign_keys),
@@ -141,9 +170,10 @@ def distribution(schema: ClusterSchema) -> list[str]:
 
 
 def _schema_faults(schema: ClusterSchema) -> Iterator[str]:
-    for table in (*DISTRIBUTED_TABLES, *REFERENCE_TABLES):
+    for table in REQUIRED_TABLES:
         if table not in schema.tables:
             yield f"There is no table {table}: run manage.py migrate."
+    for table in schema.tables:
         method = HASH if table in DISTRIBUTED_TABLES else COPY
         if schema.places.get(table, method) != method:
             yield f"{table} is already distributed in another way: undistribute it first."
@@ -169,11 +199,9 @@ def _lacks_user(key: Key) -> bool:
 
 def _is_colocated(fk: Reference) -> bool:
     """Whether every row is on the same node as the row that it refers to."""
-    if fk.table in DISTRIBUTED_TABLES:
-        return fk.target in REFERENCE_TABLES or (fk.target in DISTRIBUTED_TABLES and fk.ties_users)
-    if fk.table in REFERENCE_TABLES:
-        return fk.target in REFERENCE_TABLES
-    return fk.target not in (*REFERENCE_TABLES, *DISTRIBUTED_TABLES)
+    if fk.target not in DISTRIBUTED_TABLES:
+        return True
+    return fk.table in DISTRIBUTED_TABLES and fk.ties_users
 
 
 def _widen(key: Key) -> str:

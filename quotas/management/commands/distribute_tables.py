@@ -11,8 +11,9 @@ from quotas.operations import citus
 
 class Command(BaseCommand):
     help = (
-        "Put all rows of a user on one shard of a Citus cluster, and copy the plans to all nodes, in one "
-        "transaction. Spends wait for it, so stop the service meanwhile. A second run does nothing."
+        "Put all rows of a user on one shard of a Citus cluster, and copy all other tables of the schema to "
+        "each node, in one transaction. Spends wait for it, so stop the service meanwhile. A second run does "
+        "nothing."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -49,6 +50,7 @@ class Command(BaseCommand):
             self.stderr.write("This database has no extension citus: with it, these statements would be run.")
         if statements:
             self.stdout.write("\n".join(f"{statement};" for statement in ["BEGIN", *statements, "COMMIT"]))
+            self.stdout.write(citus.SETTINGS)
 
     def run_statements(self, statements: list[str]) -> None:
         with transaction.atomic(), connection.cursor() as cursor:
@@ -63,3 +65,4 @@ class Command(BaseCommand):
         self.stdout.write(
             "All tables are distributed." if statements else "All tables were already distributed."
         )
+        self.stdout.write(citus.SETTINGS)

@@ -120,6 +120,14 @@ def _database_faults() -> Iterator[CheckMessage]:
             hint="Synchronize both machines by NTP.",
             id="quotas.W005",
         )
+    encoding = _query_value(connection, "SHOW server_encoding")
+    if encoding != "UTF8":
+        yield Error(
+            f"The database's encoding is {encoding}: e-mails, reasons and metadata with a character that it "
+            "lacks cannot be stored.",
+            hint="Restore a dump of it into one of CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0.",
+            id="quotas.E009",
+        )
     isolation = _query_value(connection, "SHOW default_transaction_isolation")
     if isolation != "read committed":
         yield Warning(

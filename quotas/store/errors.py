@@ -16,7 +16,7 @@ from django.db import (
 
 from quotas.store.steps import Result
 
-QUERY_CANCELED, READ_ONLY = "57014", "25006"  # PostgreSQL's SQLSTATEs
+QUERY_CANCELED, LOCK_NOT_AVAILABLE, READ_ONLY = "57014", "55P03", "25006"  # PostgreSQL's SQLSTATEs
 # Serialization failure and deadlock: the statement or the transaction had no effect.
 LOST_RACE_STATES = ("40001", "40P01")
 # The prepared statement was deallocated, or a migration changed the type of its result. Only a reused
@@ -24,6 +24,8 @@ LOST_RACE_STATES = ("40001", "40P01")
 STALE_STATEMENT_STATES = ("26000", "0A000")
 CONNECTION_EXCEPTION = "08"  # a class. The session may live: Citus reports a node like this that it lost
 INTERNAL_ERROR = "XX000"  # and like this
+# The database's encoding lacks a character, as none does in UTF-8: `check --database default` refuses others.
+ENCODING_STATES = ("22P05", "22021")
 NOT_MIGRATED_STATES = ("42P01", "42703")  # no such table, no such column
 NOT_MIGRATED_ON_SQLITE = ("no such table", "no such column", "has no column named")
 TAKES_NO_WRITES = "The database takes no writes now."
@@ -96,10 +98,11 @@ def is_statement_timeout(error: OperationalError) -> bool:
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Whether the database is away, full, busy, read-only or without one of its nodes: not a bug of ours."""
+    """Whether the database cannot serve now: away, full, busy, read-only, or one of its nodes is lost."""
     return isinstance(error, OperationalError | InterfaceError) or sqlstate(error) in (
         INTERNAL_ERROR,
         READ_ONLY,
+        *ENCODING_STATES,
     )
 
 

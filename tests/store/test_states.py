@@ -24,7 +24,19 @@ from webhooks.models import WebhookEvent
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
 ALWAYS = 2**60
 PERSON = {"id": USER, "updated_at": 1_716_883_200_000, "email_addresses": []}
-UNAVAILABLE = ["08006", "08003", "40001", "40P01", "53100", "53300", "57P01", "57P03", "XX000", "25006"]
+UNAVAILABLE = [
+    "08006",
+    "22P05",
+    "08003",
+    "40001",
+    "40P01",
+    "53100",
+    "53300",
+    "57P01",
+    "57P03",
+    "XX000",
+    "25006",
+]
 states = pytest.mark.parametrize("state", UNAVAILABLE)
 FAIL = """
     CREATE SEQUENCE failures;

@@ -4,13 +4,16 @@ The schema allows it: the application generates the ids, and `user_id` can join 
 the database determine which statements remain to be run. Only running them needs Citus.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from django.db import connection
+from django.db import OperationalError, connection, transaction
 
-# Each table of users' rows must be listed, in the order in which the verbs use them: Citus keeps the others
-# on the nodes of the first. All other tables are small: each node has a copy, so that each can coordinate.
+from quotas.store.errors import LOCK_NOT_AVAILABLE, sqlstate
+
+# Each table of users' rows must be listed: Citus keeps the others on the nodes of the first. All other tables
+# are small: each node has a copy, so that each can coordinate.
 DISTRIBUTED_TABLES = ("challenge_quotas", "ledger_entries", "plan_assignments", "webhook_events")
 REQUIRED_TABLES = (*DISTRIBUTED_TABLES, "plans", "plan_versions")
 SETTINGS = """
@@ -20,6 +23,7 @@ ALTER SYSTEM SET citus.recover_2pc_interval = '5s';
 SELECT pg_reload_conf();
 """.strip()
 DISTRIBUTION_COLUMN = "user_id"
+LOCK_TRIES, SECONDS_BETWEEN_TRIES = 60, 0.2
 HASH, COPY = "h", "n"  # partmethod in pg_dist_partition
 
 # Parameters: the extension's name.
@@ -152,8 +156,11 @@ def distribution(schema: ClusterSchema) -> list[str]:
     if not new:
         return []
     return [
-        # All at once, in the order of the verbs: taken step by step, these locks would deadlock with theirs.
+        # All at once, before anything else. No order is that of all verbs: a spend that holds one of them and
+        # waits for another deadlocks with us, so give up before PostgreSQL, after a second, ends one of us.
+        "SET LOCAL lock_timeout TO '500ms'",
         f"LOCK TABLE {', '.join([*DISTRIBUTED_TABLES, *copied])} IN ACCESS EXCLUSIVE MODE",
+        "SET LOCAL lock_timeout TO DEFAULT",
         # One connection per node: foreign keys tie the shards to copies that this transaction has changed.
         "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'",
         *(f"ALTER TABLE {fk.table} DROP CONSTRAINT {_quote(fk.name)}" for fk in foreign_keys),
@@ -167,6 +174,21 @@ def distribution(schema: ClusterSchema) -> list[str]:
         *(_distribute(table) for table in DISTRIBUTED_TABLES if table in new),
         *(f"ALTER TABLE {fk.table} ADD CONSTRAINT {_quote(fk.name)} {fk.definition}" for fk in foreign_keys),
     ]
+
+
+def carry_out(statements: list[str], show: Callable[[str], object]) -> None:
+    """Run the statements in one transaction, and show each; begin again if a lock cannot be had in time."""
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                for statement in statements:
+                    show(f"{statement};")
+                    cursor.execute(statement)
+            return
+        except OperationalError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE or not tries_left:
+                raise
+            time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def _schema_faults(schema: ClusterSchema) -> Iterator[str]:

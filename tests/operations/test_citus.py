@@ -87,8 +87,10 @@ def as_added(table: str, name: str, target: str) -> str:
 
 
 STATEMENTS = [
+    "SET LOCAL lock_timeout TO '500ms'",
     "LOCK TABLE challenge_quotas, ledger_entries, plan_assignments, webhook_events, "
     f"{', '.join(COPIED)} IN ACCESS EXCLUSIVE MODE",
+    "SET LOCAL lock_timeout TO DEFAULT",
     "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'",
     *(f'ALTER TABLE {table} DROP CONSTRAINT "{name}"' for table, name, _ in FOREIGN_KEYS),
     *("ALTER TABLE {} ALTER COLUMN {} TYPE bigint".format(*name.split(".")) for name in NARROW_IDS),

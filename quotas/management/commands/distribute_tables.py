@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, connection
 
 from quotas.management.failures import explain_database_errors
 from quotas.operations import citus
@@ -53,15 +53,10 @@ class Command(BaseCommand):
             self.stdout.write(citus.SETTINGS)
 
     def run_statements(self, statements: list[str]) -> None:
-        with transaction.atomic(), connection.cursor() as cursor:
-            for statement in statements:
-                self.stdout.write(f"{statement};")
-                try:
-                    cursor.execute(statement)
-                except DatabaseError as error:
-                    raise CommandError(
-                        f"This statement failed, so nothing was changed: {error}".strip()
-                    ) from error
+        try:
+            citus.carry_out(statements, self.stdout.write)
+        except DatabaseError as error:
+            raise CommandError(f"This statement failed, so nothing was changed: {error}".strip()) from error
         self.stdout.write(
             "All tables are distributed." if statements else "All tables were already distributed."
         )

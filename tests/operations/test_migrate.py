@@ -1,21 +1,25 @@
 """migrate: one at a time, never back over what Clerk chose, and only into a database of UTF-8."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
 import pytest
-from django.core.management import CommandError
+from django.core.management import CommandError, call_command
 
 from quotas.management.commands import migrate
+from tests import ROOT
 from tests.store.test_faults import connected_to
+from tests.tools import pgbouncer
 from tests.tools.forked import manage
 from tests.tools.postgres import Server
 from tests.tools.waiting import wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.once]
-WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'"
+LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
 
 
 @pytest.fixture(scope="module")
@@ -30,46 +34,59 @@ def new_database(server: Server, name: str, options: str = "") -> str:
     return f"{server.url.rpartition('/')[0]}/{name}"
 
 
-def test_a_second_migrate_waits_for_the_first_and_then_has_nothing_to_do(server: Server) -> None:
-    url = new_database(server, "twice")
-    with psycopg.connect(url) as first, psycopg.connect(url, autocommit=True) as watch:
-        first.execute("SELECT pg_advisory_xact_lock(%s)", [migrate.LOCK_KEY])  # as another migrate does
-        with ThreadPoolExecutor(1) as thread:
-            second = thread.submit(manage, "migrate", DATABASE_URL=url)
-            wait_until(lambda: watch.execute(WAITS).fetchone() == (1,), 30)
-            assert watch.execute("SELECT to_regclass('plans')").fetchone() == (None,)
-            first.rollback()
-            assert second.result().returncode == 0
-        assert watch.execute("SELECT count(*) FROM plans").fetchone() == (1,)
-    assert "No migrations to apply" in manage("migrate", DATABASE_URL=url).stdout
+def start(url: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "manage.py", "migrate"]
+    environment = {"PATH": os.environ["PATH"], "DATABASE_URL": url}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def both(url: str) -> tuple[str, str]:
+    """Migrate twice at once; return what the two wrote."""
+    runs = [start(url), start(url)]
+    texts = ["".join(run.communicate(timeout=120)) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], texts
+    return texts[0], texts[1]
+
+
+def test_of_two_at_once_on_an_empty_database_one_waits_and_then_has_nothing_to_do(server: Server) -> None:
+    texts = both(new_database(server, "twice"))
+    [waited] = [text for text in texts if "Another migrate is at work: waiting for its end." in text]
+    assert "No migrations to apply" in waited
+
+
+@pytest.mark.skipif(not pgbouncer.find(), reason="not installed here: pgbouncer")
+def test_two_at_once_succeed_through_a_pooler_of_few_sessions_and_leave_no_lock(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgbouncer, "SESSIONS", 2)
+    url = new_database(server, "pooled")
+    with pgbouncer.Pooler(server) as pooler, psycopg.connect(url, autocommit=True) as session:
+        both(pooler.url.replace("/quotasite?", "/pooled?"))
+        assert session.execute(LOCKS).fetchone() == (0,)
 
 
 def test_a_migrate_does_not_wait_for_ever(
     server: Server, monkeypatch: pytest.MonkeyPatch, django_db_blocker: Any
 ) -> None:
-    monkeypatch.setattr(migrate, "WAIT", "100ms")
-    with psycopg.connect(server.url) as first:
-        first.execute("SELECT pg_advisory_xact_lock(%s)", [migrate.LOCK_KEY])
-        with (
-            django_db_blocker.unblock(),
-            connected_to(server.port),
-            pytest.raises(CommandError, match="Another migrate has been at work for 100ms"),
-            migrate.one_at_a_time("default"),
-        ):
-            pytest.fail("it took a lock that another holds")
+    monkeypatch.setattr(migrate, "WAIT_SECONDS", 0)
+    with psycopg.connect(server.url) as first, django_db_blocker.unblock(), connected_to(server.port):
+        first.execute("SELECT pg_advisory_xact_lock(%s)", [migrate.LOCK_KEY])  # as another migrate does
+        with pytest.raises(CommandError, match="Another migrate is still at work"):
+            call_command("migrate", verbosity=0)
+        call_command("migrate", plan=True, verbosity=0)  # this changes nothing, and waits for nobody
 
 
 def test_the_lock_is_held_until_the_end_whatever_limit_the_role_has(
     server: Server, django_db_blocker: Any
 ) -> None:
-    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
     with psycopg.connect(server.url, autocommit=True) as other:
-        other.execute("ALTER DATABASE quotasite SET idle_in_transaction_session_timeout = '1ms'")
+        other.execute("ALTER DATABASE quotasite SET idle_in_transaction_session_timeout = '50ms'")
         with django_db_blocker.unblock(), connected_to(server.port):
-            with migrate.one_at_a_time("default"):
-                other.execute("SELECT pg_sleep(0.1)")
-                assert other.execute(locks).fetchone() == (1,)
-            wait_until(lambda: other.execute(locks).fetchone() == (0,))
+            with migrate.one_at_a_time("default", print):
+                other.execute("SELECT pg_sleep(0.2)")
+                assert other.execute(LOCKS).fetchone() == (1,)
+            wait_until(lambda: other.execute(LOCKS).fetchone() == (0,))
         other.execute("ALTER DATABASE quotasite RESET idle_in_transaction_session_timeout")
 
 

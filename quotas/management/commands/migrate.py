@@ -1,54 +1,61 @@
 """Django's migrate, one at a time: two at once on an empty database would both create its tables."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from django.core.management import CommandError
 from django.core.management.commands import migrate
-from django.db import OperationalError, connections
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.exceptions import IrreversibleError
 
-from quotas.store.errors import LOCK_NOT_AVAILABLE, sqlstate
-
-WAIT = "10min"  # for another migrate; then this one fails, and can be run again
+WAIT_SECONDS = 600  # for another migrate; then this one fails, and can be run again
+SECONDS_BETWEEN_TRIES = 0.5
 LOCK_KEY = 5_117_020_923  # of this purpose; any number that no other program uses
-
-# The lock ends with its transaction, in a session of its own: one of the session would stay behind in a
-# pooler. The transaction is idle meanwhile, whatever limit the role has for that.
-LIMITS = """
-    SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', '0', true),
-        set_config('idle_in_transaction_session_timeout', '0', true)
-"""
 
 
 class Command(migrate.Command):
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["plan"] or options["check_unapplied"]:  # it changes nothing
+            super().handle(*args, **options)
+            return
         try:
-            with one_at_a_time(options["database"]):
+            with one_at_a_time(options["database"], self.stderr.write):
                 super().handle(*args, **options)
         except IrreversibleError as error:
             raise CommandError(str(error)) from error
 
 
 @contextmanager
-def one_at_a_time(alias: str) -> Iterator[None]:
-    """Hold the lock of migrate during the block; SQLite has none."""
+def one_at_a_time(alias: str, tell: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock of migrate during the block; SQLite has none. Raises CommandError if another keeps it.
+
+    The lock ends with its transaction, in a session of its own: one of the session would stay behind in a
+    pooler. Whoever waits holds no session: a pooler may have few.
+    """
     if connections[alias].vendor != "postgresql":
         yield
         return
-    holder = connections[alias].copy()
-    try:
+    deadline = time.monotonic() + WAIT_SECONDS
+    with closing(connections[alias].copy()) as holder:
         holder.set_autocommit(False)
-        with holder.cursor() as cursor:
-            cursor.execute(LIMITS, [WAIT])
-            try:
-                cursor.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
-            except OperationalError as error:
-                if sqlstate(error) != LOCK_NOT_AVAILABLE:
-                    raise
-                text = f"Another migrate has been at work for {WAIT}: run this one again."
-                raise CommandError(text) from error
+        if not _try_lock(holder):
+            tell("Another migrate is at work: waiting for its end.")
+            while not _try_lock(holder):
+                if time.monotonic() > deadline:
+                    raise CommandError("Another migrate is still at work: run this one again.")
+                time.sleep(SECONDS_BETWEEN_TRIES)
         yield
-    finally:
-        holder.close()
+
+
+def _try_lock(holder: BaseDatabaseWrapper) -> bool:
+    with holder.cursor() as cursor:
+        # The transaction is idle while the migrations run, whatever limit the role has for that.
+        cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK_KEY])
+        is_ours: bool = cursor.fetchone()[0]
+    if not is_ours:
+        holder.rollback()
+    return is_ours

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -11,14 +12,27 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from quotas.management.commands import migrate
+from quotas.models import ChallengeQuota, Plan
 from tests import ROOT
+from tests.conftest import STAFF, USER
 from tests.store.test_faults import connected_to
 from tests.tools import pgbouncer
 from tests.tools.forked import manage
 from tests.tools.postgres import Server
 from tests.tools.waiting import wait_until
+from webhooks.handlers import CLERK
+from webhooks.models import WebhookEvent
 
 pytestmark = [pytest.mark.postgres, pytest.mark.once]
+FLOORS = {"quotas": "0013", "webhooks": "0002"}  # what lies above can be derived again
+TABLES = [
+    "plans",
+    "plan_versions",
+    "challenge_quotas",
+    "ledger_entries",
+    "plan_assignments",
+    "webhook_events",
+]
 LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
 
 
@@ -118,3 +132,30 @@ def test_a_database_of_another_encoding_is_refused(server: Server, encoding: str
         assert done.returncode == 1
         assert "quotas.E009" in done.stderr
         assert f"encoding is {encoding}" in done.stderr
+
+
+def test_back_to_the_floor_and_up_again_nothing_is_lost(server: Server, django_db_blocker: Any) -> None:
+    def everything() -> dict[str, Any]:
+        with psycopg.connect(server.url) as session:
+            rows = {table: f"SELECT to_jsonb(t) FROM {table} AS t ORDER BY t::text" for table in TABLES}
+            return {table: session.execute(query).fetchall() for table, query in rows.items()}
+
+    assert manage("migrate", "-v0", DATABASE_URL=server.url).returncode == 0
+    with django_db_blocker.unblock(), connected_to(server.port):
+        Plan(name="pro", allowance=50).save()
+        clerk = {"updated_at": datetime.now(UTC), "actor": CLERK}
+        ChallengeQuota.objects.assign_plan(USER, "metadata", "pro", **clerk)
+        ChallengeQuota.objects.consume(USER, 50)
+        ChallengeQuota.objects.adjust(USER, 3, reason="a kind word", actor=STAFF)
+        WebhookEvent(svix_id="msg_1", type="user.updated", plan="pro", external_id="item_1").save()
+    before = everything()
+    assert all(before.values())
+    for app, floor in FLOORS.items():
+        assert manage("migrate", "-v0", app, floor, DATABASE_URL=server.url).returncode == 0
+    assert manage("migrate", "-v0", DATABASE_URL=server.url).returncode == 0
+    assert everything() == before
+
+
+def test_the_floor_is_named_where_operators_read() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    assert all(f"`migrate {app} {floor}`" in text for app, floor in FLOORS.items())

@@ -1,18 +1,21 @@
 """Service keys of the product's own servers, with a cache of a few seconds."""
 
 import hmac
+import logging
 import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from django.db import Error
 from django.db.models import Q
 
 from quotas.access.refusals import Fault, Refused
 from quotas.models import ServiceKey
 from quotas.rules.values import Actor
-from quotas.store.errors import LostRace, translating_errors
+from quotas.store.errors import is_unavailable, translating_errors
+
+log = logging.getLogger(__name__)
 
 SERVICE_KEY = re.compile(r"qs_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 KEY_CACHE_SECONDS = 10  # seconds; a revoked key stops working after this time at the latest
@@ -75,6 +78,12 @@ def _record_use(key: ServiceKey) -> None:
     now = datetime.now(UTC)
     if key.last_used_at is None or key.last_used_at <= now - LAST_USED_RESOLUTION:
         is_stale = Q(last_used_at=None) | Q(last_used_at__lte=now - LAST_USED_RESOLUTION)
-        # Under a stricter isolation level than READ COMMITTED a concurrent record of the use fails ours.
-        with suppress(LostRace), translating_errors():
-            ServiceKey.objects.filter(is_stale, pk=key.pk).update(last_used_at=now)
+        try:
+            with translating_errors():
+                ServiceKey.objects.filter(is_stale, pk=key.pk).update(last_used_at=now)
+        except Error as error:
+            # A lost race, a full disk, or on Citus any node that is away, since each has a copy of the keys:
+            # that is no reason to refuse the key. If no request can be served, the next statement shows it.
+            if not is_unavailable(error):
+                raise
+            log.warning("The use of a service key was not recorded: %r", str(error))

@@ -15,9 +15,26 @@ from psycopg import IsolationLevel
 
 ENV = os.environ
 
+QUOTED = re.compile(r"([\"'`]).*\1|“.*”|‘.*’", re.DOTALL)
+HOST = re.compile(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9A-Fa-f:.]+\]")
+ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
+ADDRESS = re.compile(r"(https?://[^/]+)(/[!-~]*)?", re.IGNORECASE)
+USUAL_PORTS = {"http://": 80, "https://": 443}
+MAX_PORT = 65_535
+
+
+def env_text(name: str) -> str:
+    """Return the value without the blanks around it, or "" if it is not set."""
+    value = ENV.get(name, "").strip()
+    if QUOTED.fullmatch(value):
+        raise ImproperlyConfigured(
+            f"{name} is in quotes: remove them. Docker's --env-file, for one, keeps them in the value."
+        )
+    return value
+
 
 def env_bool(name: str, *, default: bool = False) -> bool:
-    value = ENV.get(name, "").strip().lower()
+    value = env_text(name).lower()
     if not value:
         return default
     if value in ("0", "false", "no", "off"):
@@ -28,7 +45,7 @@ def env_bool(name: str, *, default: bool = False) -> bool:
 
 
 def env_int(name: str, default: int, low: int, high: int) -> int:
-    value = ENV.get(name, "").strip() or str(default)
+    value = env_text(name) or str(default)
     if not re.fullmatch(r"[0-9]{1,10}", value) or not low <= int(value) <= high:
         raise ImproperlyConfigured(f"{name} must be a whole number from {low} to {high}.")
     return int(value)
@@ -36,52 +53,83 @@ def env_int(name: str, default: int, low: int, high: int) -> int:
 
 def env_count(name: str) -> int:
     """Return the number from 0 to 9; a plain yes counts as 1."""
-    value = ENV.get(name, "").strip()
+    value = env_text(name)
     return int(value) if re.fullmatch(r"[0-9]", value) else int(env_bool(name))
 
 
 def env_list(name: str) -> list[str]:
-    return [item.strip() for item in ENV.get(name, "").split(",") if item.strip()]
+    return [item.strip() for item in env_text(name).split(",") if item.strip()]
 
 
 def env_url(name: str, default: str) -> str:
-    value = (ENV.get(name, "").strip() or default).rstrip("/")
-    if value and not is_web_address(value):
-        raise ImproperlyConfigured(f"{name} must be an address such as https://clerk.example.com.")
-    return value
+    """Return an address of the web, without a slash at its end."""
+    value = (env_text(name) or default).rstrip("/")
+    if not value:
+        return ""
+    match = ADDRESS.fullmatch(value)
+    origin, path = match.groups(default="") if match else ("", "")
+    try:
+        return f"{_normal_origin(origin)}{path}"
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must be an address such as https://clerk.example.com.") from None
 
 
-def env_origins(name: str) -> list[str]:
-    """Return web origins: a scheme, a host, perhaps a port, and no path."""
-    origins = [item.rstrip("/") for item in env_list(name)]
-    for position, origin in enumerate(origins, start=1):
-        if not is_web_address(origin) or urlsplit(origin).path:
+def env_hosts(name: str) -> list[str]:
+    """Return the hosts that requests may name; `.example.com` stands for all names below it, `*` for any."""
+    hosts = env_list(name)
+    for position, host in enumerate(hosts, start=1):
+        if host != "*" and not HOST.fullmatch(host):
             raise ImproperlyConfigured(
-                f"{name}: item {position} must be an origin such as https://app.example.com."
+                f"{name}: item {position} must be a host name such as quota.example.com, or .example.com for "
+                "all names below it: letters (other scripts as xn--…), digits, hyphens and dots, without "
+                "scheme, port and path. Separate items by commas."
             )
+    return hosts
+
+
+def env_origins(name: str, *, may_have_wildcard: bool = False) -> list[str]:
+    """Return origins as browsers and Clerk write them. The scheme may be that of an app or an extension.
+
+    If wildcards are allowed, https://*.example.com stands for all names below it.
+    """
+    origins = []
+    for position, item in enumerate(env_list(name), start=1):
+        wildcard = "*." if may_have_wildcard and "://*." in item else ""
+        plain = item.replace("://*.", "://") if wildcard else item
+        try:
+            origin = _normal_origin(plain.rstrip("/"))
+        except ValueError:
+            raise ImproperlyConfigured(
+                f"{name}: item {position} must be an origin such as https://app.example.com: a scheme, a "
+                "host without * (other scripts as xn--…), perhaps a port, no path. Separate items by commas."
+            ) from None
+        origins.append(origin.replace("://", f"://{wildcard}"))
     return origins
+
+
+def _normal_origin(text: str) -> str:
+    """Return an origin as a browser writes it: in lower case, without the usual port. Raises ValueError."""
+    match = ORIGIN.fullmatch(text)
+    if not match or int(match[3] or 0) > MAX_PORT:
+        raise ValueError("not an origin")
+    scheme, host, port = match[1].lower(), match[2], match[3]
+    if scheme in USUAL_PORTS:
+        host = host.lower()
+    has_port = port and int(port) != USUAL_PORTS.get(scheme)
+    return f"{scheme}{host}:{int(port)}" if has_port else f"{scheme}{host}"
 
 
 def env_choice(name: str, *choices: str) -> str:
     """Return one of the choices: the first if the variable is not set."""
-    value = ENV.get(name, "").strip().lower() or choices[0]
+    value = env_text(name).lower() or choices[0]
     if value not in choices:
         raise ImproperlyConfigured(f"{name} must be one of: {', '.join(choices)}.")
     return value
 
 
-def is_web_address(value: str) -> bool:
-    try:
-        parts = urlsplit(value)
-        parts.port  # noqa: B018 - raises if the port is not a number
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
-
-
 def env_publishable_key() -> str:
     """Return the Frontend API that CLERK_PUBLISHABLE_KEY names (`pk_test_` + base64 of `host$`), or ''."""
-    key = ENV.get("CLERK_PUBLISHABLE_KEY", "").strip()
+    key = env_text("CLERK_PUBLISHABLE_KEY")
     if not key:
         return ""
     match = re.fullmatch(r"pk_(?:test|live)_([A-Za-z0-9+/_-]+)=*", key)
@@ -115,7 +163,7 @@ def looks_pooled(url: str) -> bool:
 
 def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
     """Return the default database's settings from DATABASE_URL, with the options that its engine needs."""
-    url = ENV.get("DATABASE_URL", "").strip() or default
+    url = env_text("DATABASE_URL") or default
     try:
         config: dict[str, object] = {**dj_database_url.parse(url)}
     except ValueError:  # its message may hold the URL

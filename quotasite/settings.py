@@ -14,10 +14,12 @@ from quotasite.environment import (
     env_choice,
     env_count,
     env_database,
+    env_hosts,
     env_int,
     env_list,
     env_origins,
     env_publishable_key,
+    env_text,
     env_url,
     looks_pooled,
 )
@@ -26,20 +28,21 @@ from quotasite.observing import json_logs
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = env_bool("DEBUG")
-SECRET_KEY_IS_SET = bool(ENV.get("SECRET_KEY", "").strip())
+SECRET_KEY_IS_SET = bool(env_text("SECRET_KEY"))
 # A random key signs staff out at each restart, and workers do not share it: quotas.E002 reports it.
-SECRET_KEY = ENV.get("SECRET_KEY", "").strip() or get_random_secret_key()
-ALLOWED_HOSTS = env_list("ALLOWED_HOSTS")
-CSRF_TRUSTED_ORIGINS = env_origins("CSRF_TRUSTED_ORIGINS")
+SECRET_KEY = env_text("SECRET_KEY") or get_random_secret_key()
+ALLOWED_HOSTS = env_hosts("ALLOWED_HOSTS")
+CSRF_TRUSTED_ORIGINS = env_origins("CSRF_TRUSTED_ORIGINS", may_have_wildcard=True)
 # With a pooler in transaction mode no cursor and no prepared statement may outlive a transaction.
-DATABASE_LOOKS_POOLED = looks_pooled(ENV.get("DATABASE_URL", "").strip())
+DATABASE_LOOKS_POOLED = looks_pooled(env_text("DATABASE_URL"))
 DATABASE_POOLED = env_choice("DATABASE_POOLED", "auto", "on", "off", "1", "0")
 DATABASE_IS_POOLED = DATABASE_LOOKS_POOLED if DATABASE_POOLED == "auto" else DATABASE_POOLED in ("on", "1")
 DATABASES = {
     "default": env_database(f"sqlite:///{BASE_DIR / 'quotasite.sqlite3'}", is_pooled=DATABASE_IS_POOLED)
 }
-# The variable by which we recognize a host that empties its disk at each deploy, or None.
-EPHEMERAL_HOST = next(
+# The variable by which we recognize a platform, or None. Each of these empties its disk at each deploy, and
+# sends requests through a proxy of its own.
+PLATFORM = next(
     (
         name
         for name in (
@@ -57,18 +60,18 @@ EPHEMERAL_HOST = next(
     None,
 )
 
-CLERK_PUBLISHABLE_KEY = ENV.get("CLERK_PUBLISHABLE_KEY", "").strip()
+CLERK_PUBLISHABLE_KEY = env_text("CLERK_PUBLISHABLE_KEY")
 CLERK_FRONTEND_API = env_publishable_key()
 CLERK_ISSUER = env_url("CLERK_ISSUER", CLERK_FRONTEND_API)
 CLERK_JWKS_URL = env_url(
     "CLERK_JWKS_URL", f"{CLERK_FRONTEND_API}/.well-known/jwks.json" if CLERK_FRONTEND_API else ""
 )
-CLERK_JWT_KEY = ENV.get("CLERK_JWT_KEY", "").replace("\\n", "\n").strip()
+CLERK_JWT_KEY = env_text("CLERK_JWT_KEY").replace("\\n", "\n").strip()
 CLERK_AUTHORIZED_PARTIES = env_origins("CLERK_AUTHORIZED_PARTIES")
 CLERK_WEBHOOK_SIGNING_SECRET = env_list("CLERK_WEBHOOK_SIGNING_SECRET")
-CLERK_PLAN_METADATA_KEY = ENV.get("CLERK_PLAN_METADATA_KEY", "").strip()
-CLERK_INSTANCE_ID = ENV.get("CLERK_INSTANCE_ID", "").strip()
-CLERK_SECRET_KEY = ENV.get("CLERK_SECRET_KEY", "").strip()
+CLERK_PLAN_METADATA_KEY = env_text("CLERK_PLAN_METADATA_KEY")
+CLERK_INSTANCE_ID = env_text("CLERK_INSTANCE_ID")
+CLERK_SECRET_KEY = env_text("CLERK_SECRET_KEY")
 CLERK_API_URL = env_url("CLERK_API_URL", "https://api.clerk.com/v1")
 # The demo page signs tokens with it. No variable sets it, only `manage.py demo`, for its own process.
 DEVELOPMENT_SIGNING_KEY = ""
@@ -76,8 +79,8 @@ DEVELOPMENT_SIGNING_KEY = ""
 if not DEBUG:  # in development, Django's own log lines are easier to read
     LOGGING_CONFIG = "quotasite.observing.json_logs.configure"
     LOGGING = json_logs.configuration(env_choice("LOG_LEVEL", "info", "warning", "error"))
-METRICS_TOKEN = ENV.get("METRICS_TOKEN", "").strip()
-PROMETHEUS_MULTIPROC_DIR = ENV.get("PROMETHEUS_MULTIPROC_DIR", "").strip()  # read by prometheus-client too
+METRICS_TOKEN = env_text("METRICS_TOKEN")
+PROMETHEUS_MULTIPROC_DIR = env_text("PROMETHEUS_MULTIPROC_DIR")  # read by prometheus-client too
 if not PROMETHEUS_MULTIPROC_DIR:
     ENV.pop("PROMETHEUS_MULTIPROC_DIR", None)  # prometheus-client would write into the working directory
 

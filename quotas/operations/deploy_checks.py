@@ -15,10 +15,10 @@ def check_storage(**kwargs: Any) -> list[CheckMessage]:
     if settings.DATABASES["default"]["ENGINE"] != "django.db.backends.sqlite3":
         return []
     hint = "Set DATABASE_URL to a PostgreSQL database: postgres://USER:PASSWORD@HOST:PORT/NAME."
-    if settings.EPHEMERAL_HOST:
+    if settings.PLATFORM:
         return [
             Error(
-                f"The database is a SQLite file, and this host ({settings.EPHEMERAL_HOST} is set) erases "
+                f"The database is a SQLite file, and this host ({settings.PLATFORM} is set) erases "
                 "its disk at each deploy: every quota, ledger entry and staff account would be lost.",
                 hint=hint,
                 id="quotas.E001",

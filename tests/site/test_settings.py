@@ -1,15 +1,25 @@
 """The environment: every variable is documented, a bad value is reported with its fix and never shown."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
 from tests import ROOT
 from tests.tools.forked import manage
 
 pytestmark = pytest.mark.once
 SETTINGS = "".join((ROOT / f"quotasite/{name}.py").read_text() for name in ("environment", "settings"))
+OF_APPS = [
+    "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+    "moz-extension://0f6c1b7e-5a3d-4c55-9d0a-2f3b1f0e9a11",
+    "capacitor://localhost",
+    "ionic://localhost",
+    "tauri://localhost",
+    "app://-",
+]
 PUBLISHABLE = "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k"  # clerk.example.com$
 
 
@@ -37,6 +47,37 @@ def test_only_the_settings_read_the_environment() -> None:
     assert reading == ["environment.py"]
 
 
+NOT_ORIGINS = [
+    "https://*.hunter2.example",
+    "https://hunter2.example/path",
+    "https://hunter2.example https://b.example",
+    "hunter2.example",
+    "null",
+    "file://",
+    "https://user:hunter2@a.example",
+    "https://hunter2.example?a=b",
+    "https://hunter2.example:65536",
+    "https://büro.hunter2",
+    "https://a.example;https://hunter2.example",
+    "[https://hunter2.example]",
+]
+NOT_HOSTS = [
+    "https://hunter2.example",
+    "hunter2.example/",
+    "hunter2.example:8000",
+    "hunter2.example www.example.com",
+    "*.hunter2.example",
+    '["hunter2.example"]',
+    '"hunter2.example"',
+    "hunter2_example",  # Django refuses a Host with an underscore
+    "hunter2.example.",  # Django removes the dot of a Host
+    "hunter2..example",
+    "büro.hunter2",
+    "::1",
+    "user@hunter2",
+]
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "fix"),
     [
@@ -55,6 +96,14 @@ def test_only_the_settings_read_the_environment() -> None:
         ("CORS_ALLOWED_ORIGINS", "*", "an origin such as https://"),
         ("CORS_ALLOWED_ORIGINS", "https://a.example,https://hunter2/path", "item 2 must be an origin"),
         ("CLERK_AUTHORIZED_PARTIES", "https://host:hunter2", "an origin such as https://"),
+        *(("CLERK_AUTHORIZED_PARTIES", origin, "item 1 must be an origin") for origin in NOT_ORIGINS),
+        *(("CORS_ALLOWED_ORIGINS", origin, "item 1 must be an origin") for origin in NOT_ORIGINS[:3]),
+        ("CSRF_TRUSTED_ORIGINS", "https://*hunter2", "item 1 must be an origin"),
+        ("CSRF_TRUSTED_ORIGINS", "https://a.*.hunter2", "item 1 must be an origin"),
+        *(("ALLOWED_HOSTS", f"quota.example.com,{host}", "item 2 must be a host name") for host in NOT_HOSTS),
+        ("CLERK_ISSUER", "https://clerk.hunter2 example", "an address such as https://"),
+        ("CLERK_JWKS_URL", "clerk.hunter2/.well-known/jwks.json", "an address such as https://"),
+        ("CLERK_API_URL", "ftp://hunter2", "an address such as https://"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_its_fix_and_not_shown(
@@ -106,3 +155,50 @@ def test_a_migration_that_was_interrupted_is_run_again(tmp_path: Path) -> None:
     assert manage("migrate", "-v0", **environment).returncode == 0
     code = "from quotas.models import Plan; print(Plan.objects.count())"
     assert manage("shell", "-v0", "-c", code, **environment).stdout.strip() == "1"
+
+
+READ = re.findall(r'env_\w+\(\s*"([A-Z_]+)"', SETTINGS)
+
+
+@pytest.mark.parametrize("variable", READ)
+@pytest.mark.parametrize("value", ['"hunter2"', "'hunter2'", "“hunter2”", '"hunter2","b"', '""'])
+def test_no_value_is_in_quotes(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ImproperlyConfigured, match=f"{variable} is in quotes: remove them") as refused:
+        runpy.run_path(str(ROOT / "quotasite/settings.py"))
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("https://App.Example.com", "https://app.example.com"),
+        ("HTTPS://app.example.com:443/", "https://app.example.com"),
+        ("http://localhost:80", "http://localhost"),
+        ("http://localhost:443", "http://localhost:443"),
+        ("https://app.example.com:08443", "https://app.example.com:8443"),
+        ("https://xn--bro-hoa.example\r", "https://xn--bro-hoa.example"),
+        ("https://[::1]:8443", "https://[::1]:8443"),
+        *((origin, origin) for origin in OF_APPS),
+    ],
+)
+def test_an_origin_is_read_as_a_browser_writes_it(given: str, expected: str) -> None:
+    names = ["CLERK_AUTHORIZED_PARTIES", "CORS_ALLOWED_ORIGINS", "CSRF_TRUSTED_ORIGINS"]
+    lists = ", ".join(f"settings.{name}" for name in names).removeprefix("settings.")
+    read = read_setting(lists, **dict.fromkeys(names, f" {given} ,,"))
+    assert read == " ".join([f"[{expected!r}]"] * 3)
+
+
+def test_a_wildcard_is_for_staff_alone() -> None:
+    read = read_setting("CSRF_TRUSTED_ORIGINS", CSRF_TRUSTED_ORIGINS="https://*.Example.com:443")
+    assert read == "['https://*.example.com']"
+
+
+@pytest.mark.parametrize("host", ["quota.example.com", ".Example.com", "*", "127.0.0.1", "[::1]", "a-1"])
+def test_a_host_is_what_a_request_can_name(host: str) -> None:
+    assert read_setting("ALLOWED_HOSTS", ALLOWED_HOSTS=f"{host},") == f"[{host!r}]"
+
+
+def test_an_issuer_is_read_as_clerk_writes_it() -> None:
+    read = read_setting("CLERK_ISSUER", CLERK_ISSUER="https://App.Example.com:443/Clerk/\r\n")
+    assert read == "https://app.example.com/Clerk"

@@ -1,10 +1,13 @@
 """Checks of the whole site, for `manage.py check --deploy`."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.http.request import validate_host
 
 STRANGERS = ("https://stranger.invalid", "http://stranger.invalid:8080")  # origins that no pattern may match
 
@@ -40,3 +43,92 @@ def check_foreign_origins(**kwargs: Any) -> list[CheckMessage]:
             id="quotasite.E002",
         )
     ]
+
+
+@register(Tags.security, deploy=True)
+def check_way_in(**kwargs: Any) -> list[CheckMessage]:
+    """Find a host name, or a proxy, with which requests would not be what they seem."""
+    return list(_way_in_faults())
+
+
+@register(Tags.security, deploy=True)
+def check_parties(**kwargs: Any) -> list[CheckMessage]:
+    """Find origins that may get a token but no answer, or an answer but no token."""
+    return list(_party_faults())
+
+
+@register(Tags.security, deploy=True)
+def check_clerk_instance(**kwargs: Any) -> list[CheckMessage]:
+    """Find settings that name two instances of Clerk, or that fetch its keys unprotected."""
+    return list(_instance_faults())
+
+
+def _way_in_faults() -> Iterator[CheckMessage]:
+    if "*" in settings.ALLOWED_HOSTS:
+        yield Warning(
+            "ALLOWED_HOSTS has *: a request may name any host, and redirects and links lead there.",
+            hint="Set ALLOWED_HOSTS to this service's own host names, such as quota.example.com.",
+            id="quotasite.W001",
+        )
+    if settings.PLATFORM and not settings.TRUSTED_PROXIES:
+        yield Warning(
+            f"This platform ({settings.PLATFORM} is set) ends HTTPS in a proxy, but TRUSTED_PROXY is 0: each "
+            "page of the admin would redirect to itself, and failed log-ins of all clients count together.",
+            hint="Set TRUSTED_PROXY=1, unless requests reach this service by a private network only.",
+            id="quotasite.W002",
+        )
+
+
+def _party_faults() -> Iterator[CheckMessage]:
+    parties, callers = settings.CLERK_AUTHORIZED_PARTIES, settings.CORS_ALLOWED_ORIGINS
+    for position, party in enumerate(parties, start=1):
+        is_own = validate_host(urlsplit(party).hostname or "", settings.ALLOWED_HOSTS)
+        if party not in callers and not is_own:
+            yield Warning(
+                f"Item {position} of CLERK_AUTHORIZED_PARTIES is not in CORS_ALLOWED_ORIGINS: browsers would "
+                "not let the scripts of that origin read an answer.",
+                hint="Add the same origin to CORS_ALLOWED_ORIGINS, www. or not as your users see it.",
+                id="quotasite.W003",
+            )
+        if party.startswith("http://"):
+            yield Warning(
+                f"Item {position} of CLERK_AUTHORIZED_PARTIES is an http:// origin: whoever can change its "
+                "pages on their way gets tokens that are accepted.",
+                hint="Use https:// origins; http://localhost is for development.",
+                id="quotasite.W005",
+            )
+    for position, origin in enumerate(callers, start=1):
+        if parties and origin not in parties:
+            yield Warning(
+                f"Item {position} of CORS_ALLOWED_ORIGINS is not in CLERK_AUTHORIZED_PARTIES: every session "
+                "token from that origin would be refused (token_azp).",
+                hint="Add the same origin to CLERK_AUTHORIZED_PARTIES, or remove it.",
+                id="quotasite.W004",
+            )
+
+
+def _instance_faults() -> Iterator[CheckMessage]:
+    key, secret, issuer = settings.CLERK_PUBLISHABLE_KEY, settings.CLERK_SECRET_KEY, settings.CLERK_ISSUER
+    jwks = "" if settings.CLERK_JWT_KEY else settings.CLERK_JWKS_URL  # the PEM outranks it
+    hosts = {url and urlsplit(url).netloc for url in (settings.CLERK_FRONTEND_API, issuer, jwks)}
+    if len(hosts - {""}) > 1:
+        yield Warning(
+            "CLERK_PUBLISHABLE_KEY, CLERK_ISSUER and CLERK_JWKS_URL do not name one host: if they are of two "
+            "instances of Clerk, every session token would be refused.",
+            hint="Set CLERK_PUBLISHABLE_KEY alone, unless a proxy of yours serves Clerk's Frontend API.",
+            id="quotasite.W006",
+        )
+    if issuer.startswith("http://") or jwks.startswith("http://"):
+        yield Warning(
+            "CLERK_ISSUER or CLERK_JWKS_URL is an http:// address: no token of Clerk has such an issuer, and "
+            "whoever can change keys on their way can sign in as any user.",
+            hint="Use https:// in both, or set CLERK_PUBLISHABLE_KEY alone.",
+            id="quotasite.W007",
+        )
+    if key and secret and key.startswith("pk_live_") != secret.startswith("sk_live_"):
+        yield Warning(
+            "Of CLERK_PUBLISHABLE_KEY and CLERK_SECRET_KEY one is of a development instance (test), one of a "
+            "production instance (live): backfill_quotas would read the users of another instance.",
+            hint="Set CLERK_SECRET_KEY to the secret key that Clerk shows beside the publishable key.",
+            id="quotasite.W008",
+        )

@@ -1,5 +1,6 @@
 """Checks of the signing secrets, for `manage.py check --deploy`, and of the deliveries that arrived."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,3 +50,17 @@ def _secret_faults() -> Iterator[CheckMessage]:
                 hint=hint,
                 id="webhooks.E002",
             )
+
+
+@register(Tags.security, deploy=True)
+def check_instance_id(**kwargs: Any) -> list[CheckMessage]:
+    """Refuse an id that no delivery can carry."""
+    if re.fullmatch(r"(ins_[A-Za-z0-9]+)?", settings.CLERK_INSTANCE_ID):
+        return []
+    return [
+        Error(
+            "CLERK_INSTANCE_ID is not the id of an instance: every delivery would be ignored.",
+            hint="Set it to the ins_… that Clerk's deliveries name, or unset it.",
+            id="webhooks.E003",
+        )
+    ]

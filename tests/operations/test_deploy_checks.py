@@ -8,20 +8,21 @@ import pytest
 from pytest_django import Settings
 
 from quotasite.checks import check_foreign_origins
-from tests.site.test_settings import ROOT
+from tests.site.test_settings import OF_APPS, ROOT
 from tests.tools import keys
 from tests.tools.forked import manage
 
 pytestmark = pytest.mark.once
 SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
+APP = "https://app.example.com"
 GOOD = {
     "SECRET_KEY": "Qn7-wJ0r2xkU5yPz8Vb3LhTfC9sGdEmAa1R4oYi6KuNtXvBqZ2p",
     "ALLOWED_HOSTS": "quota.example.com",
     "DATABASE_URL": "postgres://quota:hunter2@db.example.com/quota",
     "CLERK_PUBLISHABLE_KEY": "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k",
-    "CLERK_AUTHORIZED_PARTIES": "https://app.example.com",
+    "CLERK_AUTHORIZED_PARTIES": APP,
     "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
-    "CORS_ALLOWED_ORIGINS": "https://app.example.com",
+    "CORS_ALLOWED_ORIGINS": APP,
     "TRUSTED_PROXY": "1",
 }
 
@@ -40,13 +41,26 @@ def test_the_example_with_these_filled_in_is_clean() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_pem_with_an_issuer_is_as_good() -> None:
-    changes = {
-        "CLERK_PUBLISHABLE_KEY": "",
-        "CLERK_JWT_KEY": keys.public_pem.replace("\n", "\\n"),
-        "CLERK_ISSUER": "https://clerk.example.com",
-    }
-    assert manage("check", "--deploy", **{**GOOD, **changes}).returncode == 0
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "CLERK_PUBLISHABLE_KEY": "",
+            "CLERK_JWT_KEY": keys.public_pem.replace("\n", "\\n"),
+            "CLERK_ISSUER": "https://clerk.example.com",
+        },
+        {"CLERK_JWT_KEY": keys.public_pem, "CLERK_JWKS_URL": "https://elsewhere.example/jwks"},
+        {"CORS_ALLOWED_ORIGINS": "", "ALLOWED_HOSTS": "app.example.com"},  # one origin for both
+        {name: f"{APP},{','.join(OF_APPS)}" for name in ("CLERK_AUTHORIZED_PARTIES", "CORS_ALLOWED_ORIGINS")},
+        {"RENDER": "true"},
+        {"CLERK_SECRET_KEY": "sk_test_x", "CLERK_INSTANCE_ID": "ins_2ab"},
+        {"CLERK_AUTHORIZED_PARTIES": f"{APP.upper()}:443/"},
+    ],
+    ids=str,
+)
+def test_other_good_environments_are_clean_too(changes: dict[str, str]) -> None:
+    done = manage("check", "--deploy", "--fail-level", "WARNING", **{**GOOD, **changes})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -70,6 +84,21 @@ def test_a_pem_with_an_issuer_is_as_good() -> None:
         ("security.W018", {"DEBUG": "1"}, "DEBUG"),
         ("security.W009", {"SECRET_KEY": "hunter2"}, "SECRET_KEY"),
         ("quotas.E004", {"CLERK_JWT_KEY": keys.public_pem[:200]}, "from BEGIN PUBLIC KEY to END"),
+        ("quotasite.W001", {"ALLOWED_HOSTS": "quota.example.com,*"}, "own host names"),
+        ("quotasite.W002", {"RENDER": "true", "TRUSTED_PROXY": ""}, "Set TRUSTED_PROXY=1"),
+        ("quotasite.W002", {"DYNO": "web.1", "TRUSTED_PROXY": "0"}, "(DYNO is set)"),
+        ("quotasite.W003", {"CORS_ALLOWED_ORIGINS": ""}, "Item 1 of CLERK_AUTHORIZED_PARTIES is not in"),
+        ("quotasite.W003", {"CORS_ALLOWED_ORIGINS": "https://www.hunter2"}, "Add the same origin"),
+        ("quotasite.W004", {"CORS_ALLOWED_ORIGINS": f"{APP},https://hunter2"}, "Item 2 of CORS_ALLOWED"),
+        ("quotasite.W005", {"CLERK_AUTHORIZED_PARTIES": f"{APP},http://hunter2"}, "Item 2 of CLERK_AUTH"),
+        ("quotasite.W005", {"CLERK_AUTHORIZED_PARTIES": "http://localhost:5173"}, "for development"),
+        ("quotasite.W006", {"CLERK_ISSUER": "https://hunter2.clerk.accounts.dev"}, "KEY alone"),
+        ("quotasite.W006", {"CLERK_JWKS_URL": "https://hunter2/.well-known/jwks.json"}, "KEY alone"),
+        ("quotasite.W007", {"CLERK_ISSUER": "http://clerk.example.com"}, "Use https://"),
+        ("quotasite.W007", {"CLERK_JWKS_URL": "http://clerk.example.com/jwks"}, "sign in as any user"),
+        ("quotasite.W008", {"CLERK_SECRET_KEY": "sk_live_hunter2"}, "beside the publishable key"),
+        ("webhooks.E002", {"CLERK_WEBHOOK_SIGNING_SECRET": f"{SECRET} {SECRET}"}, "Item 1"),
+        ("webhooks.E003", {"CLERK_INSTANCE_ID": "hunter2"}, "ins_…"),
     ],
 )
 def test_a_bad_environment_is_refused_with_an_id_and_a_hint(
@@ -119,7 +148,7 @@ def test_every_origin_with_credentials_is_refused(
 )
 def test_each_host_that_empties_its_disk_is_known(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(host, "x")
-    assert runpy.run_path(str(ROOT / "quotasite/settings.py"))["EPHEMERAL_HOST"] == host
+    assert runpy.run_path(str(ROOT / "quotasite/settings.py"))["PLATFORM"] == host
 
 
 def test_sqlite_that_stays_is_only_a_warning() -> None:

@@ -54,6 +54,10 @@ class Fault(Enum):
         "token_azp",
         "The azp claim is not one of the origins in CLERK_AUTHORIZED_PARTIES.",
     )
+    NO_PARTY = (
+        "token_azp",
+        "The token has no azp claim, as those of native apps: CLERK_ALLOW_MISSING_AZP=1 accepts them.",
+    )
     ANOTHER_TYP = "token_kind", "The typ header must be JWT: send a session token of Clerk."
     ANOTHER_CAT = (
         "token_kind",

@@ -177,8 +177,10 @@ def _check_origin(claims: dict[str, Any]) -> None:
     if claims.get("iss") != settings.CLERK_ISSUER:
         raise Refused(Fault.ANOTHER_ISSUER)
     parties = settings.CLERK_AUTHORIZED_PARTIES
-    if parties and claims.get("azp") not in parties:
-        raise Refused(Fault.ANOTHER_PARTY)
+    if not parties or ("azp" not in claims and settings.CLERK_ALLOW_MISSING_AZP):
+        return
+    if claims.get("azp") not in parties:
+        raise Refused(Fault.ANOTHER_PARTY if "azp" in claims else Fault.NO_PARTY)
 
 
 def _json_object(raw: bytes) -> dict[str, Any]:

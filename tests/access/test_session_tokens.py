@@ -227,6 +227,8 @@ ON_CONTENT: list[tuple[str, str, Callable[[Mint], str]]] = [
     ("no issuer", "token_issuer", lambda make: make(iss=REMOVE)),
     ("another party", "token_azp", lambda make: make(azp="https://evil.example.com")),
     ("party is an object", "token_azp", lambda make: make(azp={})),
+    ("party is empty", "token_azp", lambda make: make(azp="")),
+    ("party is null", "token_azp", lambda make: make(azp=None)),
     ("no party", "token_azp", lambda make: make(azp=REMOVE)),
     ("pending", "session_pending", lambda make: make(sts="pending")),
 ]
@@ -329,6 +331,23 @@ def test_without_an_issuer_every_token_is_refused(settings):
 def test_without_authorized_parties_any_party_will_do(settings, azp):
     settings.CLERK_AUTHORIZED_PARTIES = []
     assert verify(mint(azp=azp)) == SESSION
+
+
+def test_tokens_of_native_apps_are_accepted_by_a_switch(settings):
+    with pytest.raises(Refused, match="CLERK_ALLOW_MISSING_AZP=1"):
+        verify(mint(azp=REMOVE))
+    settings.CLERK_ALLOW_MISSING_AZP = True
+    assert verify(mint(azp=REMOVE)) == SESSION
+    assert verify(mint()) == SESSION
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if not name.startswith("no party")])
+def test_the_switch_lets_no_other_attack_pass(settings, name):
+    settings.CLERK_ALLOW_MISSING_AZP = True
+    code, attack = ATTACKS[name]
+    with pytest.raises(Refused) as refused:
+        verify(attack())
+    assert refused.value.code == code
 
 
 @profile(deadline=None)

@@ -50,6 +50,7 @@ SETTINGS = {
     "CLERK_JWT_KEY": [public_pem, pem_of(other_key), ""],
     "CLERK_ISSUER": [ISSUER, "https://clerk.example.org", ""],
     "CLERK_AUTHORIZED_PARTIES": [[PARTY], [PARTY, OTHER_PARTY], []],
+    "CLERK_ALLOW_MISSING_AZP": [False, True],
 }
 
 

@@ -110,7 +110,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "quotasite.observing.middleware.RequestLog",  # first: it logs the refusals of all others
-    "corsheaders.middleware.CorsMiddleware",  # before any refusal: an SPA must be able to read it
+    "quotas.api.middleware.CrossOrigin",  # before any refusal: an SPA must be able to read it
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "quotas.api.middleware.RequestGuard",
@@ -193,7 +193,8 @@ SPECTACULAR_SETTINGS = {
 }
 
 CORS_ALLOWED_ORIGINS = env_origins("CORS_ALLOWED_ORIGINS")
-CORS_ALLOW_HEADERS = [*default_headers, "idempotency-key"]
+CORS_ALLOW_HEADERS = [*default_headers, "idempotency-key"]  # and what a preflight asks for: CrossOrigin
+CORS_ALLOW_PRIVATE_NETWORK = True  # the SPA may be public, and this service in a company's network
 CORS_EXPOSE_HEADERS = [
     "RateLimit",
     "RateLimit-Policy",

@@ -1,15 +1,21 @@
-"""Checks of a request's length before its body is read."""
+"""What scripts of other origins may send, and checks of a request's length before its body is read."""
 
 import re
 from collections.abc import Callable, Mapping
 
+from corsheaders.middleware import ACCESS_CONTROL_ALLOW_HEADERS, CorsMiddleware
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.utils.cache import patch_vary_headers
 
 from quotas import problems
 from quotas.api.responses import problem_http_response
 from quotas.problems import Problem
 
 MAX_BODY_BYTES = {"/api/": 64 * 1024, "/webhooks/": 1024 * 1024}  # by path prefix
+ACCESS_CONTROL_REQUEST_HEADERS = "access-control-request-headers"
+MAX_ASKED = 4 * 1024  # characters of that header
+HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, a token
 
 
 class RequestGuard:
@@ -46,3 +52,26 @@ def length_fault(method: str, path: str, headers: Mapping[str, str]) -> Problem 
     if int(length) > limit:
         return problems.BODY_TOO_LARGE(kib=limit // 1024)
     return None
+
+
+class CrossOrigin(CorsMiddleware):
+    """Let the configured origins send the headers that they ask for, besides CORS_ALLOW_HEADERS.
+
+    Tracing libraries and gateways add theirs to each request. No answer depends on them, nor on a cookie.
+    """
+
+    def add_response_headers(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        super().add_response_headers(request, response)
+        if usual := response.get(ACCESS_CONTROL_ALLOW_HEADERS):
+            allowed = dict.fromkeys([*usual.split(", "), *headers_asked_for(request)])
+            response[ACCESS_CONTROL_ALLOW_HEADERS] = ", ".join(allowed)
+            patch_vary_headers(response, (ACCESS_CONTROL_REQUEST_HEADERS,))
+        return response
+
+
+def headers_asked_for(request: HttpRequest) -> list[str]:
+    """Return the names of the headers that a preflight asks for; none if the list is too long or garbled."""
+    asked = request.headers.get(ACCESS_CONTROL_REQUEST_HEADERS, "")
+    names = [name.strip(" \t").lower() for name in asked.split(",")]
+    is_usable = len(asked) <= MAX_ASKED and all(HEADER_NAME.fullmatch(name) for name in names)
+    return names if is_usable else []

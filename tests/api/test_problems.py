@@ -16,6 +16,7 @@ from quotas.problems import of_refusal
 from quotas.rules import outcomes
 from quotas.rules.values import Plan, Quota
 from tests import ROOT
+from tests.site.test_settings import OF_APPS
 from tests.tools import keys
 from tests.tools.key_server import KeyServer
 from tests.tools.keys import PARTY, REMOVE
@@ -145,8 +146,8 @@ def test_another_origin_may_read_nothing(api, origin, method):
 
 def preflight(api, **request_headers):
     """Send the OPTIONS request of a browser before a POST, which has no token."""
-    headers = {"Access_Control_Request_Method": "POST", **request_headers}
-    return api.send("OPTIONS", CONSUME, Authorization="", Origin=PARTY, **headers)
+    headers = {"Access_Control_Request_Method": "POST", "Origin": PARTY, **request_headers}
+    return api.send("OPTIONS", CONSUME, Authorization="", **headers)
 
 
 @pytest.mark.parametrize("header", ["authorization", "content-type", "idempotency-key"])
@@ -156,6 +157,65 @@ def test_a_preflight_allows_what_the_spa_sends(api, header):
     assert answer["Access-Control-Allow-Origin"] == PARTY
     assert header in listed(answer, "Access-Control-Allow-Headers")
     assert "post" in listed(answer, "Access-Control-Allow-Methods")
+
+
+ADDED_BY_LIBRARIES = [
+    "baggage,sentry-trace",
+    "traceparent,tracestate",
+    "x-datadog-origin,x-datadog-parent-id,x-datadog-sampling-priority,x-datadog-trace-id",
+    "x-client-version",
+    "x-request-id",
+    "ngrok-skip-browser-warning",
+    "X-B3-TraceId, x-amzn-trace-id",
+]
+
+
+@pytest.mark.parametrize("names", ADDED_BY_LIBRARIES)
+def test_a_preflight_allows_what_libraries_add(api, names):
+    answer = preflight(api, Access_Control_Request_Headers=f"authorization,{names}")
+    allowed = listed(answer, "Access-Control-Allow-Headers")
+    assert {
+        "authorization",
+        "idempotency-key",
+        *(name.strip().lower() for name in names.split(",")),
+    } <= allowed
+    assert "Access-Control-Allow-Credentials" not in answer
+    assert int(answer["Access-Control-Max-Age"]) > 0
+    assert listed(answer, "Vary") == {"origin", "access-control-request-headers"}
+
+
+@pytest.mark.parametrize(
+    "garbled", ["", "a b", "a\nb", "x-a,,x-b", "x-ü", "x-a,(x)", "x" * 4_097, "x-a,@x", "x-a;x-b"]
+)
+def test_a_garbled_list_of_headers_adds_none(api, garbled):
+    plain = preflight(api)
+    answer = preflight(api, Access_Control_Request_Headers=garbled)
+    assert answer.status_code == 200
+    assert answer["Access-Control-Allow-Headers"] == plain["Access-Control-Allow-Headers"]
+
+
+def test_a_header_that_is_usual_is_named_once(api):
+    answer = preflight(api, Access_Control_Request_Headers="authorization,baggage,baggage")
+    names = answer["Access-Control-Allow-Headers"].split(", ")
+    assert len(names) == len(set(names))
+
+
+def test_a_private_network_is_open_to_who_asks(api):
+    asked = {"Access_Control_Request_Private_Network": "true"}
+    assert preflight(api, **asked)["Access-Control-Allow-Private-Network"] == "true"
+    assert "Access-Control-Allow-Private-Network" not in preflight(api)
+    stranger = preflight(api, **asked, Origin=STRANGER)
+    assert "Access-Control-Allow-Private-Network" not in stranger
+
+
+@pytest.mark.parametrize("origin", OF_APPS)
+def test_apps_and_extensions_are_origins_too(api, settings, origin):
+    settings.CLERK_AUTHORIZED_PARTIES = settings.CORS_ALLOWED_ORIGINS = [PARTY, origin]
+    answer = api.signed_in_as("user_1", azp=origin).get("/api/quota", Origin=origin, Baggage="a=1")
+    assert (answer.status_code, answer["Access-Control-Allow-Origin"]) == (200, origin)
+    assert preflight(api, Origin=origin)["Access-Control-Allow-Origin"] == origin
+    stranger = api.get("/api/quota", Origin=f"{origin}x")
+    assert "Access-Control-Allow-Origin" not in stranger
 
 
 ERRORS = {

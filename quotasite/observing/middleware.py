@@ -8,6 +8,7 @@ from django.contrib.sessions.middleware import SessionMiddleware
 from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
 from django.http.response import HttpResponseBase
 from django.middleware.common import CommonMiddleware
+from django.utils.cache import add_never_cache_headers
 
 from quotasite.observing.json_logs import request_id
 from quotasite.observing.probes import JSON_PATHS, PROBE_PATHS
@@ -69,11 +70,16 @@ def caller_fields(request: HttpRequest, response: HttpResponseBase) -> CallerFie
 
 
 class PagePolicy(CSPMiddleware):
-    """Give each page the policy of settings.py. JSON has none, which saves the time on each spend."""
+    """Give each page the policy of settings.py, and let no cache keep a page of the admin.
+
+    JSON has no such policy, which saves the time on each spend.
+    """
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         if request.path_info.startswith(JSON_PATHS):
             return response
+        if request.path_info.startswith("/admin"):
+            add_never_cache_headers(response)
         return super().process_response(request, response)
 
 

@@ -8,6 +8,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from tests import ROOT
+from tests.tools.staff import Browser, sign_in
 
 STRICT = {
     "default-src 'self'",
@@ -32,6 +33,17 @@ def test_a_page_allows_its_own_site_alone(visitor: Client, settings: Settings, p
     settings.DEBUG = path == "/demo"
     answer = visitor.get(path)
     assert set(answer["Content-Security-Policy"].split("; ")) == STRICT
+
+
+PAGES = ["", "login/", "logout/", "password_change/", "password_change/done/", "jsi18n/", "autocomplete/"]
+
+
+@pytest.mark.parametrize("path", [*PAGES, "nothing", "quotas/ledgerentry/add/", "?a=%00", "auth/user/"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_no_cache_keeps_a_page_of_the_admin(settings_for_clerk: Settings, method: str, path: str) -> None:
+    for client in (sign_in(is_superuser=True), Browser(), Browser(enforce_csrf_checks=True)):
+        answer = client.generic(method, f"/admin/{path}")
+        assert {"no-store", "private"} <= set(answer["Cache-Control"].split(", ")), answer.status_code
 
 
 @pytest.mark.parametrize("path", ["/api/quota", "/api/schema", "/webhooks/clerk", "/healthz", "/readyz"])

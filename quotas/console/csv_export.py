@@ -90,6 +90,6 @@ def _csv_lines(
     columns: Sequence[str], chunks: Iterable[list[Row]], cells: Callable[[Row], Iterable[object]]
 ) -> Iterator[str]:
     writer: Any = csv.writer(_Pass())
-    yield writer.writerow(columns)
+    yield "\ufeff" + writer.writerow(columns)  # without this mark Excel does not read UTF-8
     for chunk in chunks:
         yield "".join(writer.writerow([defused(cell) for cell in cells(row)]) for row in chunk)

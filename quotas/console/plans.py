@@ -2,10 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.db.models import JSONField
+from django.forms.fields import InvalidJSONInput
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -63,6 +66,22 @@ def impact_of(plan: values.Plan) -> PlanImpact:
     )
 
 
+class JSONInput(forms.JSONField):
+    """Django's field raises what json.loads does for numbers of over 4,300 digits and for deep nesting."""
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            return super().to_python(value)
+        except (ValueError, RecursionError):
+            raise ValidationError(self.error_messages["invalid"], code="invalid") from None
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        try:
+            return super().bound_data(data, initial)
+        except (ValueError, RecursionError):
+            return InvalidJSONInput(data)
+
+
 class PlanForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_actions(self) -> object:
         return self.cleaned_data["actions"] or {}  # an empty field means no actions, not NULL
@@ -73,6 +92,7 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Plans can be added, and all of their rules edited; a running period keeps its old rules."""
 
     form = PlanForm
+    formfield_overrides: ClassVar = {JSONField: {"form_class": JSONInput}}
     list_display = [
         "name",
         "units",

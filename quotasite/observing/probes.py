@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from django.conf import settings
+from django.core.exceptions import BadRequest
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
@@ -98,8 +99,8 @@ def _drop_gauges_of_ended_workers(folder: Path) -> None:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Return the 400 for a suspicious request, usually one whose Host is not in ALLOWED_HOSTS."""
-    return _response(request, BAD_REQUEST())
+    """Return a 400: a BadRequest says why; else the request is suspicious, usually by its Host."""
+    return _response(request, BAD_REQUEST(), str(exception) if isinstance(exception, BadRequest) else "")
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -113,10 +114,10 @@ def server_error(request: HttpRequest) -> HttpResponse:
     return _response(request, known or SERVER_ERROR())
 
 
-def _response(request: HttpRequest, problem: Problem) -> HttpResponse:
+def _response(request: HttpRequest, problem: Problem, reason: str = "") -> HttpResponse:
     if request.path.startswith(JSON_PATHS):
         return problem_http_response(problem)
-    page = f"{problem.body['title']}. {problem.detail}\n"
+    page = f"{problem.body['title']}. {reason or problem.detail}\n"
     headers = {"Cache-Control": "no-store"}
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)

@@ -7,6 +7,8 @@ from typing import Any
 from axes.handlers.database import AxesDatabaseHandler
 from axes.models import AccessAttempt
 from django.conf import settings
+from django.contrib.admin.forms import AdminAuthenticationForm
+from django.core.validators import MaxLengthValidator
 from django.db.models import Max
 from django.db.models.signals import pre_save
 from django.dispatch import receiver
@@ -15,6 +17,15 @@ from django.utils import timezone
 
 UNKNOWN = "0.0.0.0"  # noqa: S104 - never bound to: all clients without a valid address share one lock
 SITE_PREFIX = 64  # bits of an IPv6 address: a client controls every address in its /64
+
+
+class LogInForm(AdminAuthenticationForm):
+    """Refuses a name that is longer than any account's: the table of failures could not hold it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        name = self.fields["username"]  # Django sets its max_length too late to check it
+        name.validators.append(MaxLengthValidator(name.max_length))  # type: ignore[attr-defined]
 
 
 def client_address(request: HttpRequest) -> str:

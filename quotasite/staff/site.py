@@ -7,7 +7,12 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeVar, cast
 
 from django.contrib.admin import AdminSite
-from django.db import OperationalError, connection, transaction
+from django.contrib.admin.exceptions import DisallowedModelAdminLookup
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import TO_FIELD_VAR
+from django.core.exceptions import BadRequest, ValidationError
+from django.db import DataError, OperationalError, connection, transaction
+from django.db.models import DateTimeField, JSONField
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.template.response import SimpleTemplateResponse, TemplateResponse
@@ -23,7 +28,7 @@ from quotas.reports import totals
 from quotas.reports.exhausted import MAX_EXHAUSTED, exhausted
 from quotas.reports.totals import Refusals, Totals
 from quotas.store.errors import is_statement_timeout, read_with_reconnect
-from quotasite.staff.lockout import is_locked_out, seconds_locked
+from quotasite.staff.lockout import LogInForm, is_locked_out, seconds_locked
 from webhooks.arrivals import Arrivals
 
 STATEMENT_SECONDS = 5  # for one statement of a page
@@ -38,6 +43,16 @@ BOUNDS = """
 ONE_PASSWORD = Lock()  # per process; never wait for it: waiting would block the threads that serve spends
 
 ViewFunction = TypeVar("ViewFunction", bound=Callable[..., HttpResponseBase])
+
+# Those of a filter in an address. The others pass values on that only the database would find unusable.
+USABLE_LOOKUPS = {
+    *("exact", "iexact", "in", "isnull", "gt", "gte", "lt", "lte"),
+    *("contains", "icontains", "startswith", "istartswith", "endswith", "iendswith"),
+}
+UNUSABLE_LOOKUPS = {
+    *DateTimeField().get_lookups(),
+    *JSONField().get_lookups(),
+} - USABLE_LOOKUPS
 
 
 class Overview(NamedTuple):
@@ -85,6 +100,46 @@ class Overview(NamedTuple):
         return [(user_id, quota_url(user_id), times) for user_id, times in self.refusals.users]
 
 
+def refusing_the_unusable(view: ViewFunction) -> ViewFunction:
+    """Answer 400, with what is wrong, to a value or a filter that no query can use."""
+
+    @wraps(view)
+    def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if fault := fault_of(request):
+            raise BadRequest(fault)
+        try:
+            response = view(request, *args, **kwargs)
+            if isinstance(response, SimpleTemplateResponse):
+                response.render()  # the queries of a list run only now
+        except DataError:
+            raise BadRequest("The address or the form has a value that the database cannot take.") from None
+        except DisallowedModelAdminLookup:
+            raise BadRequest("The address has a filter that this list does not offer: remove it.") from None
+        return response
+
+    return cast(ViewFunction, answer)
+
+
+def fault_of(request: HttpRequest) -> str:
+    """Return what is wrong with the values sent, before any query; "" if nothing is."""
+    sent = [request.path, *request.COOKIES.values()]
+    for name, values in (*request.GET.lists(), *request.POST.lists()):
+        sent += [name, *values]
+    if "\0" in "".join(sent):
+        return "The address, the form or a cookie has the character U+0000: remove it."
+    if any(UNUSABLE_LOOKUPS.intersection(name.split("__")[1:]) for name in request.GET):
+        return "The address has a filter that no list here offers: remove it."
+    if "" in (request.GET.get(TO_FIELD_VAR), request.POST.get(TO_FIELD_VAR)):
+        return f"{TO_FIELD_VAR} is empty: remove it."
+    view = request.resolver_match.func if request.resolver_match else None
+    try:
+        for ticked in request.POST.getlist(ACTION_CHECKBOX_NAME):
+            view.model_admin.model._meta.pk.to_python(ticked)  # type: ignore[union-attr] # that of the list
+    except (AttributeError, ValidationError):
+        return "A row that was ticked is not one of this list: go back, and tick it again."
+    return ""
+
+
 class ConsoleSite(AdminSite):
     """Django's admin with an overview on the first page and limits on every GET."""
 
@@ -92,10 +147,12 @@ class ConsoleSite(AdminSite):
     site_url = None
     index_title = "Overview"
     enable_nav_sidebar = False  # base_site.html has a bar instead
+    login_form = LogInForm
 
     def admin_view(self, view: ViewFunction, cacheable: bool = False) -> ViewFunction:
-        return self._bounded(super().admin_view(view, cacheable))
+        return refusing_the_unusable(self._bounded(super().admin_view(view, cacheable)))
 
+    @method_decorator(refusing_the_unusable)
     @method_decorator(never_cache)
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Extend Django's login: one password check at a time, and Retry-After during a lockout."""

@@ -7,15 +7,20 @@ Elsewhere: guessing passwords (test_lockout), framing and headers (test_page_pol
 
 import re
 from collections.abc import Callable
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
+from axes.models import AccessAttempt
 from django.contrib.auth.models import Group, Permission, User
-from django.http import HttpResponse
-from django.test import Client
+from django.core.exceptions import BadRequest
+from django.db import connection, transaction
+from django.http import HttpRequest, HttpResponse
+from django.test import Client, RequestFactory
 from pytest_django import Settings
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, ServiceKey
+from quotasite.staff.site import refusing_the_unusable
 from tests.tools.staff import ACTING, LIST, PAGE, SCRIPT, Browser, sign_in, text
 
 pytestmark = pytest.mark.django_db
@@ -359,3 +364,171 @@ def test_a_superuser_edits_accounts(root: Client) -> None:
     password = {"password1": "a new password", "password2": "a new password", "usable_password": "true"}
     assert root.post("/admin/auth/user/add/", {"username": "bob", **password}).status_code == 302
     assert User.objects.filter(username="bob").exists()
+
+
+# Addresses and forms that no query can use
+
+LISTS = {
+    "auth/group": ["id", "name"],
+    "auth/user": ["id", "username", "date_joined"],
+    "quotas/challengequota": ["user_id", "quota_remaining", "deleted_at", "usage"],
+    "quotas/ledgerentry": ["id", "seq", "kind", "created_at", "metadata"],
+    "quotas/plan": ["name", "allowance", "actions"],
+    "quotas/servicekey": ["id", "scopes", "expires_at"],
+    "webhooks/webhookevent": ["svix_id", "status", "handled_at"],
+}
+VALUES = [
+    *("%00", "a%00b", "_00", "user_5F_00", "%ff", "%ed%a0%80", "%F0%9F%92%A9", "%0d%0a", "%25", "%5c"),
+    *("-1", "99999", "2147483648", "9" * 20, "9" * 4_301, "1e400", "nan", "%D9%A3", "99999-01-01"),
+    *(
+        "0000-00-00",
+        "9999-12-31",
+        "a" * 5_000,
+        "a,b",
+        "*",
+        "[]",
+        "{}",
+        "%22",
+        "%27%3B--",
+        "%2e%2e",
+        "null",
+        "",
+    ),
+]
+LOOKUPS = ["", "__in", "__isnull", "__gte", "__year", "__year__gte", "__regex", "__range", "__date", "__len"]
+
+
+def hostile_addresses(value: str) -> list[str]:
+    """Addresses of every page, each with the value in it."""
+    paths = [
+        "",
+        "login/",
+        "logout/",
+        "password_change/",
+        "jsi18n/",
+        "autocomplete/?app_label=auth&model_name=user&field_name=groups&term=&p=",
+    ]
+    for model, fields in LISTS.items():
+        paths += [f"{model}/{value}/{page}/" for page in ("change", "delete", "history", "password")]
+        paths += [
+            f"{model}/add/?name=",
+            f"{model}/?q=",
+            f"{model}/?p=",
+            f"{model}/?_to_field=",
+            f"{model}/?o=",
+        ]
+        paths += [f"{model}/?{field}{lookup}=" for field in fields for lookup in LOOKUPS]
+    paths += [f"quotas/challengequota/{value}/ledger.csv", "quotas/challengequota/csv/?state=1&user_id__in="]
+    paths += ["quotas/challengequota/user_5F1/change/?spend=", f"r/{value}/{value}/", f"r/1/{value}/"]
+    paths += ["quotas/challengequota/csv/?user_id__range=", "quotas/challengequota/csv/?deleted_at__year="]
+    return [f"/admin/{path}{value if '?' in path else ''}" for path in paths]
+
+
+@pytest.mark.parametrize("number", range(len(VALUES)))
+def test_no_address_is_an_error_of_the_server(root: Client, make_quota: Make, number: int) -> None:
+    """Each value in each sixth address, from another one on: all of them have every sixth value."""
+    make_quota()
+    value = VALUES[number]
+    for address in hostile_addresses(value)[number % 6 :: 6]:
+        answer = root.get(address)
+        assert answer.status_code < 500, address
+        assert "no-store" in answer["Cache-Control"], address
+        text(answer)  # a file is read from the database only now
+    for address in hostile_addresses(value)[:: len(VALUES)]:
+        assert Browser().get(address).status_code < 500, address
+
+
+@pytest.mark.parametrize(
+    ("address", "fault"),
+    [
+        (f"{LIST}?user_id=%00", "the character U+0000"),
+        (f"{LIST}?%00=1", "the character U+0000"),
+        (f"{LIST}user_%00/change/", "the character U+0000"),
+        (f"{LIST}csv/?q=%00", "the character U+0000"),
+        (f"{LOGIN}?next=%00", "the character U+0000"),
+        ("/admin/nothing%00", "the character U+0000"),
+        ("/admin/auth/user/?date_joined__year=99999", "a filter that no list here offers"),
+        ("/admin/quotas/servicekey/?digest=a", "a filter that this list does not offer"),
+        ("/admin/auth/user/add/?_to_field=", "_to_field is empty"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_told(root: Client, address: str, fault: str) -> None:
+    answer = root.get(address)
+    assert answer.status_code == 400
+    assert answer["Content-Type"] == "text/plain"
+    assert fault in text(answer)
+
+
+def test_a_cookie_may_hold_what_no_session_does(root: Client) -> None:
+    for address in ("/admin/", LOGIN, LIST):
+        answer = root.get(address, headers={"Cookie": 'sessionid="aaaaaaaa\\000"'})
+        assert (answer.status_code, "cookie" in text(answer)) == (400, True)
+
+
+@pytest.mark.postgres
+def test_what_only_the_database_refuses_is_the_fault_of_what_was_sent(root: Client) -> None:
+    def divide(request: HttpRequest) -> HttpResponse:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 / 0")
+        raise AssertionError
+
+    with pytest.raises(BadRequest, match="a value that the database cannot take"), transaction.atomic():
+        refusing_the_unusable(divide)(RequestFactory().get("/admin/"))
+
+
+def test_a_filter_that_cannot_be_read_is_left_out_and_that_is_told(root: Client) -> None:
+    answer = root.get("/admin/auth/user/?id__exact=abc", follow=True)
+    assert (answer.status_code, "could not be read" in text(answer)) == (200, True)
+    assert "could not be read" not in text(root.get("/admin/auth/user/"))
+
+
+TICKED = {"_selected_action": "user_1", "reason": "x", "token": "x"}
+FORMS = [
+    (
+        LIST,
+        {"action": "reset_now", "_selected_action": "user_1", "reason": "x", "token": "x", "confirmed": "1"},
+    ),
+    (LIST, {"action": "adjust", "_selected_action": "user_1", "delta": "1", "reason": "x", "token": "x"}),
+    (
+        LIST,
+        {"action": "change_plan", "_selected_action": "user_1", "plan": "free", "reason": "x", "token": "x"},
+    ),
+    (LIST, {"action": "export", "_selected_action": "user_1"}),
+    ("/admin/quotas/servicekey/", {"action": "revoke", "_selected_action": "1"}),
+    ("/admin/quotas/servicekey/add/", {"name": "x", "scopes": "read", "expires_at": "2030-01-01"}),
+    ("/admin/quotas/plan/add/", {"name": "gold", "allowance": "9", "actions": "{}", "timezone": "UTC"}),
+    ("/admin/quotas/plan/free/change/", {"allowance": "9", "actions": "{}", "period_seconds": "9"}),
+    ("/admin/auth/user/add/", {"username": "bob", "password1": "x", "password2": "x"}),
+    ("/admin/auth/user/", {"action": "delete_selected", "_selected_action": "1", "post": "yes"}),
+    ("/admin/auth/group/add/", {"name": "x", "permissions": "1"}),
+    ("/admin/auth/group/", {"action": "delete_selected", "_selected_action": "1", "post": "yes"}),
+    ("/admin/webhooks/webhookevent/", {"action": "apply_again", "_selected_action": "msg_1"}),
+    ("/admin/password_change/", {"old_password": "x", "new_password1": "x", "new_password2": "x"}),
+    (LOGIN, {"username": "alice", "password": "x", "next": "/admin/"}),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FORMS)))
+def test_no_form_is_an_error_of_the_server(alice: User, make_quota: Make, number: int) -> None:
+    make_quota()
+    path, form = FORMS[number]
+    client = Browser()
+    if path != LOGIN:
+        client.force_login(alice)
+    for name in form:
+        for value in (
+            b"\0",
+            b"\xff",
+            b"\xed\xa0\x80",
+            b"-1",
+            b"9" * 20,
+            b"9" * 4_301,
+            b"[" * 100_000,
+            b"nan",
+        ):
+            body = urlencode({**form, name: value})
+            answer = client.post(path, body, content_type="application/x-www-form-urlencoded")
+            assert answer.status_code < 500, (name, value[:20])
+            AccessAttempt.objects.all().delete()  # a lockout would hide the next one
+    for query in ("date_joined__year=99999", "user_id=%00", "q=_00", "_to_field="):
+        assert client.post(f"{path}?{query}", form).status_code < 500, query

@@ -99,7 +99,7 @@ def test_support_adjusts_and_resets(support: Client) -> None:
         (f"{LIST}add/", {"user_id": "user_2"}),
         (f"{LIST}user_5F1/change/", {"quota_remaining": "99"}),
         (f"{LIST}user_5F1/delete/", {"post": "yes"}),
-        ("/admin/quotas/ledgerentry/", {"action": "delete_selected", "_selected_action": "1"}),
+        ("/admin/quotas/ledgerentry/", {"action": "delete_selected", "_selected_action": KEY}),
         ("/admin/quotas/plan/add/", {"name": "gold"}),
         ("/admin/quotas/plan/free/change/", {"allowance": "99", "confirmed": "1"}),
         ("/admin/quotas/plan/free/delete/", {"post": "yes"}),

@@ -126,6 +126,18 @@ def test_nothing_that_was_typed_is_kept_or_logged_but_the_name(
     assert HERE in caplog.text
 
 
+@pytest.mark.parametrize("name", ["a" * 151, "a" * 256, "a" * 10_000, "\ufdfa" * 150])
+def test_a_name_that_no_account_can_have_is_refused_unchecked(guess: Guess, name: str) -> None:
+    for _ in range(6):
+        answer = guess(name)
+        assert (answer.status_code, "at most 150 characters" in text(answer)) == (200, True)
+    assert not AccessAttempt.objects.exists()
+
+
+def test_the_longest_name_is_counted(guess: Guess) -> None:
+    assert [guess("a" * 150).status_code for _ in range(5)][-1] == 429
+
+
 def test_what_is_over_is_forgotten_with_the_next_login(guess: Guess) -> None:
     for number in range(3):
         guess(f"nobody {number}", address=ELSEWHERE)

@@ -246,4 +246,5 @@ def _exhausted(refusal: outcomes.Exhausted) -> Problem:
 
 def _whole_second(instant: datetime) -> str:
     """Round up to a whole second, so that a client that returns then is not too early."""
-    return rfc3339(instant + timedelta(microseconds=-instant.microsecond % 1_000_000))
+    whole = instant + timedelta(microseconds=-instant.microsecond % 1_000_000)
+    return rfc3339(whole).replace(".000000", "")

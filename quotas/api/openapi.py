@@ -348,8 +348,8 @@ OTHER_SCHEMAS: JSON = {
     "Instant": {
         **STRING,
         "format": "date-time",
-        "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{6})?Z$",
-        "description": "RFC 3339, in UTC with `Z`.",
+        "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$",
+        "description": "RFC 3339, in UTC with `Z`, always with six digits of the second.",
     },
     "OpenAPI": {"type": "object", "required": ["openapi", "info", "paths"]},
     "Problem": PROBLEM,

@@ -262,4 +262,5 @@ class Quota:
 
 
 def rfc3339(instant: datetime) -> str:
-    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    """Return the one form of an instant for programs: UTC, six digits of the second, Z."""
+    return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

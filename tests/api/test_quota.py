@@ -10,7 +10,7 @@ from tests.conftest import STAFF, USER
 
 pytestmark = pytest.mark.django_db
 DAY = timedelta(days=1)
-RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 def kinds():
@@ -229,3 +229,21 @@ def test_no_answer_may_be_kept_by_a_cache(api, make_quota, name):
     status, ask = ANSWERS[name]
     answer = ask(api)
     assert (answer.status_code, answer["Cache-Control"]) == (status, "no-store")
+
+
+def test_every_instant_of_an_answer_has_one_form(api, make_quota):
+    Plan.objects.update(reset_policy="daily")  # its periods begin and end at whole seconds
+    make_quota(remaining=1)
+    refused = api.consume({"cost": 2})
+    answers = [
+        api.quota(),
+        api.get("/api/v1/quota"),
+        api.consume(),
+        api.get("/api/v1/quota/history"),
+        refused,
+    ]
+    found = [text for answer in answers for text in re.findall(r'"(20\d\d-[^"]+)"', answer.content.decode())]
+    assert len(found) >= 6
+    assert all(RFC3339.fullmatch(text) for text in found), found
+    assert refused.json()["resets_at"].endswith("00:00.000000Z")
+    assert "00:00Z." in refused.json()["detail"]  # for people: a whole second

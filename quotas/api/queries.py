@@ -17,6 +17,9 @@ DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200  # entries
 MAX_QUERY = 2_048  # characters: a longer one would hold up the event loop
 MAX_PAGE_BYTES = 2**20  # more than a page of today's longest entries has
 
+# A + that was not sent as %2B arrives as a blank. Between a time and an offset nothing else can be meant.
+BARE_PLUS = re.compile(r"(:\d\d(?:\.\d+)?) (\d\d:?\d\d)\Z")
+
 EntryMessage = TypeVar("EntryMessage", bound=msgspec.Struct)
 
 
@@ -49,7 +52,7 @@ def instant(given: Mapping[str, str], name: str) -> datetime | None:
     if (text := given.get(name)) is None:
         return None
     try:
-        at = parse_datetime(text)
+        at = parse_datetime(BARE_PLUS.sub(r"\1+\2", text))
         at = at.astimezone(UTC) if at and at.tzinfo else None
     except (ValueError, OverflowError):  # the offset may lead to before the year 1
         at = None

@@ -89,6 +89,7 @@ FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/serving/fast_path.p
 LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 8, 1, 256)  # database connections of a worker's event loop
 WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)  # threads of a worker, each with a database connection
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # bytes: the longest body that is read
+QUOTA_DEFAULT_ALLOWANCE_IS_SET = bool(env_text("QUOTA_DEFAULT_ALLOWANCE"))
 QUOTA_DEFAULT_ALLOWANCE = env_int("QUOTA_DEFAULT_ALLOWANCE", 20, 0, MAX_UNITS)
 QUOTA_RATELIMIT_DRAFT = env_choice("QUOTA_RATELIMIT_DRAFT", "11", "off")
 

@@ -29,7 +29,7 @@ def check_pooling(**kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_data(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Find plans whose time zone data is old, and quotas that a clock that was ahead has dated."""
+    """Find old time zone data, quotas dated by a clock that was ahead, and an allowance of no effect."""
     if "default" not in (databases or ()):
         return []
     try:
@@ -38,9 +38,14 @@ def check_data(databases: Sequence[str] | None = None, **kwargs: Any) -> list[Ch
             names = set(local.values_list("timezone", flat=True))
             soon = clock() + MAX_AHEAD
             ahead = ChallengeQuota.objects.filter(last_reset_date__gt=soon, deleted_at=None).count()
+            default = Plan.objects.filter(is_default=True).first()
     except DatabaseError:
         return []
-    return [*_zone_faults(names, datetime.now(UTC).date()), *_clock_faults(ahead)]
+    return [
+        *_zone_faults(names, datetime.now(UTC).date()),
+        *_clock_faults(ahead),
+        *_allowance_faults(default),
+    ]
 
 
 @register(Tags.database)
@@ -81,6 +86,19 @@ def _clock_faults(ahead: int) -> Iterator[CheckMessage]:
             "they do not reset before that period is over.",
             hint="Reset those that `manage.py audit_ledger` lists, in the admin. Set the clock by NTP.",
             id="quotas.W008",
+        )
+
+
+def _allowance_faults(default: Plan | None) -> Iterator[CheckMessage]:
+    if not default or not settings.QUOTA_DEFAULT_ALLOWANCE_IS_SET:
+        return
+    if default.allowance != settings.QUOTA_DEFAULT_ALLOWANCE:
+        has = "no limit" if default.allowance is None else f"an allowance of {default.allowance}"
+        yield Info(
+            f"QUOTA_DEFAULT_ALLOWANCE is {settings.QUOTA_DEFAULT_ALLOWANCE}, but the default plan has {has}: "
+            "the variable counts only when the first migrate creates that plan.",
+            hint="Edit the plan in the admin, or unset the variable.",
+            id="quotas.I002",
         )
 
 

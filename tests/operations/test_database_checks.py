@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from django.core.checks import run_checks
 from django.db import connection
+from pytest_django import Settings
 
 from quotas.models import ChallengeQuota, Plan
 from quotas.operations import database_checks
@@ -125,6 +126,20 @@ def test_quotas_that_a_clock_ahead_has_dated_are_counted() -> None:
     assert "future: 1." in warning.msg
     ChallengeQuota.objects.reset("user_2", reason="the clock was ahead", actor=STAFF)
     assert "quotas.W008" not in {each.id for each in run_checks(databases=["default"])}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("allowance", "is_set", "says"),
+    [(50, True, "an allowance of 50"), (None, True, "no limit"), (20, True, ""), (50, False, "")],
+)
+def test_an_allowance_that_has_no_effect_is_told(
+    settings: Settings, allowance: int | None, is_set: bool, says: str
+) -> None:
+    settings.QUOTA_DEFAULT_ALLOWANCE, settings.QUOTA_DEFAULT_ALLOWANCE_IS_SET = 20, is_set
+    Plan.objects.filter(is_default=True).update(allowance=allowance)
+    found = [each for each in run_checks(databases=["default"]) if each.id == "quotas.I002"]
+    assert [says in each.msg and "in the admin" in str(each.hint) for each in found] == [True] * bool(says)
 
 
 def test_a_database_without_tables_has_no_faulty_zones(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ export interface components {
         UserId: string;
         /**
          * Format: date-time
-         * @description RFC 3339, in UTC with `Z`.
+         * @description RFC 3339, in UTC with `Z`, always with six digits of the second.
          */
         Instant: string;
         OpenAPI: Record<string, unknown>;

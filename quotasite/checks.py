@@ -82,8 +82,9 @@ def _way_in_faults() -> Iterator[CheckMessage]:
 def _party_faults() -> Iterator[CheckMessage]:
     parties, callers = settings.CLERK_AUTHORIZED_PARTIES, settings.CORS_ALLOWED_ORIGINS
     for position, party in enumerate(parties, start=1):
+        is_web = party.startswith(("http://", "https://"))  # extensions and apps may do without CORS
         is_own = validate_host(urlsplit(party).hostname or "", settings.ALLOWED_HOSTS)
-        if party not in callers and not is_own:
+        if is_web and party not in callers and not is_own:
             yield Warning(
                 f"Item {position} of CLERK_AUTHORIZED_PARTIES is not in CORS_ALLOWED_ORIGINS: browsers would "
                 "not let the scripts of that origin read an answer.",

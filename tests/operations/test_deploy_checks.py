@@ -52,6 +52,7 @@ def test_the_example_with_these_filled_in_is_clean() -> None:
         {"CLERK_JWT_KEY": keys.public_pem, "CLERK_JWKS_URL": "https://elsewhere.example/jwks"},
         {"CORS_ALLOWED_ORIGINS": "", "ALLOWED_HOSTS": "app.example.com"},  # one origin for both
         {name: f"{APP},{','.join(OF_APPS)}" for name in ("CLERK_AUTHORIZED_PARTIES", "CORS_ALLOWED_ORIGINS")},
+        {"CLERK_AUTHORIZED_PARTIES": f"{APP},{OF_APPS[0]}"},
         {"RENDER": "true"},
         {"CLERK_SECRET_KEY": "sk_test_x", "CLERK_INSTANCE_ID": "ins_2ab"},
         {"CLERK_AUTHORIZED_PARTIES": f"{APP.upper()}:443/"},

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from io import BytesIO
+from urllib.parse import quote
 
 import pytest
 from django.conf import settings
@@ -18,6 +19,7 @@ from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.rules.values import Actor
 from quotasite.serving.fast_path import Received
 from quotasite.serving.rsgi import environment
+from quotasite.wsgi import RequestInUTF8
 from tests.conftest import USER, WEBHOOK_SECRET, delivery
 from tests.tools import keys
 from tests.tools.site import ask, served, url_of_the_test_database
@@ -233,6 +235,31 @@ def test_a_body_in_chunks_is_read_as_any_other(fast_lane: str) -> None:
         assert ask(honest, "GET", "/api/quota", USER) == 200
         honest.close()
     assert spends == 8
+
+
+@pytest.mark.postgres
+@served_site
+@pytest.mark.parametrize("charset", ["hex", "rot13", "idna", "punycode", "utf-7", "nonsense"])
+def test_a_request_may_name_any_charset(port: int, charset: str) -> None:
+    client = HTTPConnection("127.0.0.1", port, timeout=5)
+    headers = {"Content-Type": f"application/json; charset={charset}"} | HTTPS
+    for path, status in (("/healthz", 200), ("/admin/login/", 200), ("/api/v1/plan", 404)):
+        client.request("GET", f"{path}?a=%2B2AA-&b=b", headers=headers)
+        answer = client.getresponse()
+        answer.read()
+        assert answer.status == status, path
+    client.request("POST", "/webhooks/clerk?a=%2B2AA-", b"{}", headers)
+    assert client.getresponse().status == 400
+    client.close()
+
+
+@pytest.mark.parametrize(("charset", "half"), [("utf-7", "+2AA-"), ("raw_unicode_escape", "\\ud800")])
+def test_no_charset_makes_half_a_character(charset: str, half: str) -> None:
+    body = f'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n{half}\r\n--x--\r\n'.encode()
+    headers = {"CONTENT_TYPE": f"multipart/form-data; boundary=x; charset={charset}"}
+    sent = {"wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body)), "REQUEST_METHOD": "POST"}
+    request = RequestInUTF8({**headers, **sent, "QUERY_STRING": f"a={quote(half)}"})
+    assert (request.POST["a"], request.GET["a"]) == (half, half)
 
 
 @pytest.mark.postgres

@@ -195,7 +195,6 @@ SPECTACULAR_SETTINGS = {
 
 CORS_ALLOWED_ORIGINS = env_origins("CORS_ALLOWED_ORIGINS")
 CORS_ALLOW_HEADERS = [*default_headers, "idempotency-key"]  # and what a preflight asks for: CrossOrigin
-CORS_ALLOW_PRIVATE_NETWORK = True  # the SPA may be public, and this service in a company's network
 CORS_EXPOSE_HEADERS = [
     "RateLimit",
     "RateLimit-Policy",

@@ -284,7 +284,7 @@ export interface components {
             title: string;
             status: number;
             /** @enum {string} */
-            code: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed" | "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked" | "user_only" | "service_only" | "scope_missing" | "not_found" | "unknown_user_id" | "consumption_not_found" | "unknown_plan" | "not_opened_yet" | "method_not_allowed" | "body_timeout" | "adjustment_out_of_range" | "refund_too_large" | "already_refunded" | "user_deleted" | "history_pruned" | "length_required" | "body_too_large" | "unsupported_media_type" | "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future" | "quota_exhausted" | "server_error" | "database_unavailable" | "no_default_plan" | "keys_unavailable";
+            code: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed" | "body_incomplete" | "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked" | "user_only" | "service_only" | "scope_missing" | "not_found" | "unknown_user_id" | "consumption_not_found" | "unknown_plan" | "not_opened_yet" | "method_not_allowed" | "body_timeout" | "adjustment_out_of_range" | "refund_too_large" | "already_refunded" | "user_deleted" | "history_pruned" | "length_required" | "body_too_large" | "unsupported_media_type" | "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future" | "quota_exhausted" | "server_error" | "database_unavailable" | "not_migrated" | "no_default_plan" | "keys_unavailable";
             /** @description One plain sentence that can be shown to users. */
             detail: string;
         };
@@ -528,7 +528,7 @@ export interface components {
         };
     };
     responses: {
-        /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_missing`, `idempotency_key_malformed` */
+        /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_missing`, `idempotency_key_malformed`, `body_incomplete` */
         400: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -673,7 +673,7 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Service Unavailable: `database_unavailable`, `no_default_plan`, `keys_unavailable` */
+        /** @description Service Unavailable: `database_unavailable`, `not_migrated`, `no_default_plan`, `keys_unavailable` */
         503: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -880,7 +880,7 @@ export interface operations {
                     "application/json": components["schemas"]["Consumption"];
                 };
             };
-            /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_malformed` */
+            /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_malformed`, `body_incomplete` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1531,7 +1531,7 @@ export interface operations {
                     "application/json": components["schemas"]["Quota"];
                 };
             };
-            /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_malformed` */
+            /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_malformed`, `body_incomplete` */
             400: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];

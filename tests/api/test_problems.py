@@ -200,14 +200,6 @@ def test_a_header_that_is_usual_is_named_once(api):
     assert len(names) == len(set(names))
 
 
-def test_a_private_network_is_open_to_who_asks(api):
-    asked = {"Access_Control_Request_Private_Network": "true"}
-    assert preflight(api, **asked)["Access-Control-Allow-Private-Network"] == "true"
-    assert "Access-Control-Allow-Private-Network" not in preflight(api)
-    stranger = preflight(api, **asked, Origin=STRANGER)
-    assert "Access-Control-Allow-Private-Network" not in stranger
-
-
 @pytest.mark.parametrize("origin", OF_APPS)
 def test_apps_and_extensions_are_origins_too(api, settings, origin):
     settings.CLERK_AUTHORIZED_PARTIES = settings.CORS_ALLOWED_ORIGINS = [PARTY, origin]

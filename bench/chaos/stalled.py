@@ -22,6 +22,8 @@ KINDS = {
     "consume": HEAD.format(path=CONSUME) + "Authorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n",
     "webhook": HEAD.format(path="/webhooks/clerk")
     + "svix-id: msg_1\r\nsvix-timestamp: {now}\r\nsvix-signature: v1,AAAA\r\nContent-Length: 100\r\n\r\n",
+    "chunks": HEAD.format(path=CONSUME)
+    + "Authorization: Bearer {token}\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n     \r\n5\r\n ",
     "half a header": HEAD.format(path=CONSUME) + "X-Half: ",
 }
 

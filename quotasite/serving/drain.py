@@ -59,7 +59,7 @@ def send_new_connections_to_the_newest() -> None:
     (send_new_connections_to_all). If all workers end at once, the newest is one of them and drains as long.
     """
     for listener in own_listeners():
-        newest = (listeners(listener.getsockname()[1]) - 1) & 0xFFFFFFFF
+        newest = (listeners(listener.getsockname()[1], listener.family) - 1) & 0xFFFFFFFF
         code = ctypes.create_string_buffer(struct.pack("HBBI", RETURN, 0, 0, newest))
         program = struct.pack("HP", 1, ctypes.addressof(code))
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
@@ -79,7 +79,8 @@ def own_listeners() -> Iterator[socket.socket]:
                 yield copy
 
 
-def listeners(port: int) -> int:
-    """Return the number of sockets that listen on an IPv4 port, of all processes."""
-    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+def listeners(port: int, family: int = socket.AF_INET) -> int:
+    """Return the number of sockets that listen on a port, of all processes."""
+    table = "tcp6" if family == socket.AF_INET6 else "tcp"
+    rows = (line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:])
     return sum(row[3] == LISTENS and int(row[1][-4:], 16) == port for row in rows)

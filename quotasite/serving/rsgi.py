@@ -9,6 +9,7 @@ each with a database session. A body in chunks is counted, and then handled as o
 import asyncio
 import gc
 import io
+import resource
 import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ class Site:
         self.drain = Drain()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        raise_file_limit()
         self.drain.listen(loop)
         self.loop = loop
         self.threads = ThreadPoolExecutor(settings.WEB_THREADS)
@@ -110,6 +112,13 @@ class Site:
 
         for chunk in chunks:
             asyncio.run_coroutine_threadsafe(send(chunk), self.loop).result(CHUNK_SECONDS)
+
+
+def raise_file_limit() -> None:
+    """Allow this process as many open files as it may have: each connection is one, and 1,024 are usual."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS refuses some values
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _read_request(scope: Any, protocol: Any) -> tuple[Received, Problem | None]:
@@ -207,7 +216,8 @@ def environment(scope: Any, request: Received) -> WSGIEnvironment:
         "SERVER_NAME": scope.server.rpartition(":")[0],
         "SERVER_PORT": scope.server.rpartition(":")[2],
         "SERVER_PROTOCOL": f"HTTP/{scope.http_version}",
-        "REMOTE_ADDR": scope.client.rpartition(":")[0].strip("[]"),
+        # A socket of IPv6 names an IPv4 client by an address in that notation.
+        "REMOTE_ADDR": scope.client.rpartition(":")[0].strip("[]").removeprefix("::ffff:"),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.scheme,
         "wsgi.input": io.BytesIO(request.body),

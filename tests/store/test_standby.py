@@ -106,3 +106,12 @@ def test_a_standby_is_not_ready_and_a_command_says_why(server: Server) -> None:
         done = manage("audit_ledger", DATABASE_URL=pooler.url)
     assert done.returncode == 1
     assert done.stderr.endswith("cannot be used: The database takes no writes now.\n")
+
+
+def test_a_list_is_not_read_from_a_standby_where_nothing_else_checks_the_connection(server: Server) -> None:
+    with pgbouncer.Pooler(server) as pooler:
+        site = Site(server, pooler)
+        with served(pooler.url, workers=1, **ENVIRONMENT, WEB_THREADS="1") as site.port:
+            assert site.call("GET", "/api/v1/plans", keys.mint(sub=USER))[0] == 200
+            server.become_standby()
+            assert site.call("GET", "/api/v1/plans", keys.mint(sub=USER))[0] == 503

@@ -33,7 +33,8 @@ def one_at_a_time(alias: str, tell: Callable[[str], object]) -> Iterator[None]:
     """Hold the lock of migrate during the block; SQLite has none. Raises CommandError if another keeps it.
 
     The lock ends with its transaction, in a session of its own: one of the session would stay behind in a
-    pooler. Whoever waits holds no session: a pooler may have few.
+    pooler. Whoever waits holds no session: a pooler may have few. Django's cursor sends no parameters:
+    PostgreSQL would keep the snapshot of a statement that has some, and a concurrent index waits for its end.
     """
     if connections[alias].vendor != "postgresql":
         yield

@@ -327,7 +327,7 @@ def test_a_reset_by_staff_brings_a_period_of_the_future_back(reset_policy: str) 
     change = changed(verbs.reset(at(NOON, begun(plan, AHEAD), plan), STAFF))
     [entry] = change.entries
     assert (entry.kind, entry.reason, entry.created_at) == ("reset", "a gift", NOON)
-    assert entry.metadata == {"clock_was_ahead": "2026-03-04T12:00:00Z"}
+    assert entry.metadata == {"clock_was_ahead": "2026-03-04T12:00:00.000000Z"}
     assert (change.state.last_reset_date, change.state.anchor_at, change.state.updated_at) == (
         NOON,
         NOON,

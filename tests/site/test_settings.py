@@ -163,6 +163,7 @@ READ = re.findall(r'env_\w+\(\s*"([A-Z_]+)"', SETTINGS)
 @pytest.mark.parametrize("variable", READ)
 @pytest.mark.parametrize("value", ['"hunter2"', "'hunter2'", "“hunter2”", '"hunter2","b"', '""'])
 def test_no_value_is_in_quotes(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgres://u@db/x")  # DATABASE_PREPARE is read with PostgreSQL only
     monkeypatch.setenv(variable, value)
     with pytest.raises(ImproperlyConfigured, match=f"{variable} is in quotes: remove them") as refused:
         runpy.run_path(str(ROOT / "quotasite/settings.py"))

@@ -111,7 +111,7 @@ def refusing_the_unusable(view: ViewFunction) -> ViewFunction:
             response = view(request, *args, **kwargs)
             if isinstance(response, SimpleTemplateResponse):
                 response.render()  # the queries of a list run only now
-        except DataError:
+        except (DataError, OverflowError):  # the second: SQLite, for a number beyond 64 bits
             raise BadRequest("The address or the form has a value that the database cannot take.") from None
         except DisallowedModelAdminLookup:
             raise BadRequest("The address has a filter that this list does not offer: remove it.") from None

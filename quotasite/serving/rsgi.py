@@ -175,8 +175,8 @@ async def _read_chunks(parts: AsyncIterator[bytes], limit: int) -> bytearray:
         empty_parts += not part
         if len(body) > limit:
             return body
-    # Granian ends the iteration of a body that was cut off like that of a whole one, except that it yields
-    # one more empty part. It does so after trailers too.
+    # Granian ends the iteration of a body that was cut off like that of a whole one, but for one more empty
+    # part, as after trailers: findings/granian_ends_a_body_that_was_cut_off_like_a_whole_one.sh.
     if empty_parts > 1:
         raise Incomplete
     return body

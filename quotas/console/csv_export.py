@@ -65,7 +65,10 @@ def defused(value: object) -> object:
 
 
 class _Lines:
-    """Lines, until they are closed: the response does so whether or not it was sent, or even begun."""
+    """Lines, until they are closed: the response does so whether or not it was sent, or even begun.
+
+    A response that is replaced by an error page is only forgotten.
+    """
 
     def __init__(self, lines: Iterator[str]) -> None:
         self.lines, self.is_open = lines, True
@@ -77,6 +80,9 @@ class _Lines:
         if self.is_open:
             self.is_open = False
             ONE_EXPORT.release()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class _Pass:

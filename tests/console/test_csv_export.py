@@ -98,6 +98,11 @@ def test_an_export_that_nobody_reads_to_its_end_lets_the_next_begin(viewer: Clie
     assert rows(viewer, QUOTAS)
 
 
+def test_an_export_whose_response_is_forgotten_lets_the_next_begin() -> None:
+    csv_export.stream("a.csv", ("a",), [], lambda _: ())
+    assert not csv_export.ONE_EXPORT.locked()
+
+
 def test_behind_a_semicolon_no_cell_of_another_spreadsheet_is_a_formula() -> None:
     assert csv_export.defused('{"a": ";=1+1;@b;c"}') == '{"a": ";\'=1+1;\'@b;c"}'
 

@@ -73,6 +73,10 @@ def test_a_request_is_told_as_pep_3333_wants_it() -> None:
     assert "HTTP_CONTENT_TYPE" not in environ
 
 
+def test_an_ipv4_client_of_an_ipv6_socket_is_known_by_its_own_address() -> None:
+    assert environ_of(client="[::ffff:192.0.2.1]:50000")["REMOTE_ADDR"] == "192.0.2.1"
+
+
 def test_a_header_that_is_there_twice_is_not_taken_for_one() -> None:
     assert environ_of(("idempotency-key", "a"), ("idempotency-key", "b"))["HTTP_IDEMPOTENCY_KEY"] == "a,b"
 

@@ -69,7 +69,7 @@ def test_first_requests_since_the_last_delivery_are_a_warning(
     event = WebhookEvent.objects.get()
     event.handled_at -= 2 * DAY
     event.save()
-    open_by_a_request("user_1", 3 * DAY, shift)
+    open_by_a_request("user_5", 3 * DAY, shift)
     assert warnings() == []
     open_by_a_request("user_2", DAY, shift)
     open_by_a_request("user_3", HOUR, shift)

@@ -9,7 +9,6 @@ each with a database session. A body in chunks is counted, and then handled as o
 import asyncio
 import gc
 import io
-import resource
 import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +48,6 @@ class Site:
         self.drain = Drain()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        raise_file_limit()
         self.drain.listen(loop)
         self.loop = loop
         self.threads = ThreadPoolExecutor(settings.WEB_THREADS)
@@ -112,13 +110,6 @@ class Site:
 
         for chunk in chunks:
             asyncio.run_coroutine_threadsafe(send(chunk), self.loop).result(CHUNK_SECONDS)
-
-
-def raise_file_limit() -> None:
-    """Allow this process as many open files as it may have: each connection is one, and 1,024 are usual."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS refuses some values
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _read_request(scope: Any, protocol: Any) -> tuple[Received, Problem | None]:

@@ -35,8 +35,8 @@ from quotasite.observing.request_log import BEGAN
 from quotasite.serving.fast_path import HEADERS_READ, Answer, FastPath, Headers, Received
 
 BODY_SECONDS = 10
-DISCARD_SECONDS, MAX_DISCARDED_BYTES = 2, 8 * 1024 * 1024  # of a body that is too long
-CHUNK_SECONDS = 30  # for a client to read a chunk of a long response
+CHUNK_SECONDS = 30  # for the event loop to send a chunk of a long response
+Parts = AsyncIterator[bytes]  # of a body
 UNPREFIXED = ("CONTENT_LENGTH", "CONTENT_TYPE")  # in the WSGI environment without HTTP_
 
 
@@ -57,14 +57,15 @@ class Site:
         gc.freeze()  # objects made so far live as long as the worker: no collection needs to visit them
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        request, fault = await _read_request(scope, protocol)
-        answer: Answer | None
+        request, fault, rest = await _read_request(scope, protocol)
         if fault:
-            answer = self.fast_path.refuse(request, fault)
-        elif not (answer := await self.fast_path.respond(request)):
+            self._send(self.fast_path.refuse(request, fault), protocol)
+        elif answer := await self.fast_path.respond(request):
+            self._send(answer, protocol)
+        else:
             await self.run_in_thread(partial(self._respond, request, scope, protocol))
-            return
-        self._send(answer, protocol)
+        if rest:
+            await _discard(rest)
 
     def run_in_thread(self, function: Callable[[], Result]) -> "asyncio.Future[Result]":
         """Let one of the threads run a function that would block the event loop."""
@@ -103,7 +104,11 @@ class Site:
         return [*headers, CONNECTION_CLOSE] if self.drain.is_draining else headers
 
     def _stream(self, transport: Any, chunks: Any) -> None:
-        """Send a response that is too long to hold in memory, as fast as the client reads it."""
+        """Send a response chunk by chunk.
+
+        Granian accepts each at once, and keeps what the client has not read yet. Only exports are that long,
+        and a process sends one at a time.
+        """
 
         async def send(chunk: bytes) -> None:
             await transport.send_bytes(chunk)
@@ -112,42 +117,40 @@ class Site:
             asyncio.run_coroutine_threadsafe(send(chunk), self.loop).result(CHUNK_SECONDS)
 
 
-async def _read_request(scope: Any, protocol: Any) -> tuple[Received, Problem | None]:
-    """Return the request, and what is wrong with how its body arrived."""
-    began, items, body, fault = perf_counter(), scope.headers.items(), b"", None
+async def _read_request(scope: Any, protocol: Any) -> tuple[Received, Problem | None, Parts | None]:
+    """Return the request, what is wrong with how its body arrived, and the rest of one that is too long."""
+    began, items, body, fault, rest = perf_counter(), scope.headers.items(), b"", None, None
     headers = dict(items)
     is_plain = len(headers) == len(items) == len(scope.headers) or _is_plain(scope.headers)
     if "content-length" in headers or "transfer-encoding" in headers:
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body = await _read_body(scope, headers, protocol)
+                body, rest = await _read_body(scope, headers, protocol)
         except TimeoutError:
             fault = BODY_TIMEOUT()
         except Incomplete:
             fault = BODY_INCOMPLETE()
     query, scheme = scope.query_string, scope.scheme
-    return Received(scope.method, scope.path, query, scheme, headers, body, began, is_plain), fault
+    return Received(scope.method, scope.path, query, scheme, headers, body, began, is_plain), fault, rest
 
 
-async def _read_body(scope: Any, headers: dict[str, str], protocol: Any) -> bytes:
-    """Return the body; b"" if it is too long. Let the headers of one in chunks state its length.
+async def _read_body(scope: Any, headers: dict[str, str], protocol: Any) -> tuple[bytes, Parts | None]:
+    """Return the body; b"" and its rest if it is too long. Let the headers of one in chunks state its length.
 
     Raises Incomplete if it ended too early.
     """
     limit = max_body_bytes(scope.path) or settings.DATA_UPLOAD_MAX_MEMORY_SIZE
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) <= limit:
-        return await _read_whole(protocol) if int(length) else b""
+        return (await _read_whole(protocol) if int(length) else b""), None
     parts = (part async for part in protocol)  # Granian's own iterator can be used in one loop only
-    if headers.get("transfer-encoding", "").strip().lower() == "chunked":
+    if [coding.strip().lower() for coding in scope.headers.get_all("transfer-encoding")] == ["chunked"]:
         body = await _read_chunks(parts, limit)
         del headers["transfer-encoding"]
         headers["content-length"] = str(len(body))
         if len(body) <= limit:
-            return bytes(body)
-    if "expect" not in headers:
-        await _discard(parts)
-    return b""
+            return bytes(body), None
+    return b"", parts
 
 
 async def _read_whole(protocol: Any) -> bytes:
@@ -158,7 +161,7 @@ async def _read_whole(protocol: Any) -> bytes:
     return body
 
 
-async def _read_chunks(parts: AsyncIterator[bytes], limit: int) -> bytearray:
+async def _read_chunks(parts: Parts, limit: int) -> bytearray:
     """Return the body, or so much of it that the limit is exceeded."""
     body, empty_parts = bytearray(), 0
     async for part in parts:
@@ -173,15 +176,12 @@ async def _read_chunks(parts: AsyncIterator[bytes], limit: int) -> bytearray:
     return body
 
 
-async def _discard(parts: AsyncIterator[bytes]) -> None:
-    """Receive some of the rest of a body: a client may read the answer only when it has sent everything."""
-    left = MAX_DISCARDED_BYTES
+async def _discard(rest: Parts) -> None:
+    """Receive the rest of a body that was answered: some clients read only when they have sent everything."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_SECONDS):
-            async for part in parts:
-                left -= len(part)
-                if left < 0:
-                    return
+        async with asyncio.timeout(BODY_SECONDS):
+            async for _ in rest:
+                pass
 
 
 class Incomplete(Exception):

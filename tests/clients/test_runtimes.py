@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -70,12 +71,14 @@ def worker(folder: Path, **bindings: str) -> Iterator[str]:
     command = ["node_modules/.bin/workerd", "serve", "config.capnp", f"--socket-addr=http=127.0.0.1:{port}"]
     environment = {"PATH": os.environ["PATH"], **bindings}
     with (folder / "log").open("w+") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             wait_until(lambda: accepts(port), 30)
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # the program of npm starts another, which it would leave
             process.wait(30)
 
 

@@ -50,19 +50,23 @@ class LostRace(OperationalError):
 
 
 @contextmanager
-def translating_errors() -> Iterator[None]:
-    """Translate database errors; inside a transaction leave them as they are."""
+def translating_errors(*, opens: bool = True) -> Iterator[None]:
+    """Translate database errors; inside a transaction leave them as they are.
+
+    Unless it opens the connection first, one that is opened meanwhile does not count as lost if it dies.
+    """
     db = connections[DEFAULT_DB_ALIAS]
     if db.in_atomic_block:
         yield
         return
     was_reused = db.connection is not None
-    db.ensure_connection()
+    if opens:
+        db.ensure_connection()
     raw = db.connection
     try:
         yield
     except Error as error:
-        is_lost = is_connection_lost(raw)
+        is_lost = raw is not None and is_connection_lost(raw)
         raise translate_error(
             error, is_lost=is_lost, was_reused=was_reused, close=db.close
         ) from error.__cause__
@@ -119,26 +123,13 @@ def read_with_reconnect(read: Callable[[], Result]) -> Result:
     For the first query of a request only: a read can be repeated, a transaction cannot.
     """
     try:
-        return _translated(read)
+        with translating_errors(opens=False):  # `read` may need no connection
+            return read()
     except ConnectionLost as error:
         if not error.repeats:
             raise
-    return _translated(read)
-
-
-def _translated(read: Callable[[], Result]) -> Result:
-    """As `translating_errors`, but open no connection for what needs none."""
-    raw = connection.connection
-    try:
+    with translating_errors(opens=False):
         return read()
-    except Error as error:
-        if connection.in_atomic_block:
-            raise
-        was_reused = raw is not None
-        is_lost = was_reused and is_connection_lost(raw)
-        raise translate_error(
-            error, is_lost=is_lost, was_reused=was_reused, close=connection.close
-        ) from error.__cause__
 
 
 def sqlstate(error: Exception) -> str | None:

@@ -33,10 +33,14 @@ class Arrivals(NamedTuple):
     @classmethod
     def now(cls) -> "Arrivals":
         now = clock()
-        since = now - DAYS
+        found = openings(now - DAYS)
         last = WebhookEvent.objects.values_list("handled_at", flat=True).order_by("-handled_at").first()
-        missed = openings(max(since, last) if last else since, now - ON_ITS_WAY)
-        return cls(openings(since, now), last, sum(missed[kind] for kind in REQUESTS))
+        missed = [
+            kind
+            for kind, at in found
+            if kind in REQUESTS and at < now - ON_ITS_WAY and (last is None or at >= last)
+        ]
+        return cls(Counter(kind for kind, _ in found), last, len(missed))
 
     @property
     def rows(self) -> list[tuple[str, str]]:

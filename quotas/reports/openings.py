@@ -1,6 +1,5 @@
 """Who opened the quotas: a delivery of Clerk, the user's first request, a backfill, or staff."""
 
-from collections import Counter
 from datetime import datetime
 
 from quotas.models import LedgerEntry
@@ -10,12 +9,11 @@ from quotas.rules.values import EntryKind
 MAX_OPENINGS_READ = 10_000
 
 
-def openings(begin: datetime, end: datetime) -> Counter[str]:
-    """Return how many quotas each kind of actor opened in between, of the newest MAX_OPENINGS_READ."""
+def openings(since: datetime) -> list[tuple[str, datetime]]:
+    """Return who opened a quota and when, by the actor's kind: the newest MAX_OPENINGS_READ."""
     entries = LedgerEntry.objects.filter(
         kind=EntryKind.OPENED,
-        id__gte=least_id(begin - SKEW),  # for the index: ids are time-ordered
-        created_at__gte=begin,
-        created_at__lt=end,
+        id__gte=least_id(since - SKEW),  # for the index: ids are time-ordered
+        created_at__gte=since,
     )
-    return Counter(entries.order_by("-id").values_list("actor_kind", flat=True)[:MAX_OPENINGS_READ])
+    return [*entries.order_by("-id").values_list("actor_kind", "created_at")[:MAX_OPENINGS_READ]]

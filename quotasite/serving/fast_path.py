@@ -83,8 +83,7 @@ class FastPath:
     async def respond(self, request: Received) -> Answer | None:
         """Return the answer to a request to the API, or to /healthz; None if Django must answer."""
         if request.path == "/healthz" and request.method in ("GET", "HEAD"):
-            own_id = request_id_for(request.headers.get("x-request-id", ""))
-            return self._answer(request, ALIVE, own_id, "healthz", "healthz")
+            return self._answer_at_once(request, ALIVE, "healthz", "healthz")
         found = find(request.method, request.path)
         if not self.pool or not found or not self._is_readable(request):
             return None
@@ -99,8 +98,11 @@ class FastPath:
         return self._answer(request, response, own_id, f"api/{endpoint.route}", endpoint.verb)
 
     def refuse(self, request: Received, problem: Problem) -> Answer:
+        return self._answer_at_once(request, problem_response(problem), None, "other")
+
+    def _answer_at_once(self, request: Received, response: Response, route: str | None, verb: str) -> Answer:
         own_id = request_id_for(request.headers.get("x-request-id", ""))
-        return self._answer(request, problem_response(problem), own_id, None, "other")
+        return self._answer(request, response, own_id, route, verb)
 
     def _is_readable(self, request: Received) -> bool:
         host = request.headers.get("host", "")

@@ -24,10 +24,9 @@ from quotasite.wsgi import application  # sets up Django, which the imports belo
 
 # isort: split
 from django.conf import settings
-from django.core.exceptions import SuspiciousOperation
 
 from quotas.api.middleware import max_body_bytes
-from quotas.problems import BAD_REQUEST, BODY_INCOMPLETE, BODY_TIMEOUT, Problem
+from quotas.problems import BODY_INCOMPLETE, BODY_TIMEOUT, Problem
 from quotas.store.loop import Pool
 from quotas.store.steps import Result
 from quotas.store.thread import vendor
@@ -80,12 +79,7 @@ class Site:
 
         environ = environment(scope, request)
         environ[BEGAN] = request.began
-        try:
-            chunks: Any = self.application(environ, start_response)
-        except SuspiciousOperation:
-            # If the Content-Type has a charset, Django parses the query before it can refuse one.
-            self._send(self.fast_path.refuse(request, BAD_REQUEST()), protocol)
-            return
+        chunks: Any = self.application(environ, start_response)
         try:
             status, headers = started
             headers = self._with_drain(headers)

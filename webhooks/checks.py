@@ -6,8 +6,8 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.db import DatabaseError, transaction
 
+from quotas.operations.database_checks import faults_of_data
 from webhooks.arrivals import Arrivals
 from webhooks.clerk.deliveries import secret_fault
 
@@ -20,18 +20,17 @@ def check_signing_secrets(**kwargs: Any) -> list[CheckMessage]:
 @register(Tags.database)
 def check_arrivals(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Find signs that Clerk's deliveries do not arrive."""
-    if "default" not in (databases or ()):
-        return []
-    try:
-        with transaction.atomic():  # before the first migrate there are no tables
-            fault = Arrivals.now().fault
-    except DatabaseError:
-        return []
-    hint = (
-        "Look at the webhook in Clerk's dashboard: is its address this service's, is it enabled, do its "
-        "attempts fail? If these are users who signed up before it was added, run manage.py backfill_quotas."
-    )
-    return [Warning(fault, hint=hint, id="webhooks.W001")] if fault else []
+    return faults_of_data(databases, _arrival_faults)
+
+
+def _arrival_faults() -> Iterator[CheckMessage]:
+    if fault := Arrivals.now().fault:
+        hint = (
+            "Look at the webhook in Clerk's dashboard: is its address this service's, is it enabled, do its "
+            "attempts fail? If these are users who signed up before it was added, run manage.py "
+            "backfill_quotas."
+        )
+        yield Warning(fault, hint=hint, id="webhooks.W001")
 
 
 def _secret_faults() -> Iterator[CheckMessage]:

@@ -3,7 +3,7 @@
 Those that query the database run with `--database default`, and before each `migrate`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -30,22 +30,7 @@ def check_pooling(**kwargs: Any) -> list[CheckMessage]:
 @register(Tags.database)
 def check_data(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Find old time zone data, quotas dated by a clock that was ahead, and an allowance of no effect."""
-    if "default" not in (databases or ()):
-        return []
-    try:
-        with transaction.atomic():  # before the first migrate there are no tables
-            local = Plan.objects.exclude(timezone="UTC").filter(reset_policy__in=NAMED_PERIODS)
-            names = set(local.values_list("timezone", flat=True))
-            soon = clock() + MAX_AHEAD
-            ahead = ChallengeQuota.objects.filter(last_reset_date__gt=soon, deleted_at=None).count()
-            default = Plan.objects.filter(is_default=True).first()
-    except DatabaseError:
-        return []
-    return [
-        *_zone_faults(names, datetime.now(UTC).date()),
-        *_clock_faults(ahead),
-        *_allowance_faults(default),
-    ]
+    return faults_of_data(databases, _data_faults)
 
 
 @register(Tags.database)
@@ -57,6 +42,27 @@ def check_connection(databases: Sequence[str] | None = None, **kwargs: Any) -> l
         return list(_database_faults())
     except DatabaseError:
         return []
+
+
+def faults_of_data(
+    databases: Sequence[str] | None, find: Callable[[], Iterator[CheckMessage]]
+) -> list[CheckMessage]:
+    """Return what `find` finds by queries; nothing if the database was not named, or cannot answer."""
+    if "default" not in (databases or ()):
+        return []
+    try:
+        with transaction.atomic():  # before the first migrate there are no tables
+            return list(find())
+    except DatabaseError:
+        return []
+
+
+def _data_faults() -> Iterator[CheckMessage]:
+    local = Plan.objects.exclude(timezone="UTC").filter(reset_policy__in=NAMED_PERIODS)
+    yield from _zone_faults(set(local.values_list("timezone", flat=True)), datetime.now(UTC).date())
+    soon = clock() + MAX_AHEAD
+    yield from _clock_faults(ChallengeQuota.objects.filter(last_reset_date__gt=soon, deleted_at=None).count())
+    yield from _allowance_faults(Plan.objects.filter(is_default=True).first())
 
 
 def _zone_faults(names: set[str], today: date) -> Iterator[CheckMessage]:

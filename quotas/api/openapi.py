@@ -277,7 +277,7 @@ def codes_of(status: int) -> list[str]:
 
 
 def problem(status: int, codes: list[str]) -> JSON:
-    """Describe a problem; which codes it may have is told by its examples, which are named by them.
+    """Describe a problem; its examples are named by the codes that it may have.
 
     The schemas are the same for all operations, and plain: of narrower ones, generators of clients make a
     class for each response, or none at all if they cannot merge the parts of an `allOf`.

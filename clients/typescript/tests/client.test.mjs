@@ -187,7 +187,7 @@ test("an answer of a proxy's own is none of the service's", async (t) => {
   assert.equal(seen.length, 3);
 });
 
-test("a redirect is not followed, and told as such", async (t) => {
+test("a redirect is not followed, and reported as one", async (t) => {
   const fault = { status: 308, headers: { Location: `${SITE}/api/v1/quota` } };
   const { baseUrl } = await proxy(t, [fault, fault, fault]);
   const error = await clientOf(newUser(), { baseUrl }).quota().catch((error) => error);
@@ -232,7 +232,7 @@ test("a spend that was lost and then refused a token stays unknown", async (t) =
   assert.deepEqual([error.code, error.outcome_unknown], ["token_expired", true]);
 });
 
-test("a long Retry-After of a proxy is told at once too", async (t) => {
+test("a long Retry-After of a proxy is reported at once too", async (t) => {
   const { baseUrl, seen } = await proxy(t, [{ status: 429, headers: { "Retry-After": "60" }, body: "slower" }]);
   const error = await clientOf(newUser(), { baseUrl }).quota().catch((error) => error);
   assert.ok(error instanceof QuotaUnreachable);

@@ -29,7 +29,7 @@ class Command(migrate.Command):
 
 
 @contextmanager
-def one_at_a_time(alias: str, tell: Callable[[str], object]) -> Iterator[None]:
+def one_at_a_time(alias: str, write: Callable[[str], object]) -> Iterator[None]:
     """Hold the lock of migrate during the block; SQLite has none. Raises CommandError if another keeps it.
 
     The lock ends with its transaction, in a session of its own: one of the session would stay behind in a
@@ -43,7 +43,7 @@ def one_at_a_time(alias: str, tell: Callable[[str], object]) -> Iterator[None]:
     with closing(connections[alias].copy()) as holder:
         holder.set_autocommit(False)
         if not _try_lock(holder):
-            tell("Another migrate is at work: waiting for its end.")
+            write("Another migrate is at work: waiting for its end.")
             while not _try_lock(holder):
                 if time.monotonic() > deadline:
                     raise CommandError("Another migrate is still at work: run this one again.")

@@ -5,19 +5,13 @@ lost, it finds out whether the write was carried out. The deciding function is a
 here. How a step reaches a database is the driver's part: there is no SQL here either.
 """
 
-from collections.abc import Callable
-from typing import TypeGuard
-
 from quotas import metrics
 from quotas.rules.outcomes import Change, Outcome
-from quotas.rules.values import Snapshot
 from quotas.store.errors import ConnectionLost, LostRace
-from quotas.store.steps import Lock, Read, SnapshotQuery, Steps, WasWritten, Write
+from quotas.store.steps import Attempt, Decide, Lock, SnapshotQuery, Steps, WasWritten, Write
 
-UNLOCKED_TRIES = 4  # before the row is locked, so that a busy row makes progress too
+UNLOCKED_TRIES = 1  # before the row is locked, so that a busy row makes progress too
 MAX_TRIES = 10
-
-Decide = Callable[[Snapshot], Outcome]
 
 
 def commit(user_id: str, decide: Decide, query: SnapshotQuery) -> Steps[Outcome]:
@@ -27,33 +21,22 @@ def commit(user_id: str, decide: Decide, query: SnapshotQuery) -> Steps[Outcome]
     exactly once, even if a connection died before the reply arrived. Raises OperationalError if the database
     cannot be reached or takes no writes: the change may then be stored or not, but never in part or twice.
     """
-    outcome: Outcome | None
-
-    def try_once() -> "Steps[bool]":  # quoted, because Python would evaluate it at each call
-        nonlocal outcome
-        outcome = decide((yield Read(user_id, query)))
-        return not _has_entries(outcome) or (yield Write(outcome))
-
-    for attempt in range(MAX_TRIES):
-        outcome = None
+    for number in range(MAX_TRIES):
         # Assignments change without bumping seq, so compare-and-swap cannot see it: take the row lock first.
-        must_lock = query.include == "clerk" or attempt >= UNLOCKED_TRIES
+        must_lock = query.include == "clerk" or number >= UNLOCKED_TRIES
+        attempt = Attempt(user_id, query, decide, must_lock)
         try:
-            is_final = (yield Lock(user_id, try_once())) if must_lock else (yield from try_once())
+            is_final = yield attempt
         except ConnectionLost as error:
-            if not _has_entries(outcome) and attempt >= error.repeats:
+            if not attempt.sent and number >= error.repeats:
                 raise
-            is_final = _has_entries(outcome) and (yield from _settle(outcome, was_locked=must_lock))
+            is_final = attempt.sent and (yield from _settle(attempt.sent, was_locked=must_lock))
         except LostRace:  # of a database whose default is not READ COMMITTED; a locked try uses that
             is_final = False
-        if is_final and outcome:
-            return outcome
+        if is_final and attempt.outcome:
+            return attempt.outcome
         metrics.LOST_RACES.inc()
     raise LostRace("The row was changed by other requests again and again.")
-
-
-def _has_entries(outcome: Outcome | None) -> TypeGuard[Change]:
-    return isinstance(outcome, Change) and bool(outcome.entries)
 
 
 def _settle(change: Change, *, was_locked: bool) -> Steps[bool]:

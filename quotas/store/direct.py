@@ -12,10 +12,9 @@ from uuid_utils.compat import uuid7
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Snapshot
 from quotas.store import sql
-from quotas.store.commit import Decide
 from quotas.store.errors import TAKES_NO_WRITES, read_with_reconnect
 from quotas.store.statements import FreshIds, Statement, insert_rows
-from quotas.store.steps import Read, SnapshotQuery
+from quotas.store.steps import Decide, Read, SnapshotQuery
 from quotas.store.thread import database, execute, run_statements, run_step, vendor
 
 

@@ -9,7 +9,6 @@ import asyncio
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import count
 from time import monotonic
@@ -25,14 +24,12 @@ from psycopg.pq.abc import PGresult
 
 from quotas.store import thread
 from quotas.store.errors import STALE_STATEMENT_STATES, ConnectionLost, translate_error
-from quotas.store.statements import Statement, Statements, statements_of
-from quotas.store.steps import DatabaseStep, Result, Step, Steps, Turn
+from quotas.store.statements import Statement, Statements, statements_of, statements_of_all
+from quotas.store.steps import Attempt, DatabaseStep, Result, Step, Steps
 
 RECONNECT_SECONDS = 1  # between a failed attempt to connect and the next one
 CONNECTION_WAIT_SECONDS = 1  # for one of LANE_CONNECTIONS; then a thread runs the step
 LIVENESS_SECONDS = 1  # between checks of the connections
-WRITER_LOCK_COUNT = 256  # shared by all users
-WRITER_WAIT_SECONDS = 1  # then write anyway: correctness does not depend on these locks
 
 Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
 OK_STATUSES = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
@@ -194,6 +191,12 @@ class LoopSession:
             self.pending.set_exception(error or psycopg.OperationalError("the connection was closed"))
 
 
+def _statements(step: Step) -> Statements[Any] | None:
+    if isinstance(step, Attempt):
+        return None if step.must_lock else statements_of_all(step.steps(), "postgresql")
+    return statements_of(step, "postgresql") if isinstance(step, DatabaseStep) else None
+
+
 class Pool:
     """At most `size` connections for one event loop, opened on demand."""
 
@@ -206,16 +209,14 @@ class Pool:
         self.waiting: deque[asyncio.Future[LoopSession | None]] = deque()
         self.retry_at = 0.0
         self.checks_liveness = False
-        self.writer_locks = [asyncio.Lock() for _ in range(WRITER_LOCK_COUNT)]
 
     async def run_steps(self, steps: Steps[Result]) -> Result:
         """Return the result of the steps. They never leave the loop; a thread may run single ones."""
-        turns: list[asyncio.Lock] = []
         try:
             step = next(steps)
             while True:
                 try:
-                    found = await self._run_step(step, turns)
+                    found = await self._run_step(step)
                 except Exception as error:  # noqa: BLE001 - the steps handle it, or raise it
                     step = steps.throw(error)
                 else:
@@ -225,28 +226,17 @@ class Pool:
             return result
         finally:
             steps.close()
-            for turn in turns:
-                turn.release()
 
-    async def _run_step(self, step: Step, turns: list[asyncio.Lock]) -> Any:
-        if isinstance(step, Turn):
-            return await self._take_turn(step.user_id, turns)
-        if isinstance(step, DatabaseStep) and (session := await self.acquire()):
+    async def _run_step(self, step: Step) -> Any:
+        if (statements := _statements(step)) and (session := await self.acquire()):
             try:
-                return await session.run(statements_of(step, "postgresql"))
+                return await session.run(statements)
             except ConnectionLost:
                 self._close_dead()  # a server that ends one session may have ended others
                 raise
             finally:
                 self.release(session)
         return await self.run_in_thread(partial(thread.run_step, step))
-
-    async def _take_turn(self, user_id: str, turns: list[asyncio.Lock]) -> None:
-        lock = self.writer_locks[hash(user_id) % WRITER_LOCK_COUNT]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(WRITER_WAIT_SECONDS):  # a lock that is not locked may have waiters
-                await lock.acquire()
-            turns.append(lock)
 
     async def acquire(self) -> LoopSession | None:
         """Return a connection; None if none becomes free in time, or if connecting failed a moment ago.

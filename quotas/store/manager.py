@@ -15,7 +15,7 @@ from quotas.rules.outcomes import Change, Outcome, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, Quota, Request, Snapshot
 from quotas.store import direct
 from quotas.store.commit import commit
-from quotas.store.steps import Result, SnapshotQuery, Steps, Turn
+from quotas.store.steps import Result, SnapshotQuery, Steps
 from quotas.store.thread import lock, run_steps
 
 
@@ -283,7 +283,6 @@ class QuotaManager(models.Manager[QuotaRow]):
         request: Request,
         include: tuple[str, Any] = ("", None),
     ) -> Steps[Receipt]:
-        yield Turn(user_id)
         outcome = yield from self._commit(user_id, verb, request, include)
         if isinstance(outcome, Change):
             return Receipt(outcome.entries[-1], outcome.quota, outcome.quota_now, is_replay=False)

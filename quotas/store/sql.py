@@ -102,9 +102,16 @@ def snapshot_query(vendor: str, include: str = "", *, keyed: bool = True, withou
         """
 
 
+LOCK_SECONDS = 4  # that a statement or a transaction waits for a row that another one has locked
+# PostgreSQL evaluates it before it looks for the row.
+_WITH_TIMEOUT = f"(SELECT set_config('lock_timeout', '{LOCK_SECONDS}s', true)) <> ''"
+_UNLESS_LOCKED = """EXISTS (
+    SELECT 1 FROM challenge_quotas WHERE user_id = %(user_id)s FOR NO KEY UPDATE SKIP LOCKED
+)"""
+
 # Waits for the row's lock; locks nothing if there is no row.
 # A statement of its own: only a later statement sees what the previous holder of the lock wrote.
-LOCK = "SELECT 1 FROM challenge_quotas WHERE user_id = %(user_id)s FOR UPDATE"
+LOCK = f"SELECT 1 FROM challenge_quotas WHERE user_id = %(user_id)s AND {_WITH_TIMEOUT} FOR UPDATE"
 
 # Parameters: the STATE_COLUMNS, and the seq that was read.
 # Updates the row only if that seq is still its own. The CASE empties a tombstone's e-mail in
@@ -118,15 +125,16 @@ _INSERT = f"INSERT INTO challenge_quotas (email, {', '.join(STATE_COLUMNS)})"
 _ENTRIES = f"INSERT INTO ledger_entries ({', '.join(ENTRY_COLUMNS)})"
 
 
-@lru_cache(maxsize=8)
-def compare_and_swap(entries: int) -> str:
+@lru_cache(maxsize=16)
+def compare_and_swap(entries: int, *, waits: bool = True) -> str:
     """Update the row and insert its entries in one statement, both or neither. Row count: entries inserted.
 
-    Parameters: as _UPDATE, and the entry_names of each entry.
+    Parameters: as _UPDATE, and the entry_names of each entry. Unless it waits, it passes over a locked row.
     """
     update = _UPDATE.format(deleted_at="%(deleted_at)s::timestamptz")
+    condition = _WITH_TIMEOUT if waits else _UNLESS_LOCKED
     return f"""
-        WITH done AS ({update} RETURNING user_id)
+        WITH done AS ({update} AND {condition} RETURNING user_id)
         {_ENTRIES} SELECT e.* FROM done, {_values(entries)} WHERE e.user_id = done.user_id
         """
 

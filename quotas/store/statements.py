@@ -15,7 +15,7 @@ from quotas.rules.values import MAX_PERIOD, PlanSource, Snapshot, State, Usage, 
 from quotas.store import plan_cache, sql
 from quotas.store.errors import NoDefaultPlan
 from quotas.store.rows import entry_from, entry_parameters, plan_from, state_from, state_parameters
-from quotas.store.steps import DatabaseStep, Read, Result, SnapshotQuery, Write
+from quotas.store.steps import DatabaseStep, Read, Result, SnapshotQuery, Steps, Write
 
 
 class Statement(NamedTuple):
@@ -41,7 +41,20 @@ def statements_of(step: DatabaseStep, vendor: str, *, in_transaction: bool = Fal
     """Return the statements whose result is the step's."""
     if isinstance(step, Read):
         return read_snapshot(step.user_id, step.query, vendor, in_transaction=in_transaction)
-    return write(step.change, vendor) if isinstance(step, Write) else was_written(*step)
+    return write(*step, vendor) if isinstance(step, Write) else was_written(*step)
+
+
+def statements_of_all(
+    steps: Steps[Result], vendor: str, *, in_transaction: bool = False
+) -> Statements[Result]:
+    """Return the statements of steps that all ask the database, whose result is that of the steps."""
+    try:
+        step = next(steps)
+        while True:
+            step = steps.send((yield from statements_of(step, vendor, in_transaction=in_transaction)))
+    except StopIteration as stop:
+        result: Result = stop.value
+        return result
 
 
 def read_snapshot(
@@ -61,7 +74,7 @@ def read_snapshot(
     return snapshot
 
 
-def write(change: Change, vendor: str) -> Statements[bool]:
+def write(change: Change, waits: bool, vendor: str) -> Statements[bool]:
     """Write the change if the row is still as it was read. On SQLite this needs a transaction."""
     if change.snapshot.state is None:
         return (yield from insert_rows([change], vendor)) > 0
@@ -69,7 +82,7 @@ def write(change: Change, vendor: str) -> Statements[bool]:
     if vendor == "postgresql":
         for number, entry in enumerate(change.entries):
             parameters |= entry_parameters(entry, number)
-        added: int = yield Statement(sql.compare_and_swap(len(change.entries)), parameters)
+        added: int = yield Statement(sql.compare_and_swap(len(change.entries), waits=waits), parameters)
         return added > 0
     if not (yield Statement(sql.SQLITE_UPDATE, parameters)):
         return False

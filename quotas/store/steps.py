@@ -5,12 +5,15 @@ into the generator; the error of a step is raised there.
 """
 
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from quotas.rules.outcomes import Change
+from quotas.rules.outcomes import Change, Outcome
+from quotas.rules.values import Snapshot
 
 Result = TypeVar("Result")
+Decide = Callable[[Snapshot], Outcome]
 
 
 class SnapshotQuery(NamedTuple):
@@ -29,9 +32,13 @@ class Read(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Store the change whole if the row is still as it was read. Its result: whether it was stored."""
+    """Store the change whole if the row is still as it was read. Its result: whether it was stored.
+
+    If it is not to wait, it also stores nothing while another transaction has locked the row.
+    """
 
     change: Change
+    waits: bool = True
 
 
 class WasWritten(NamedTuple):
@@ -48,13 +55,29 @@ class Lock(NamedTuple):
     steps: "Steps[Any]"
 
 
-class Turn(NamedTuple):
-    """Until these steps end, let no other steps of this event loop write to the user's row.
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """Read, decide, and write the change, if there is one. Its result: whether the outcome is final.
 
-    It avoids lost races, no more: a driver may ignore it.
+    A driver may read for several attempts at once, decide them one after the other, and write what they
+    change together (fold.py).
     """
 
     user_id: str
+    query: SnapshotQuery
+    decide: Decide
+    must_lock: bool  # hold the lock of the user's row meanwhile
+    outcome: Outcome | None = None  # what was decided
+    sent: Change | None = None  # what the outcome rests on, from the moment before it is sent
+
+    def steps(self) -> "Steps[bool]":
+        """Return the steps of an attempt that is carried out alone."""
+        self.outcome = self.decide((yield Read(self.user_id, self.query)))
+        if not isinstance(self.outcome, Change) or not self.outcome.entries:
+            return True
+        self.sent = self.outcome
+        is_stored: bool = yield Write(self.sent, waits=False)
+        return is_stored
 
 
 class InThread(NamedTuple):
@@ -67,5 +90,5 @@ class InThread(NamedTuple):
 
 
 DatabaseStep = Read | Write | WasWritten  # a few statements on any connection
-Step = DatabaseStep | Lock | Turn | InThread
+Step = DatabaseStep | Attempt | Lock | InThread
 Steps = Generator[Step, Any, Result]

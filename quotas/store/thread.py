@@ -25,7 +25,7 @@ from psycopg.types.numeric import Int8Dumper
 from quotas.store import sql
 from quotas.store.errors import read_with_reconnect, translating_errors
 from quotas.store.statements import Statement, Statements, statements_of
-from quotas.store.steps import InThread, Lock, Result, Step, Steps, Turn, Write
+from quotas.store.steps import Attempt, InThread, Lock, Result, Step, Steps, Write
 
 
 def run_steps(steps: Steps[Result]) -> Result:
@@ -47,14 +47,15 @@ def run_steps(steps: Steps[Result]) -> Result:
 
 
 def run_step(step: Step) -> Any:
-    if isinstance(step, Turn):
-        return None  # threads may lose races to each other: a lock of theirs would cost more
     in_transaction = database().in_atomic_block
     if isinstance(step, InThread):
         if settings.DATABASE_IS_POOLED and not in_transaction:
             # A pooler may lead to a standby by now: let Django check the connection if the function uses it.
             database().close_if_unusable_or_obsolete()
         return read_with_reconnect(step.function)
+    if isinstance(step, Attempt):
+        with _locked(step.user_id) if step.must_lock else nullcontext():
+            return run_steps(step.steps())
     if isinstance(step, Lock):
         with _locked(step.user_id):
             return run_steps(step.steps)

@@ -26,7 +26,7 @@ def read_snapshot(user_id: str, query: SnapshotQuery) -> Snapshot:
 
 def clock() -> datetime:
     """Return the database's clock, which dates the entries."""
-    row = execute(Statement(f"SELECT {sql.CLOCK[vendor()]}", {}, wants_row=True))
+    [row] = execute(Statement(f"SELECT {sql.CLOCK[vendor()]}", {}, wants_rows=True))
     now: datetime = row[0]
     return now
 
@@ -37,7 +37,7 @@ def require_writes() -> None:
     A host may make one read-only whose disk is full.
     """
     if vendor() == "postgresql":
-        row = execute(Statement("SHOW transaction_read_only", {}, wants_row=True))
+        [row] = execute(Statement("SHOW transaction_read_only", {}, wants_rows=True))
         if row[0] != "off":
             database().close()  # a session keeps what it began with
             raise OperationalError(TAKES_NO_WRITES)

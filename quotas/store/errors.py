@@ -49,6 +49,10 @@ class LostRace(OperationalError):
     """Another transaction was first, and PostgreSQL refused ours; it had no effect."""
 
 
+class Overdue(OperationalError):
+    """The database did not answer in time. What was sent may be stored or not; it is not sent again."""
+
+
 @contextmanager
 def translating_errors(*, opens: bool = True) -> Iterator[None]:
     """Translate database errors; inside a transaction leave them as they are.

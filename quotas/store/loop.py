@@ -1,35 +1,35 @@
-"""The driver of an event loop, where no thread waits for the database.
+"""Connections to PostgreSQL that an event loop reads, with Django's own settings.
 
-Each step takes one of the pool's connections, which have Django's own settings. A step runs in a thread if no
-connection is free in time, if it locks a row, or if it may wait for something else. Only this driver calls
-libpq.
+Only this module calls libpq. It knows statements, and no quota.
 """
 
 import asyncio
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache, partial
 from itertools import count
 from time import monotonic
 from typing import Any, Protocol
 
 import psycopg
-from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, connections
+from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg import capabilities
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from quotas.store import thread
-from quotas.store.errors import STALE_STATEMENT_STATES, ConnectionLost, translate_error
-from quotas.store.statements import Statement, Statements, statements_of, statements_of_all
-from quotas.store.steps import Attempt, DatabaseStep, Result, Step, Steps
+from quotas.store.errors import STALE_STATEMENT_STATES, LostRace, Overdue, translate_error
+from quotas.store.statements import Statement, Statements
+from quotas.store.steps import Result
 
-RECONNECT_SECONDS = 1  # between a failed attempt to connect and the next one
-CONNECTION_WAIT_SECONDS = 1  # for one of LANE_CONNECTIONS; then a thread runs the step
-LIVENESS_SECONDS = 1  # between checks of the connections
+STATEMENT_SECONDS = 4  # for a statement; more than sql.LOCK_SECONDS
+WATCH_SECONDS = 1  # between checks of the connections
+CANCEL_SECONDS = 2  # to cancel a statement that took too long
 
 Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
 OK_STATUSES = (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK)
@@ -78,6 +78,7 @@ class LoopSession:
         self.loop = asyncio.get_running_loop()
         self.pending: asyncio.Future[PGresult] | None = None
         self.result: PGresult | None = None
+        self.deadline = 0.0  # of the statement that is under way
         self.socket = self.raw.fileno()
         self.loop.add_reader(self.socket, self.on_readable)
 
@@ -95,11 +96,14 @@ class LoopSession:
         try:
             with self.errors:
                 result = await self._execute(statement)
+        except Overdue:
+            raise
         except Error as error:
             raise translate_error(error, is_lost=self.raw.closed, close=self.close) from error.__cause__
-        return self.decode_row(result) if statement.wants_row else result.command_tuples or 0
+        return self.decode_rows(result) if statement.wants_rows else result.command_tuples or 0
 
     async def _execute(self, statement: Statement) -> PGresult:
+        self.deadline = monotonic() + STATEMENT_SECONDS
         text, numbers = with_dollar_placeholders(statement.text)
         values = self.encode(statement.parameters, numbers)
         types, formats = self.transformer.types, self.transformer.formats
@@ -125,11 +129,9 @@ class LoopSession:
         values = [parameters[name] for name in numbers]
         return self.transformer.dump_sequence(values, [PyFormat.AUTO] * len(values))
 
-    def decode_row(self, result: PGresult) -> Sequence[Any]:
+    def decode_rows(self, result: PGresult) -> list[tuple[Any, ...]]:
         self.transformer.set_pgresult(result, set_loaders=True, format=Format.BINARY)
-        row: Sequence[Any] | None = self.transformer.load_row(0, tuple)
-        assert row  # noqa: S101 - for mypy: a snapshot always has one
-        return row
+        return self.transformer.load_rows(0, result.ntuples, tuple)
 
     def should_prepare(self, prepared: Prepared) -> bool:
         """Count a use of the statement; return whether it is used often enough to be prepared."""
@@ -147,6 +149,8 @@ class LoopSession:
             raise error
         self.names.clear()
         self.uses.clear()
+        if self.pgconn.transaction_status == TransactionStatus.INERROR:
+            raise LostRace("A stale statement has failed the transaction.")
         return None
 
     def _next_result(self) -> "asyncio.Future[PGresult]":
@@ -182,130 +186,75 @@ class LoopSession:
         return True
 
     def close(self, error: Exception | None = None) -> None:
+        self.leave(error or psycopg.OperationalError("the connection was closed"), self.raw.close)
+
+    def leave(self, error: Exception, close: Callable[[], object] = lambda: None) -> None:
+        """Use the connection no more: raise the error in whoever waits for a result."""
         if self.is_open:
             self.is_open = False
             self.loop.remove_reader(self.socket)
-            self.raw.close()
+            close()
             self.on_close(self)
         if self.pending and not self.pending.done():
-            self.pending.set_exception(error or psycopg.OperationalError("the connection was closed"))
+            self.pending.set_exception(error)
 
 
-def _statements(step: Step) -> Statements[Any] | None:
-    if isinstance(step, Attempt):
-        return None if step.must_lock else statements_of_all(step.steps(), "postgresql")
-    return statements_of(step, "postgresql") if isinstance(step, DatabaseStep) else None
+class Connections:
+    """The connections of one event loop, opened on demand and kept. Whoever uses them limits their number."""
 
-
-class Pool:
-    """At most `size` connections for one event loop, opened on demand."""
-
-    def __init__(self, size: int, run_in_thread: RunInThread) -> None:
-        self.size = size
+    def __init__(self, run_in_thread: RunInThread) -> None:
         self.run_in_thread = run_in_thread
         self.sessions: set[LoopSession] = set()
-        self.opening = 0
         self.idle: list[LoopSession] = []  # a stack: the one used last has the warmest caches
-        self.waiting: deque[asyncio.Future[LoopSession | None]] = deque()
-        self.retry_at = 0.0
-        self.checks_liveness = False
+        self.is_watched = False
 
-    async def run_steps(self, steps: Steps[Result]) -> Result:
-        """Return the result of the steps. They never leave the loop; a thread may run single ones."""
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[LoopSession]:
+        """Lend a connection. Raises OperationalError if a new one cannot be opened."""
+        session = self.idle.pop() if self.idle else await self._open()
         try:
-            step = next(steps)
-            while True:
-                try:
-                    found = await self._run_step(step)
-                except Exception as error:  # noqa: BLE001 - the steps handle it, or raise it
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(found)
-        except StopIteration as stop:
-            result: Result = stop.value
-            return result
+            yield session
         finally:
-            steps.close()
+            self._take_back(session)
 
-    async def _run_step(self, step: Step) -> Any:
-        if (statements := _statements(step)) and (session := await self.acquire()):
-            try:
-                return await session.run(statements)
-            except ConnectionLost:
-                self._close_dead()  # a server that ends one session may have ended others
-                raise
-            finally:
-                self.release(session)
-        return await self.run_in_thread(partial(thread.run_step, step))
-
-    async def acquire(self) -> LoopSession | None:
-        """Return a connection; None if none becomes free in time, or if connecting failed a moment ago.
-
-        Raises OperationalError if connecting fails now.
-        """
-        if self.idle:
-            return self.idle.pop()
-        if len(self.sessions) + self.opening < self.size and monotonic() >= self.retry_at:
-            self.opening += 1
-            self.run_in_thread(connect).add_done_callback(self._on_connected)
-        elif not self.sessions and not self.opening:
-            return None
-        waiter: asyncio.Future[LoopSession | None] = asyncio.get_running_loop().create_future()
-        self.waiting.append(waiter)
-        try:
-            await asyncio.wait([waiter], timeout=CONNECTION_WAIT_SECONDS if self.sessions else None)
-        except asyncio.CancelledError:
-            if not waiter.cancel() and not waiter.exception() and (session := waiter.result()):
-                self.release(session)
-            raise
-        return None if waiter.cancel() else waiter.result()
-
-    def _on_connected(self, opening: "asyncio.Future[BaseDatabaseWrapper]") -> None:
-        self.opening -= 1
-        try:
-            session = LoopSession(opening.result(), self._on_close)
-        except Exception as error:  # noqa: BLE001 - the waiters raise it
-            self.retry_at = monotonic() + RECONNECT_SECONDS
-            while not self.sessions and (waiter := self._next_waiter()):
-                waiter.set_exception(OperationalError(*error.args))  # one each: raising it changes it
-            return
+    async def _open(self) -> LoopSession:
+        session = LoopSession(await self.run_in_thread(connect), self._on_close)
         self.sessions.add(session)
-        if not self.checks_liveness:
-            self.checks_liveness = True
-            self._check_liveness()
-        self._wake_next(session)
+        if not self.is_watched:
+            self.is_watched = True
+            self._watch()
+        return session
 
-    def _check_liveness(self) -> None:
-        self._close_dead()
-        asyncio.get_running_loop().call_later(LIVENESS_SECONDS, self._check_liveness)
-
-    def _close_dead(self) -> None:
-        """Close the connections that ended: libuv may not signal it, and a task would wait forever."""
-        for session in [*self.sessions]:
-            session.on_readable()
-
-    def release(self, session: LoopSession) -> None:
-        if session.pending:  # its task was cancelled: the result is still to come
+    def _take_back(self, session: LoopSession) -> None:
+        # A result that is still to come is that of a task that was cancelled.
+        if session.pending or session.pgconn.transaction_status != TransactionStatus.IDLE:
             session.close()
         elif session.is_open:
-            self._wake_next(session)
-
-    def _wake_next(self, session: LoopSession) -> None:
-        if waiter := self._next_waiter():
-            waiter.set_result(session)
-        else:
             self.idle.append(session)
 
-    def _next_waiter(self) -> "asyncio.Future[LoopSession | None] | None":
-        """Return the first waiter that has not given up."""
-        while self.waiting:
-            if not (waiter := self.waiting.popleft()).done():
-                return waiter
-        return None
+    def _watch(self) -> None:
+        """Give up statements that take too long, and close the connections that ended.
+
+        A server that hangs keeps its connections, and libuv may not signal that one ended: a task would wait
+        forever.
+        """
+        for session in [*self.sessions]:
+            session.on_readable()
+            if session.pending and monotonic() > session.deadline:
+                session.leave(Overdue("The database did not answer in time."))
+                self.run_in_thread(partial(_cancel_and_close, session.raw))
+        asyncio.get_running_loop().call_later(WATCH_SECONDS, self._watch)
 
     def _on_close(self, session: LoopSession) -> None:
         self.sessions.discard(session)
         if session in self.idle:
             self.idle.remove(session)
-        while not self.sessions and not self.opening and (waiter := self._next_waiter()):
-            waiter.set_result(None)
+        for other in [*self.sessions]:  # a server that ends one session may have ended others
+            other.on_readable()
+
+
+def _cancel_and_close(raw: "psycopg.Connection[Any]") -> None:
+    if capabilities.has_cancel_safe():
+        with suppress(psycopg.Error):
+            raw.cancel_safe(timeout=CANCEL_SECONDS)
+    raw.close()

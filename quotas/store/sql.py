@@ -7,7 +7,14 @@ Running constant text takes a quarter of the CPU time that the ORM needs for the
 from collections.abc import Iterable
 from functools import lru_cache
 
-from quotas.store.rows import ENTRY_COLUMNS, PLAN_COLUMNS, STATE_COLUMNS, entry_names
+from quotas.store.rows import (
+    ENTRY_ARRAYS,
+    ENTRY_COLUMNS,
+    PLAN_COLUMNS,
+    STATE_COLUMNS,
+    SWAP_COLUMNS,
+    entry_names,
+)
 
 VERSION_COLUMNS = ("plan_id", *tuple(PLAN_COLUMNS)[1:])  # of a plan's version
 MUTABLE_COLUMNS = tuple(STATE_COLUMNS)[1:]  # what a change may set
@@ -33,6 +40,10 @@ def _select_list(alias: str, names: Iterable[str]) -> str:
 
 def _placeholders(names: Iterable[str]) -> str:
     return ", ".join(f"%({name})s" for name in names)
+
+
+def _arrays(names: Iterable[str], types: Iterable[str]) -> str:
+    return ", ".join(f"%({name}s)s::{kind}[]" for name, kind in zip(names, types, strict=True))
 
 
 # What a snapshot may include besides the row: more columns and joins. Those with a parameter: `argument`.
@@ -102,7 +113,33 @@ def snapshot_query(vendor: str, include: str = "", *, keyed: bool = True, withou
         """
 
 
-LOCK_SECONDS = 4  # that a statement or a transaction waits for a row that another one has locked
+# The same for many users at once, without plans: a row for each of the arrays' users (and keys), in their
+# order. PostgreSQL takes an array of unknown length for ten rows: each look-up is LATERAL with a LIMIT, so
+# that no number of users makes it read a whole table instead.
+@lru_cache
+def snapshots_query(*, keyed: bool) -> str:
+    asked, of_entry, columns = _arrays(["user_id"], ["text"]), "", ""
+    if keyed:
+        asked = _arrays(["user_id", "key"], ["text", "text"])
+        columns = f", {_select_list('e', ENTRY_COLUMNS)}"
+        of_entry = """
+        LEFT JOIN LATERAL (
+            SELECT * FROM ledger_entries AS e
+            WHERE e.user_id = u.user_id AND e.idempotency_key = u.key LIMIT 1
+        ) AS e ON true"""
+    return f"""
+        SELECT {CLOCK["postgresql"]}, {_select_list("p", ("version_id", "name", "version"))},
+            {_select_list("q", STATE_COLUMNS)}{columns}
+        FROM unnest({asked}) WITH ORDINALITY AS u (user_id, {"key, " if keyed else ""}number)
+        LEFT JOIN LATERAL (
+            SELECT * FROM challenge_quotas AS q WHERE q.user_id = u.user_id LIMIT 1
+        ) AS q ON true
+        LEFT JOIN LATERAL (SELECT * FROM plans AS p WHERE p.name = q.plan_id LIMIT 1) AS p ON true{of_entry}
+        ORDER BY u.number
+        """
+
+
+LOCK_SECONDS = 3  # that a statement or a transaction waits for a row that another one has locked
 # PostgreSQL evaluates it before it looks for the row.
 _WITH_TIMEOUT = f"(SELECT set_config('lock_timeout', '{LOCK_SECONDS}s', true)) <> ''"
 _UNLESS_LOCKED = """EXISTS (
@@ -112,6 +149,9 @@ _UNLESS_LOCKED = """EXISTS (
 # Waits for the row's lock; locks nothing if there is no row.
 # A statement of its own: only a later statement sees what the previous holder of the lock wrote.
 LOCK = f"SELECT 1 FROM challenge_quotas WHERE user_id = %(user_id)s AND {_WITH_TIMEOUT} FOR UPDATE"
+
+# Under a stricter isolation level, which a role may have as its default, a row lock is of no use.
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 # Parameters: the STATE_COLUMNS, and the seq that was read.
 # Updates the row only if that seq is still its own. The CASE empties a tombstone's e-mail in
@@ -139,10 +179,6 @@ def compare_and_swap(entries: int, *, waits: bool = True) -> str:
         """
 
 
-def _arrays(names: Iterable[str], types: Iterable[str]) -> str:
-    return ", ".join(f"%({name}s)s::{kind}[]" for name, kind in zip(names, types, strict=True))
-
-
 # Inserts the rows that are missing, and entries for only these. Row count: entries inserted.
 # Two requests may open the same row at once: the second waits, finds the row and inserts nothing.
 # Parameters: those of SQLITE_INSERT and SQLITE_ENTRY as arrays, their names with an s.
@@ -152,8 +188,35 @@ OPEN_ROWS = f"""
         ON CONFLICT (user_id) DO NOTHING RETURNING user_id
     )
     {_ENTRIES} SELECT e.* FROM done
-    JOIN unnest({_arrays(entry_names(0), ENTRY_COLUMNS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})
+    JOIN unnest({_arrays(ENTRY_ARRAYS, ENTRY_ARRAYS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})
         ON e.user_id = done.user_id
+"""
+
+
+# Updates the rows that are still as they were read, and inserts the entries of exactly these: each entry
+# joins its own row. Returns their users. It locks the rows in the order of their users, as every such
+# statement does, so that two do not wait for each other, and passes over those that somebody else has locked.
+# Parameters: those of _UPDATE and of its entries as arrays, their names with an s; one row a user.
+SWAP_ROWS = f"""
+    WITH asked AS (
+        SELECT * FROM unnest({_arrays(SWAP_COLUMNS, SWAP_COLUMNS.values())}) AS s ({", ".join(SWAP_COLUMNS)})
+    ),
+    held AS (
+        SELECT user_id FROM challenge_quotas WHERE user_id = ANY (%(user_ids)s::text[])
+        ORDER BY user_id FOR NO KEY UPDATE SKIP LOCKED
+    ),
+    done AS (
+        UPDATE challenge_quotas AS q SET {", ".join(f"{name} = asked.{name}" for name in MUTABLE_COLUMNS)},
+            email = CASE WHEN asked.deleted_at IS NULL THEN q.email ELSE '' END
+        FROM asked JOIN held ON held.user_id = asked.user_id
+        WHERE q.user_id = held.user_id AND q.seq = asked.seq_read RETURNING q.user_id
+    ),
+    entered AS (
+        {_ENTRIES} SELECT e.* FROM done
+        JOIN unnest({_arrays(ENTRY_ARRAYS, ENTRY_ARRAYS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})
+            ON e.user_id = done.user_id
+    )
+    SELECT user_id FROM done
 """
 
 

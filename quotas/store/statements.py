@@ -1,6 +1,6 @@
 """The statements of each step of steps.py: generators whose statements a driver runs, one after the other."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,16 +14,27 @@ from quotas.rules.periods import Lookback, lookback
 from quotas.rules.values import MAX_PERIOD, PlanSource, Snapshot, State, Usage, remaining
 from quotas.store import plan_cache, sql
 from quotas.store.errors import NoDefaultPlan
-from quotas.store.rows import entry_from, entry_parameters, plan_from, state_from, state_parameters
-from quotas.store.steps import DatabaseStep, Read, Result, SnapshotQuery, Steps, Write
+from quotas.store.rows import (
+    ENTRY_ARRAYS,
+    SWAP_COLUMNS,
+    array_literals,
+    entry_from,
+    entry_parameters,
+    entry_values,
+    plan_from,
+    state_from,
+    state_parameters,
+    state_values,
+)
+from quotas.store.steps import Attempt, DatabaseStep, DatabaseSteps, Read, Result, SnapshotQuery, Write
 
 
 class Statement(NamedTuple):
-    """Its result is its one row, or the number of rows that it found or wrote."""
+    """Its result is its rows, or their number, or how many rows it wrote."""
 
     text: str
     parameters: Mapping[str, Any]
-    wants_row: bool = False
+    wants_rows: bool = False
 
 
 Statements = Generator[Statement, Any, Result]
@@ -45,7 +56,7 @@ def statements_of(step: DatabaseStep, vendor: str, *, in_transaction: bool = Fal
 
 
 def statements_of_all(
-    steps: Steps[Result], vendor: str, *, in_transaction: bool = False
+    steps: DatabaseSteps[Result], vendor: str, *, in_transaction: bool = False
 ) -> Statements[Result]:
     """Return the statements of steps that all ask the database, whose result is that of the steps."""
     try:
@@ -91,6 +102,43 @@ def write(change: Change, waits: bool, vendor: str) -> Statements[bool]:
     return True
 
 
+def read_snapshots(attempts: Sequence[Attempt]) -> Statements[list[Snapshot | None]]:
+    """Return what each attempt decides from; None for one that must read alone.
+
+    That is one of a user without a row, or whose plan is not cached, or whose usage only the ledger knows.
+    """
+    asked = [(attempt.user_id, attempt.query.idempotency_key) for attempt in attempts]
+    keyed = any(key is not None for _, key in asked)
+    arrays = array_literals({"user_id": "text", "key": "text"}, asked)
+    if not keyed:
+        del arrays["keys"]
+    rows = yield Statement(sql.snapshots_query(keyed=keyed), arrays, wants_rows=True)
+    found = [
+        _with_cached_plans(attempt.user_id, row, keyed=keyed)
+        for attempt, row in zip(attempts, rows, strict=True)
+    ]
+    return [
+        snapshot if snapshot and snapshot.state and snapshot.state.is_usage_known else None
+        for snapshot in found
+    ]
+
+
+def write_changes(changes: Sequence[Change]) -> Statements[set[str]]:
+    """Write each change whose row is still as it was read and is not locked; return their users' ids.
+
+    No two changes are of one user, and each is of a user who has a row.
+    """
+    states = [
+        (*state_values(change.state), change.snapshot.state.seq)
+        for change in changes
+        if change.snapshot.state
+    ]
+    entries = [entry_values(entry) for change in changes for entry in change.entries]
+    arrays = array_literals(SWAP_COLUMNS, states) | array_literals(ENTRY_ARRAYS, entries)
+    rows = yield Statement(sql.SWAP_ROWS, arrays, wants_rows=True)
+    return {user_id for (user_id,) in rows}
+
+
 def was_written(user_id: str, entry_id: UUID) -> Statements[bool]:
     found: int = yield Statement(sql.ENTRY_EXISTS, {"user_id": user_id, "entry_id": entry_id})
     return found > 0
@@ -120,7 +168,8 @@ def _with_usage(state: State) -> Statements[State]:
     other rules counts as given.
     """
     parameters = {"user_id": state.user_id, "seq": state.seq, "period_seq": state.period_seq}
-    resets_at, _, _, consumed, given = yield Statement(sql.RUNNING_USAGE, parameters, wants_row=True)
+    [row] = yield Statement(sql.RUNNING_USAGE, parameters, wants_rows=True)
+    resets_at, _, _, consumed, given = row
     if remaining(state.quota_limit, given, consumed) != state.quota_remaining:
         given = state.quota_remaining + consumed - (state.quota_limit or 0)
     return replace(
@@ -134,7 +183,8 @@ def _with_usage(state: State) -> Statements[State]:
 
 def _read_usage(state: State, asked: Lookback) -> Statements[Usage | None]:
     parameters = {"user_id": state.user_id, "seq": state.seq, **asked._asdict()}
-    row = iter((yield Statement(sql.USAGE_BY_PLAN, parameters, wants_row=True)))
+    [found] = yield Statement(sql.USAGE_BY_PLAN, parameters, wants_rows=True)
+    row = iter(found)
     begins_at, period_seq, consumed, given, refused_at, left_until, limit, ends_at = islice(row, 8)
     if period_seq is None:
         return None
@@ -154,9 +204,8 @@ def _read_row(
     parameters = {"user_id": user_id} | ({"key": key} if keyed else {})
     if argument is not None:
         parameters["argument"] = argument
-    row = iter(
-        (yield Statement(sql.snapshot_query(vendor, include, keyed=keyed), parameters, wants_row=True))
-    )
+    [found] = yield Statement(sql.snapshot_query(vendor, include, keyed=keyed), parameters, wants_rows=True)
+    row = iter(found)
     clock, newest_id = next(row), next(row)
     plan, in_force, state = plan_from(row), plan_from(row), state_from(row)
     entry, entry_plan = (entry_from(row), plan_from(row)) if keyed else (None, None)
@@ -184,11 +233,17 @@ def _read_without_plans(user_id: str, key: str | None, vendor: str) -> Statement
     """Read the snapshot with plans from the cache; return None if a plan version is not cached."""
     parameters = {"user_id": user_id} if key is None else {"user_id": user_id, "key": key}
     statement = sql.snapshot_query(vendor, keyed=key is not None, without_plans=True)
-    row = iter((yield Statement(statement, parameters, wants_row=True)))
+    [row] = yield Statement(statement, parameters, wants_rows=True)
+    return _with_cached_plans(user_id, row, keyed=key is not None)
+
+
+def _with_cached_plans(user_id: str, found: Iterable[Any], *, keyed: bool) -> Snapshot | None:
+    """Return the snapshot of a row that was read without plans; None if a plan version is not cached."""
+    row = iter(found)
     clock, newest_id = next(row), next(row)
     known = partial(plan_cache.get, newest_id)
     plan, state = known(next(row), next(row)), state_from(row)
-    entry = None if key is None else entry_from(row)
+    entry = entry_from(row) if keyed else None
     in_force = known(state.plan, state.plan_version) if state else plan
     entry_plan = known(entry.plan, entry.plan_version) if entry else None
     if not plan or not in_force or (entry and not entry_plan):

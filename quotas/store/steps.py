@@ -70,7 +70,7 @@ class Attempt:
     outcome: Outcome | None = None  # what was decided
     sent: Change | None = None  # what the outcome rests on, from the moment before it is sent
 
-    def steps(self) -> "Steps[bool]":
+    def steps(self) -> "DatabaseSteps[bool]":
         """Return the steps of an attempt that is carried out alone."""
         self.outcome = self.decide((yield Read(self.user_id, self.query)))
         if not isinstance(self.outcome, Change) or not self.outcome.entries:
@@ -91,4 +91,5 @@ class InThread(NamedTuple):
 
 DatabaseStep = Read | Write | WasWritten  # a few statements on any connection
 Step = DatabaseStep | Attempt | Lock | InThread
+DatabaseSteps = Generator[DatabaseStep, Any, Result]
 Steps = Generator[Step, Any, Result]

@@ -75,7 +75,7 @@ def run_statements(statements: Statements[Result]) -> Result:
 
 
 def execute(statement: Statement) -> Any:
-    """Return the statement's one row, or the number of rows that it found or wrote."""
+    """Return the statement's rows, or their number, or how many rows it wrote."""
     db = database()
     if vendor() != "postgresql":
         return _execute_on_sqlite(db, statement)
@@ -84,7 +84,7 @@ def execute(statement: Statement) -> Any:
     prepare = False if db.in_atomic_block else None  # None: once it is used often enough
     with db.wrap_database_errors:
         cursor = _cursor(db).execute(statement.text, statement.parameters, prepare=prepare)
-        return cursor.fetchone() if statement.wants_row else cursor.rowcount
+        return cursor.fetchall() if statement.wants_rows else cursor.rowcount
 
 
 def lock(user_id: str) -> None:
@@ -140,7 +140,9 @@ def _execute_on_sqlite(db: BaseDatabaseWrapper, statement: Statement) -> Any:
     parameters = {name: _sqlite_value(db, value) for name, value in statement.parameters.items()}
     with db.cursor() as cursor:
         cursor.execute(statement.text, parameters)
-        return [_in_utc(value) for value in cursor.fetchone()] if statement.wants_row else cursor.rowcount
+        if not statement.wants_rows:
+            return cursor.rowcount
+        return [[_in_utc(value) for value in row] for row in cursor.fetchall()]
 
 
 def _in_utc(value: Any) -> Any:

@@ -21,7 +21,7 @@ from quotas.api.middleware import length_fault
 from quotas.api.respond import Call, respond
 from quotas.api.responses import Response, problem_response
 from quotas.problems import Problem
-from quotas.store.loop import Pool
+from quotas.store.batches import Batches
 from quotasite.observing.json_logs import request_id
 from quotasite.observing.probes import ALIVE
 from quotasite.observing.request_log import (
@@ -69,10 +69,10 @@ class Answer(NamedTuple):
 
 
 class FastPath:
-    """Without a pool, Django answers all requests."""
+    """Without a driver, Django answers all requests."""
 
-    def __init__(self, pool: Pool | None) -> None:
-        self.pool = pool
+    def __init__(self, driver: Batches | None) -> None:
+        self.driver = driver
         self.added_headers = {
             (origin, scheme): headers_of_the_middleware(origin, scheme)
             for origin in (None, *settings.CORS_ALLOWED_ORIGINS)
@@ -85,14 +85,14 @@ class FastPath:
         if request.path == "/healthz" and request.method in ("GET", "HEAD"):
             return self._answer_at_once(request, ALIVE, "healthz", "healthz")
         found = find(request.method, request.path)
-        if not self.pool or not found or not self._is_readable(request):
+        if not self.driver or not found or not self._is_readable(request):
             return None
         endpoint, parameters = found
         own_id = request_id_for(request.headers.get("x-request-id", ""))
         call = Call(parameters, request.query, request.headers, request.body)
         token = request_id.set(own_id)
         try:
-            response = await self.pool.run_steps(respond(endpoint, call))
+            response = await self.driver.run_steps(respond(endpoint, call))
         finally:
             request_id.reset(token)
         return self._answer(request, response, own_id, f"api/{endpoint.route}", endpoint.verb)

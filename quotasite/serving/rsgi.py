@@ -27,7 +27,7 @@ from django.conf import settings
 
 from quotas.api.middleware import max_body_bytes
 from quotas.problems import BODY_INCOMPLETE, BODY_TIMEOUT, Problem
-from quotas.store.loop import Pool
+from quotas.store.batches import Batches
 from quotas.store.steps import Result
 from quotas.store.thread import vendor
 from quotasite.observing.request_log import BEGAN
@@ -51,7 +51,8 @@ class Site:
         self.loop = loop
         self.threads = ThreadPoolExecutor(settings.WEB_THREADS)
         is_fast = settings.FAST_LANE and vendor() == "postgresql"
-        self.fast_path = FastPath(Pool(settings.LANE_CONNECTIONS, self.run_in_thread) if is_fast else None)
+        driver = Batches(settings.LANE_CONNECTIONS, self.run_in_thread) if is_fast else None
+        self.fast_path = FastPath(driver)
         gc.collect()
         gc.freeze()  # objects made so far live as long as the worker: no collection needs to visit them
 

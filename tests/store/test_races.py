@@ -16,7 +16,7 @@ from quotas.models import ChallengeQuota, LedgerEntry, Plan, ServiceKey
 from quotas.rules.outcomes import Exhausted
 from quotas.rules.values import Actor
 from quotasite.demo.tour import shift
-from tests.store.test_loop import waiting
+from tests.tools.in_loop import waiting
 from tests.tools.ledger import assert_sound, spent
 from tests.tools.site import ask, served, url_of_the_test_database
 from tests.tools.waiting import wait_until

@@ -105,7 +105,7 @@ def test_a_prepared_statement_raises_what_django_calls_the_fault() -> None:
 
 def test_numbers_of_any_size_are_one_statement() -> None:
     for number in [1, 70_000, 5_000_000_000] * ENOUGH:
-        assert execute(Statement("SELECT %(n)s::bigint", {"n": number}, wants_row=True)) == (number,)
+        assert execute(Statement("SELECT %(n)s::bigint", {"n": number}, wants_rows=True)) == [(number,)]
     assert len(prepared_statements()) == 1
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import threading
 from asyncio.events import _get_running_loop, _set_running_loop
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from io import BytesIO
 from time import perf_counter
 from typing import Any
@@ -15,10 +17,11 @@ from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 from django.test.client import ClientHandler
 
-from quotas.store.loop import LoopSession, Pool, Prepared
+from quotas.store.batches import Batches
+from quotas.store.loop import Connections, LoopSession, Prepared
 from quotas.store.plan_cache import clear
-from quotas.store.steps import Result, Steps
-from quotas.store.thread import database
+from quotas.store.steps import Attempt, Result, Step, Steps
+from quotas.store.thread import database, run_step
 from quotasite.serving.fast_path import FastPath, Received
 
 
@@ -30,17 +33,24 @@ class OwnSession(LoopSession):
         return self.raw.autocommit and super().should_prepare(prepared)
 
 
-class OwnPool(Pool):
-    def __init__(self) -> None:
-        super().__init__(1, run_at_once)
-
-    async def acquire(self) -> LoopSession:
+class OwnConnections(Connections):
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[LoopSession]:
         db = outside(own_connection)
         before = getattr(_local, "session", None)
         session = _local.session = OwnSession(db, lambda _: outside(db.close))
         if before and before.raw is session.raw:
             session.names, session.uses = before.names, before.uses
-        return session
+        try:
+            yield session
+        finally:
+            session.loop.remove_reader(session.socket)
+
+
+class OwnBatches(Batches):
+    def __init__(self) -> None:
+        super().__init__(2, run_at_once)
+        self.connections = OwnConnections(run_at_once)
 
     async def run_steps(self, steps: Steps[Result]) -> Result:
         """As a thread does, cache no plans that were read in a transaction: it may be rolled back."""
@@ -50,8 +60,11 @@ class OwnPool(Pool):
             if outside(lambda: database().in_atomic_block):
                 clear()
 
-    def release(self, session: LoopSession) -> None:
-        session.loop.remove_reader(session.socket)
+    async def _run_step(self, step: Step) -> Any:
+        """Lock a row by Django's means, which know the transaction of the test."""
+        if isinstance(step, Attempt) and step.must_lock:
+            return outside(partial(run_step, step))
+        return await super()._run_step(step)
 
 
 _local = threading.local()
@@ -95,7 +108,7 @@ class FastPathHandler(ClientHandler):
         self.fast_path: FastPath | None = None
 
     def __call__(self, environ: dict[str, Any]) -> HttpResponseBase:
-        self.fast_path = self.fast_path or FastPath(OwnPool())  # not before the settings of the test
+        self.fast_path = self.fast_path or FastPath(OwnBatches())  # not before the settings of the test
         answer = asyncio.run(self.fast_path.respond(request_of(environ)))
         if answer is None:
             self.full_path_count += 1

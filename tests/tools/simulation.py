@@ -32,7 +32,7 @@ from quotas.rules.outcomes import Change, Refusal
 from quotas.rules.values import Actor, Entry, OnChange, Plan, Request, Snapshot, State
 from quotas.store.errors import ConnectionLost, LostRace
 from quotas.store.manager import QuotaManager, Receipt
-from quotas.store.steps import Attempt, Lock, Read, SnapshotQuery, Step, Steps, WasWritten, Write
+from quotas.store.steps import Lock, Read, SnapshotQuery, Step, Steps, WasWritten, Write
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

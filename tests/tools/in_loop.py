@@ -1,0 +1,92 @@
+"""The verbs in an event loop with two threads, as the site drives them, and locks that hold them up."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Barrier
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection, connections
+
+from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.rules.values import Quota
+from quotas.store.batches import Batches
+from tests.conftest import USER
+from tests.tools.site import url_of_the_test_database
+
+OTHER = "user_2"
+quotas = ChallengeQuota.objects
+
+
+def run(work: Callable[[Batches], Coroutine[Any, Any, Any]], size: int = 3) -> Any:
+    """Run the work in an event loop, with a driver of this many connections and two threads."""
+
+    async def main() -> Any:
+        loop = asyncio.get_running_loop()
+        driver = Batches(size, lambda function: asyncio.wrap_future(threads.submit(function), loop=loop))
+        try:
+            return await work(driver)
+        finally:
+            for session in [*driver.connections.sessions]:
+                session.close()
+
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            return asyncio.run(main())
+        finally:
+            both = Barrier(2)  # otherwise one thread might close twice, and the other not at all
+            for closed in [threads.submit(lambda: (both.wait(), connections.close_all())) for _ in range(2)]:
+                closed.result()
+
+
+async def read(driver: Batches, user_id: str = USER) -> Quota:
+    return await driver.run_steps(quotas.current.steps(user_id))
+
+
+async def spend(driver: Batches, key: str | None = None, user_id: str = USER, cost: int = 1) -> Any:
+    return await driver.run_steps(quotas.consume.steps(user_id, cost, key=key))
+
+
+def spent(user_id: str = USER) -> int:
+    return LedgerEntry.objects.filter(user_id=user_id, kind="consumed").count()
+
+
+@contextmanager
+def held(user_id: str = USER) -> Iterator[None]:
+    """Lock the user's row in another session."""
+    with psycopg.connect(url_of_the_test_database()) as other:
+        other.execute("SELECT 1 FROM challenge_quotas WHERE user_id = %s FOR UPDATE", [user_id])
+        yield
+
+
+@contextmanager
+def held_table(table: str, mode: str = "ACCESS EXCLUSIVE") -> Iterator[None]:
+    """Lock a whole table in another session: from reads too, or in SHARE mode from writes only."""
+    with psycopg.connect(url_of_the_test_database()) as other:
+        other.execute(f"LOCK TABLE {table} IN {mode} MODE")
+        yield
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if is_so():
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("The condition was not met in time.")
+
+
+def waiting() -> list[int]:
+    """The server processes that wait for a lock."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return [pid for (pid,) in cursor.fetchall()]
+
+
+def terminate(pids: list[int]) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s) AS pid", [pids])

@@ -1,5 +1,6 @@
 -- The requests that wrk sends: the tokens of the pool in rotation, with a new Idempotency-Key on each if wanted.
--- Arguments: file of tokens, first token, method, path, body or -, key (-, fresh or the key itself), id of the run.
+-- Arguments: file of tokens, number of threads, first token of each, method, path, body or -, key (-, fresh or the
+-- key itself), id of the run.
 local threads = {}
 -- What a host's proxies (here Cloudflare and Render) and a browser with tracing add to each request.
 local ADDED = table.concat({
@@ -17,7 +18,7 @@ function setup(thread)
 end
 
 function init(args)
-  local file, first, method, path, body, key, run = unpack(args)
+  local file, count_of_threads, first, method, path, body, key, run = unpack(args)
   for _, status in ipairs(STATUSES) do
     names[status] = "s" .. status
     _G["s" .. status] = 0
@@ -33,7 +34,7 @@ function init(args)
   end
   local pool, line = {}, 0
   for token in io.lines(file) do
-    if line % 2 == number then
+    if line % tonumber(count_of_threads) == number then
       pool[#pool + 1] = head .. token
     end
     line = line + 1

@@ -15,7 +15,7 @@ from bench.stock import HOT, SPENDERS
 from tests.tools import keys
 
 SCRIPT = Path(__file__).with_name("load.lua")
-CONNECTIONS, THREADS = 16, 2
+CONNECTIONS, MAX_THREADS = 16, 2
 TOKENS = 12_000  # so many that a token is evicted from the workers' cache before it is sent again
 FEW_TOKENS = 2_000  # so few that each worker caches all of them
 TOKEN_SECONDS = 4 * 3600  # until they expire
@@ -46,10 +46,10 @@ class Summary(NamedTuple):
 
 @dataclass
 class Pool:
-    """A file of tokens, and for each server's port the token with which its next run starts."""
+    """A file of tokens, and for each server's port how many it has been sent."""
 
     file: Path
-    next: dict[int, int] = field(default_factory=dict)
+    sent: dict[int, int] = field(default_factory=dict)
 
 
 def wrk() -> str:
@@ -73,13 +73,13 @@ def pools(folder: Path, tokens: int = TOKENS, *, with_hot: bool = True) -> dict[
 
 def run(request: Request, port: int, pool: Pool, *, seconds: int, connections: int = CONNECTIONS) -> Summary:
     """Send the request for so many seconds; each connection sends the next as soon as it has its answer."""
-    first = pool.next.get(port, 0)
-    arguments = [str(pool.file), str(first), *request, f"{time.time_ns():x}"]
-    command = [wrk(), f"-t{THREADS}", f"-c{connections}", f"-d{seconds}s"]
+    threads, sent = min(MAX_THREADS, connections), pool.sent.get(port, 0)
+    arguments = [str(pool.file), str(threads), str(sent // threads), *request, f"{time.time_ns():x}"]
+    command = [wrk(), f"-t{threads}", f"-c{connections}", f"-d{seconds}s"]
     command += ["-s", str(SCRIPT), f"http://127.0.0.1:{port}", "--", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
     report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    pool.next[port] = first + report["requests"] // THREADS
+    pool.sent[port] = sent + report["requests"]
     return Summary(
         seconds=report["microseconds"] / 1e6,
         statuses=report["statuses"] or {},

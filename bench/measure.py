@@ -48,17 +48,17 @@ class Bench:
             return self._pgbench(job)
         return self.run_on(self.sites[SYSTEMS[system].server], job, system)
 
-    def run_on(self, site: Site, job: str, system: str) -> Result:
+    def run_on(self, site: Site, job: str, system: str, connections: int = load.CONNECTIONS) -> Result:
         name = SYSTEMS[system].server
         url = stock.url(self.server, name)
         before = stock.balance(url)
         clock = CpuClock(self.server, name, site.pid)
-        pool = self.pools[JOBS[job].pool]
-        summary = load.run(request_for(job, system), site.port, pool, seconds=self.seconds)
+        request, pool = request_for(job, system), self.pools[JOBS[job].pool]
+        summary = load.run(request, site.port, pool, seconds=self.seconds, connections=connections)
         cpu = clock.stop()
         wait_until_idle(url)
         after = stock.balance(url)
-        result = evaluate(job, summary, before.remaining - after.remaining)
+        result = evaluate(job, summary, before.remaining - after.remaining, connections)
         count = max(result.answers, 1)
         result.web_cpu, result.database_cpu = cpu.web / count * 1e6, cpu.database / count * 1e6
         result.others = cpu.others
@@ -122,7 +122,7 @@ class CpuClock:
         return process.cpu(process.tree(postmaster(self.server)))
 
 
-def evaluate(job: str, summary: load.Summary, gone: int) -> Result:
+def evaluate(job: str, summary: load.Summary, gone: int, connections: int) -> Result:
     """Compare the spends that wrk saw answered with the units `gone` from the rows.
 
     When wrk stops, each connection may have a request under way that spends without an answer.
@@ -132,7 +132,7 @@ def evaluate(job: str, summary: load.Summary, gone: int) -> Result:
     wrong = {name: count for name, count in summary.statuses.items() if name != status}
     wrong |= {"broken": summary.broken} if summary.broken else {}
     acknowledged = granted if JOBS[job].spends else 0
-    unanswered = load.CONNECTIONS if JOBS[job].spends else 0
+    unanswered = connections if JOBS[job].spends else 0
     return Result(
         rate=granted / summary.seconds,
         p50=summary.p50,

@@ -6,7 +6,6 @@ ledger's audit finds a fault; a missed target is only reported.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -14,7 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench import cells, extras, load, pgbench, process, serving, stock, table
-from bench.measure import Bench, Result
+from bench.measure import Bench, audit, fault
+from bench.report import Report
 from tests.tools.postgres import Server, engine
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -34,7 +34,7 @@ def main() -> int:
         make_databases(server, {cells.SYSTEMS[name].server for name in systems} | {"ours"})
         print(f"ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         bench = Bench(server, {}, pools, Path(folder), options.seconds)
-        report = Report()
+        report = Report("What the bench measured", "Written by `make bench`")
         found = measure(bench, systems, options, report)
         found += audit()
         report.write(f"Took {time.monotonic() - began:.0f} s. Faults: {', '.join(found) or 'none'}.")
@@ -43,13 +43,13 @@ def main() -> int:
     return 1 if found else 0
 
 
-def measure(bench: Bench, systems: list[str], options: argparse.Namespace, report: "Report") -> list[str]:
+def measure(bench: Bench, systems: list[str], options: argparse.Namespace, report: Report) -> list[str]:
     """Measure and report everything; return our faults."""
     results, memory = compare(bench, systems, options)
     starts = extras.starts(bench) if options.is_whole else []
     report.write(table.machine(engine(bench.server.url).partition(" at ")[0]))
     report.write(table.preface(options.rounds, options.seconds, options.tokens))
-    report.write(table.noise(results))
+    report.write(table.noise(results.values()))
     report.write(table.jobs(results))
     report.write(table.ratios(results))
     report.write(table.alone(results, memory.get("ours", 0), starts))
@@ -65,23 +65,6 @@ def measure(bench: Bench, systems: list[str], options: argparse.Namespace, repor
         of_ours = {(job, label): rounds for (label, job, _), rounds in far.items() if "Quotasite" in label}
         found += faults({(f"{job}, far", "ours"): rounds for (job, _), rounds in of_ours.items()})
     return found
-
-
-class Report:
-    """Prints each part at once, and saves all of them in one file."""
-
-    def __init__(self) -> None:
-        self.parts = [
-            "# What the bench measured",
-            "Written by `make bench`; docs/performance.md explains it.",
-        ]
-
-    def write(self, part: str) -> None:
-        print(f"\n{part}", flush=True)
-        self.parts.append(part)
-
-    def save(self, file: Path) -> None:
-        file.write_text("\n\n".join(self.parts) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -110,23 +93,12 @@ def arguments() -> argparse.Namespace:
 
 def make_databases(server: Server, names: set[str]) -> None:
     """Create and fill the databases, and set up Django for ours."""
-    stock.create(server.url, "ours")
-    os.environ.update(
-        DATABASE_URL=stock.url(server, "ours"),
-        DJANGO_SETTINGS_MODULE="quotasite.settings",
-        SECRET_KEY="of a bench",
-        QUOTA_DEFAULT_ALLOWANCE=str(serving.ALLOWANCE),
-    )
-    import django
-
-    django.setup()
-    stock.open_ours(stock.url(server, "ours"))
+    stock.make_ours(server)
     for name in sorted(names - {"ours"}):
         if name == "pgbench":
             stock.create(server.url, name, template="ours")
         else:
-            stock.create(server.url, name)
-            stock.open_peer(name, stock.url(server, name))
+            stock.make_peer(server, name)
 
 
 def compare(
@@ -159,9 +131,6 @@ def compare(
 
 
 def faults(results: table.Results) -> list[str]:
-    def fault(job: str, result: Result) -> str:
-        return f"{job}: {result.lost} lost, {result.overspent} overspent, wrong answers {result.wrong}"
-
     return [
         fault(job, result)
         for (job, system), rounds in results.items()
@@ -169,17 +138,6 @@ def faults(results: table.Results) -> list[str]:
         for result in rounds
         if not result.is_right
     ]
-
-
-def audit() -> list[str]:
-    """Check our ledger as an operator would."""
-    from django.core.management import CommandError, call_command
-
-    try:
-        call_command("audit_ledger")
-    except CommandError as error:
-        return [f"audit_ledger: {error}"]
-    return []
 
 
 if __name__ == "__main__":

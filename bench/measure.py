@@ -146,6 +146,21 @@ def evaluate(job: str, summary: load.Summary, gone: int, connections: int) -> Re
     )
 
 
+def fault(cell: str, result: Result) -> str:
+    return f"{cell}: {result.lost} lost, {result.overspent} overspent, wrong answers {result.wrong}"
+
+
+def audit() -> list[str]:
+    """Check our ledger as an operator would."""
+    from django.core.management import CommandError, call_command
+
+    try:
+        call_command("audit_ledger")
+    except CommandError as error:
+        return [f"audit_ledger: {error}"]
+    return []
+
+
 def wait_until_idle(url: str, seconds: float = 5.0) -> None:
     """Return when no session of the database is active, or after `seconds`."""
     deadline = time.monotonic() + seconds

@@ -1,5 +1,6 @@
 """The databases: one for each system, with the same users and the same spends at the start."""
 
+import os
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -43,6 +44,26 @@ def drop(database_url: str, database: str) -> None:
     statement = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database))
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(statement)
+
+
+def make_ours(server: Server) -> None:
+    """Create and fill our database, and set up Django for it."""
+    create(server.url, "ours")
+    os.environ.update(
+        DATABASE_URL=url(server, "ours"),
+        DJANGO_SETTINGS_MODULE="quotasite.settings",
+        SECRET_KEY="of a bench",
+        QUOTA_DEFAULT_ALLOWANCE=str(ALLOWANCE),
+    )
+    import django
+
+    django.setup()
+    open_ours(url(server, "ours"))
+
+
+def make_peer(server: Server, name: str) -> None:
+    create(server.url, name)
+    open_peer(name, url(server, name))
 
 
 def open_ours(database_url: str) -> None:

@@ -91,16 +91,16 @@ def ratios(results: Results) -> str:
         ours = results.get((job, "ours"), [])
         if system == "ours" or not ours:
             continue
-        each = [mine.rate / theirs.rate for mine, theirs in zip(ours, rounds, strict=True) if theirs.rate]
+        each = by_rate(ours, rounds)
         if not each:
             continue
         target = cells.TARGETS.get((job, system))
         rows.append(
             [
                 f"{cells.JOBS[job].label}: {cells.SYSTEMS[system].label}",
-                f"{statistics.median(each):.2f}",
-                f"{min(each):.2f}–{max(each):.2f}",
-                by_cpu(ours, rounds),
+                median(each),
+                extremes(each),
+                median(by_cpu(ours, rounds)),
                 f"≥ {target}" if target else "–",
                 verdict(statistics.median(each) >= target) if target else "",
             ]
@@ -109,21 +109,37 @@ def ratios(results: Results) -> str:
     return table(heads, rows)
 
 
-def by_cpu(ours: list[Result], peers: list[Result]) -> str:
+def by_cpu(ours: list[Result], peers: list[Result]) -> list[float]:
     """Divide the peer's CPU a request by ours, web and database together: the ratio where CPU is the limit.
 
     Other work on the machine hardly affects it.
     """
-    each = [
+    return [
         (theirs.web_cpu + theirs.database_cpu) / (mine.web_cpu + mine.database_cpu)
         for mine, theirs in zip(ours, peers, strict=True)
         if mine.web_cpu and theirs.web_cpu
     ]
-    return f"{statistics.median(each):.2f}" if each else "–"
 
 
-def noise(results: Results) -> str:
-    shares = [result.others for rounds in results.values() for result in rounds if result.web_cpu]
+def by_rate(ours: list[Result], peers: list[Result]) -> list[float]:
+    return [mine.rate / theirs.rate for mine, theirs in zip(ours, peers, strict=True) if theirs.rate]
+
+
+def tails(rounds: list[Result]) -> list[float]:
+    """Divide the p99 of each round by its p50."""
+    return [one.p99 / one.p50 for one in rounds if one.p99 and one.p50]
+
+
+def median(values: list[float], form: str = "{:.2f}") -> str:
+    return formatted(statistics.median(values) if values else None, form)
+
+
+def extremes(values: list[float]) -> str:
+    return f"{min(values):.2f}–{max(values):.2f}"
+
+
+def noise(measured: Iterable[list[Result]]) -> str:
+    shares = [result.others for rounds in measured for result in rounds if result.web_cpu]
     others = statistics.median(shares)
     sentence = f"Other work took {others:.0%} of the machine (median of the runs)."
     if others <= cells.MAX_NOISE:
@@ -158,7 +174,7 @@ def alone(results: Results, memory: float, starts: list[Start]) -> str:
         rows.append(["CPU seconds until then, all workers together", f"{cpu:.1f}", "", ""])
     for job in dict.fromkeys(name for name, _ in results):
         if rounds := results.get((job, "ours")):
-            spread = statistics.median(one.p99 / one.p50 for one in rounds if one.p99 and one.p50)
+            spread = statistics.median(tails(rounds))
             rows.append(
                 [f"p99 / p50, {cells.JOBS[job].label}", f"{spread:.1f}", *limit(spread, cells.MAX_SPREAD)]
             )

@@ -49,10 +49,9 @@ class Bench:
         return self.run_on(self.sites[SYSTEMS[system].server], job, system)
 
     def run_on(self, site: Site, job: str, system: str, connections: int = load.CONNECTIONS) -> Result:
-        name = SYSTEMS[system].server
-        url = stock.url(self.server, name)
+        url = stock.url(self.server, site.database)
         before = stock.balance(url)
-        clock = CpuClock(self.server, name, site.pid)
+        clock = CpuClock(self.server, site.database, site.pid)
         request, pool = request_for(job, system), self.pools[JOBS[job].pool]
         summary = load.run(request, site.port, pool, seconds=self.seconds, connections=connections)
         cpu = clock.stop()

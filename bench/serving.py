@@ -38,24 +38,25 @@ class Site(NamedTuple):
     pid: int
     port: int
     seconds: float  # from the start of the process to its first answer
+    database: str  # its name
 
 
-def command(server: str) -> str:
+def command(server: str, checkout: Path = ROOT) -> str:
     """Return the shell command that starts a server; for the product, the `web:` line of its Procfile."""
     if server in COMMANDS:
         return COMMANDS[server]
-    lines = (ROOT / "Procfile").read_text().splitlines()
+    lines = (checkout / "Procfile").read_text().splitlines()
     return next(line.removeprefix("web:").strip() for line in lines if line.startswith("web:"))
 
 
 @contextmanager
-def served(server: str, database_url: str, **environment: str) -> Iterator[Site]:
-    """Serve until the block ends, with more environment variables if given."""
+def served(server: str, database_url: str, *, checkout: Path = ROOT, **environment: str) -> Iterator[Site]:
+    """Serve the code of a checkout until the block ends, with more environment variables if given."""
     port = free_port()
     began = time.monotonic()
     process = subprocess.Popen(
-        ["/bin/sh", "-c", f"exec {command(server)}"],
-        cwd=ROOT,
+        ["/bin/sh", "-c", f"exec {command(server, checkout)}"],
+        cwd=checkout,
         env={
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DATABASE_URL": database_url,
@@ -75,7 +76,8 @@ def served(server: str, database_url: str, **environment: str) -> Iterator[Site]
     )
     try:
         _wait_until_alive(port, process)
-        yield Site(process.pid, port, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        yield Site(process.pid, port, seconds, database_url.rpartition("/")[2])
     finally:
         process.terminate()
         try:

@@ -75,6 +75,21 @@ MAX_MIB = 100  # of a worker
 MAX_START_SECONDS = 2.0
 MAX_NOISE = 0.1  # share of the machine that other work takes
 
+# `python -m bench.loads`: numbers of keep-alive connections, jobs and targets.
+LOADS = (1, 16, 64, 256)
+LOAD_JOBS = ("get", "consume", "keyed", "hot", "refusal", "replay")
+QUICK_LOADS, QUICK_LOAD_JOBS = (1, 64), ("get", "keyed")
+# By connections and job: the CPU of a request to asyncpg doing the same work, divided by ours; at least this.
+MIN_CPU_RATIOS = {
+    16: {"get": 1.15, "consume": 0.95, "keyed": 0.95, "hot": 1.25, "refusal": 1.0, "replay": 0.95},
+    64: {"get": 1.6, "consume": 1.3, "keyed": 1.3, "hot": 2.3, "refusal": 1.4, "replay": 1.4},
+    256: {"get": 2.0, "consume": 1.8, "keyed": 1.8, "hot": 3.0, "refusal": 1.6, "replay": 1.6},
+}
+SPREAD_LOADS = (16, 64)  # at which MAX_SPREAD must hold
+MAX_SLOWDOWN = 1.05  # p50 at one connection, divided by that of the build before
+FAR_LOAD, FAR_DELAY = 64, 1.0  # connections; ms each way to a distant database
+MIN_FAR_RATIO = 1.3  # our requests a second there, divided by asyncpg's
+
 ONE = '{"cost":1}'
 # More than any user has left, but not more than the allowance, above which the error is another one.
 TOO_MUCH = f'{{"cost":{ALLOWANCE}}}'

@@ -1,9 +1,9 @@
 """The driver of an event loop, where no thread waits for the database.
 
-An attempt goes alone if a connection is free. Otherwise it waits with others for the next one that is, which
-carries them out together: one read, one write. Of one account they are folded (fold.py). An attempt that must
-lock its row has a side connection, so that nobody else waits for that row, and shares it with all that gather
-for the row meanwhile. Every other step is rare, or may wait for something else: a thread runs it.
+The next connection that is free carries out together all attempts that wait for one: one read, one write. Of
+one account they are folded (fold.py). An attempt that must lock its row has a side connection, so that nobody
+else waits for that row, and shares it with all that gather for the row meanwhile. Every other step is rare,
+or may wait for something else: a thread runs it.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
-from django.db import OperationalError
+from django.db import DataError, IntegrityError
 
 from quotas.rules.values import Snapshot
 from quotas.store import sql, thread
@@ -24,6 +24,7 @@ from quotas.store.statements import Statement, read_snapshots, statements_of_all
 from quotas.store.steps import Attempt, Result, Step, Steps
 
 MAX_BATCH = 64
+ERRORS_OF_ONE = (LostRace, DataError, IntegrityError)  # the statement that raised it had no effect
 SIDE_CONNECTIONS = 2  # of all, for attempts that lock; 1 if there are only two
 
 
@@ -78,29 +79,18 @@ class Batches:
     async def _run_step(self, step: Step) -> Any:
         if not isinstance(step, Attempt):
             return await self.run_in_thread(partial(thread.run_step, step))
-        if self.free and not step.must_lock:
-            return await self._run_alone(step)
         job = Job(step, asyncio.get_running_loop().create_future())
         if step.must_lock:
             self._gather(job, step.user_id if _is_foldable(job) else job)
         else:
             self.waiting.append(job)
+            if self.free and len(self.waiting) == 1:  # otherwise somebody is about to take all that wait
+                self._begin()
         return await job.result
 
-    async def _run_alone(self, attempt: Attempt) -> bool:
+    def _begin(self) -> None:
         self.free -= 1
-        try:
-            async with self.connections.use() as session:
-                return await _run(session, attempt)
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        """Let those who wait have the connection that is free now."""
-        self.free += 1
-        if self.waiting:
-            self.free -= 1
-            self._start(self._run_waiting())
+        self._start(self._run_waiting())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -113,13 +103,16 @@ class Batches:
         try:
             async with self.connections.use() as session:
                 jobs = deque(self.waiting.popleft() for _ in range(min(MAX_BATCH, len(self.waiting))))
+                if self.waiting and self.free:
+                    self._begin()
                 for job in await _try_together(session, jobs):
                     await _run_job(session, job)
         except Exception as error:  # noqa: BLE001 - the attempts handle it, or raise it
             while jobs:
                 jobs.popleft().fail(error)
-        finally:
-            self._end()
+        self.free += 1
+        if self.waiting:
+            self._begin()
 
     def _gather(self, job: Job, account: object) -> None:
         """Let the attempt wait for the lock of its row with others of the account."""
@@ -192,7 +185,12 @@ async def _run_together(
             alone.append(job)
     changes, resting = [], []
     for found in accounts.values():
-        if change := fold([job.attempt for job, _ in found], [snapshot for _, snapshot in found]):
+        try:
+            change = fold([job.attempt for job, _ in found], [snapshot for _, snapshot in found])
+        except Exception:  # noqa: BLE001 - alone, only the one that causes it raises it
+            alone += [job for job, _ in found]
+            continue
+        if change:
             changes.append(change)
         for job, _ in found:
             if job.attempt.sent:
@@ -206,9 +204,9 @@ async def _run_together(
 
 
 def _rest_after(error: Exception, jobs: Sequence[Job]) -> list[Job]:
-    """Return those jobs that go alone after an error of one of them; raise any other in all."""
+    """Return those jobs that go alone after an error that one of them may have caused; raise others in all."""
     rest = [job for job in jobs if not job.result.done()]
-    if len(jobs) > 1 and (isinstance(error, LostRace) or not isinstance(error, OperationalError)):
+    if len(jobs) > 1 and isinstance(error, ERRORS_OF_ONE):
         for job in rest:
             job.attempt.sent = None  # it had no effect
         return rest

@@ -45,4 +45,4 @@ def _after(change: Change, snapshot: Snapshot, entry: Entry | None, entry_plan: 
 
 
 def _joined(first: Change, second: Change) -> Change:
-    return replace(second, snapshot=first.snapshot, entries=first.entries + second.entries, refusal=None)
+    return replace(second, snapshot=first.snapshot, entries=first.entries + second.entries)

@@ -99,10 +99,14 @@ class LoopSession:
         except Overdue:
             raise
         except Error as error:
-            raise translate_error(error, is_lost=self.raw.closed, close=self.close) from error.__cause__
+            raise translate_error(
+                error, is_lost=not self.is_open or self.raw.closed, close=self.close
+            ) from error.__cause__
         return self.decode_rows(result) if statement.wants_rows else result.command_tuples or 0
 
     async def _execute(self, statement: Statement) -> PGresult:
+        if not self.is_open:
+            raise psycopg.OperationalError("the connection was closed")
         self.deadline = monotonic() + STATEMENT_SECONDS
         text, numbers = with_dollar_placeholders(statement.text)
         values = self.encode(statement.parameters, numbers)

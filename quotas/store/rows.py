@@ -1,7 +1,8 @@
 """The columns of the store's statements, and conversion between their rows and the values of the rules."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
@@ -10,7 +11,12 @@ from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
+import msgspec
+
 from quotas.rules.values import Entry, Plan, State
+
+encode_json = msgspec.json.Encoder().encode
+ESCAPE = re.compile(r"\\[^\"\\]")  # of JSON, that PostgreSQL's arrays do not know
 
 SQL_TYPES = {
     str: "text",
@@ -69,26 +75,23 @@ def array_literals(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) ->
     One text is much quicker to pass than the values of many rows.
     """
     return {
-        f"{name}s": _array_literal(values, ARRAY_ELEMENTS[kind])
+        f"{name}s": _array_literal(kind, values)
         for (name, kind), values in zip(columns.items(), zip(*rows, strict=True), strict=True)
     }
 
 
-def _array_literal(values: Iterable[Any], element: Callable[[Any], str]) -> str:
-    return f"{{{','.join(['NULL' if value is None else element(value) for value in values])}}}"
+def _array_literal(kind: str, values: Sequence[Any]) -> str:
+    """JSON writes an array alike, but for its brackets and the escapes of control characters."""
+    if kind == "jsonb":
+        values = [None if value is None else json.dumps(value) for value in values]
+    text = encode_json(values).decode()
+    if ESCAPE.search(text):
+        return f"{{{','.join(['NULL' if value is None else _quoted(value) for value in values])}}}"
+    return f"{{{text[1:-1]}}}"
 
 
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
-
-
-ARRAY_ELEMENTS: dict[str, Callable[[Any], str]] = {
-    "bigint": str,
-    "uuid": str,
-    "timestamptz": datetime.isoformat,
-    "text": _quoted,
-    "jsonb": lambda value: _quoted(json.dumps(value)),
-}
 
 
 def state_from(row: Iterator[Any]) -> State | None:

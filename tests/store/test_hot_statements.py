@@ -6,6 +6,7 @@ temporary copies of the tables: PostgreSQL finds those first, and they vanish wi
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -18,8 +19,10 @@ from quotas.rules.outcomes import Change
 from quotas.rules.values import Actor, Request
 from quotas.store import direct, plan_cache
 from quotas.store.commit import _settle
-from quotas.store.steps import SnapshotQuery
-from quotas.store.thread import run_steps
+from quotas.store.fold import fold
+from quotas.store.statements import read_snapshots, write_changes
+from quotas.store.steps import Attempt, SnapshotQuery
+from quotas.store.thread import run_statements, run_steps
 from tests.tools.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying, explained, overheard, scans
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
@@ -132,8 +135,8 @@ def unmade(act: Callable[[], object]) -> list[Sent]:
     return sent
 
 
-def faults(sent: Sent, *, generic: bool) -> list[str]:
-    """Return the expensive scans in PostgreSQL's plan of the statement, or its error."""
+def faults(sent: Sent, *, generic: bool, users: int = 1) -> list[str]:
+    """Return the expensive scans in PostgreSQL's plan of a statement about so many users, or its error."""
     try:
         with transaction.atomic():
             plan = explained(connection.connection, sent, generic=generic)
@@ -143,7 +146,7 @@ def faults(sent: Sent, *, generic: bool) -> list[str]:
     return [
         str(scan)
         for scan in scans(plan)
-        if scan.kind == "Seq Scan" or scan.rows > MAX_ROWS or scan.blocks > MAX_BLOCKS
+        if scan.kind == "Seq Scan" or scan.rows > MAX_ROWS * users or scan.blocks > MAX_BLOCKS * users
     ]
 
 
@@ -154,6 +157,27 @@ def test_every_statement_of_every_verb_looks_up_a_few_rows(crowd: None, generic:
         assert sent, f"{verb}: no statement was seen"
         for statement in sent:
             assert faults(statement, generic=generic) == [], f"{verb}: {statement.text}"
+
+
+def spend_together(count: int) -> None:
+    """Spend with a key for so many users, by one read and one write."""
+    users = [f"user_{number:027}" for number in range(0, USERS, USERS // count)][:count]
+    attempts = [
+        Attempt(user, SnapshotQuery("a key"), partial(verbs.consume, request=Request(STAFF)), must_lock=False)
+        for user in users
+    ]
+    snapshots = run_statements(read_snapshots(attempts))
+    changes = [fold([attempt], [found]) for attempt, found in zip(attempts, snapshots, strict=True) if found]
+    assert run_statements(write_changes([change for change in changes if change])) == {*users}
+
+
+@pytest.mark.parametrize("count", [1, 64])
+@pytest.mark.parametrize("generic", [False, True], ids=["planned for its values", "prepared for any"])
+def test_many_users_at_once_are_looked_up_one_by_one(crowd: None, generic: bool, count: int) -> None:
+    sent = unmade(with_cached_plan(lambda: spend_together(count)))
+    assert len(sent) == 2
+    for statement in sent:
+        assert faults(statement, generic=generic, users=count) == []
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         "CLERK_PLAN_METADATA_KEY": "plan",
         "TRUSTED_PROXY": "1",
         "FAST_LANE": request.param,
-        "LANE_CONNECTIONS": "1",
+        "LANE_CONNECTIONS": "2",
         "WEB_THREADS": "1",
     }
     with served(url_of_the_test_database(), workers=1, **environment) as port:

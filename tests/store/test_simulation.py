@@ -6,7 +6,8 @@ import pytest
 
 from quotas.rules.outcomes import Change
 from tests.tools import simulation
-from tests.tools.simulation import Account, Simulation, Violation, simulate
+from tests.tools.simulated_database import Account, Violation
+from tests.tools.simulation import Simulation, simulate
 
 pytestmark = pytest.mark.once
 SEEDS, MANY_SEEDS = 150, 1_000
@@ -15,7 +16,8 @@ MIN_STEPS = 1_000_000
 
 def test_150_seeds_keep_every_promise() -> None:
     totals = simulate(SEEDS)
-    assert set(simulation.FAULTS) < set(totals.faults)
+    assert set(simulation.ALL_FAULTS) == set(totals.faults)
+    assert set(simulation.ALL_EVENTS) <= set(totals.events)
 
 
 @pytest.mark.full

@@ -1,25 +1,19 @@
-"""A driver for the steps of the verbs that is a simulated database: in memory, from a seed, with faults.
+"""A driver for the steps of the verbs that is a simulation: a database in memory, from a seed, with faults.
 
 Some writers share a few accounts. Each takes the real steps of a verb, and before each step a seeded
-scheduler chooses whose is next. So races arise by themselves. The same seed chooses faults: a session is
-killed before a statement or after it took effect, or its write is still under way and takes effect after its
-client got the error; a transaction is rolled back, or its commit arrives late; PostgreSQL refuses a
-statement; the clock jumps over the ends of periods and back. A client whose request failed retries it with
-its key, or gives up if it has none.
-
-What is left out: the usage that is read from the ledger after a change of plan (plans change by
-OnChange.RESET only, and all are rolling); deletions; and the unique index on keys, so that the guard alone
-must keep a key single.
+scheduler chooses whose is next. So races arise by themselves. In a share of the histories, attempts join
+batches (simulated_batches.py). The same seed chooses the faults of the database (simulated_database.py), and
+the clock jumps over the ends of periods and back. A client whose request failed retries it with its key, or
+gives up if it has none. Now and then a client sends a key that another one is just sending.
 
 By hand: `python -m tests.tools.simulation SEEDS [FIRST]`.
 """
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from random import Random
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -27,67 +21,42 @@ from uuid import UUID
 
 from django.db import OperationalError
 
-from quotas.rules import verbs
-from quotas.rules.outcomes import Change, Refusal
-from quotas.rules.values import Actor, Entry, OnChange, Plan, Request, Snapshot, State
-from quotas.store.errors import ConnectionLost, LostRace
-from quotas.store.manager import QuotaManager, Receipt
-from quotas.store.steps import Lock, Read, SnapshotQuery, Step, Steps, WasWritten, Write
+from quotas.rules.outcomes import Exhausted, Refusal
+from quotas.rules.values import Actor, Entry, OnChange, Quota, Snapshot
+from quotas.store.errors import ConnectionLost
+from quotas.store.manager import PlanChange, QuotaManager, Receipt
+from quotas.store.steps import Attempt, Lock, Read, Step, Steps, WasWritten, Write
+from tests.tools.simulated_batches import Batch, LockedBatch
+from tests.tools.simulated_database import CUTS, FAULTS, Account, Database, Transaction, Violation, fail
 
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-STAFF, CLERK = Actor("staff", "a test"), Actor("webhook", "clerk")
+STAFF = Actor("staff", "a test")
 MAX_RETRIES = 6
+TICK = timedelta(milliseconds=7)  # of a step
 STEPS_PER_SEED = 1_200
-FAULT_RATES = (0.0, 0.02, 0.1, 0.3)
-FAULTS = ("cut before", "cut after", "cut while under way", "refused", "new session killed")
+BATCHED_SHARES = (0.0, 0.6, 1.0)  # of the writers of a history
+ALL_FAULTS = (
+    *FAULTS,
+    *(f"commit {cut}" for cut in CUTS),
+    *(f"{place} {fault}" for place in ("batch read", "batch store", "locked batch") for fault in FAULTS),
+    *(f"batch commit {cut}" for cut in CUTS),
+)
+ALL_EVENTS = (
+    *("an account twice in a batch", "an account twice in a locked batch"),
+    *("a key twice in a batch", "a replay of the same batch", "a key in two batches", "a key twice at once"),
+    *("a key again while its write is under way", "one guard of a batch lost, not all"),
+    *(f"a batch lost to {other}" for other in ("a client", "a batch", "a locked batch")),
+    *(f"a batch lost to {other}" for other in ("Clerk", "a late write")),
+    *(f"a client lost to {other}" for other in ("a batch", "a locked batch")),
+    *(f"a batch met the lock of {other}" for other in ("a client", "a locked batch")),
+    *(f"a locked batch met the lock of {other}" for other in ("a client", "a locked batch")),
+    *(f"{other} met the lock of a locked batch" for other in ("a client", "Clerk", "a late write")),
+)
 SHARED_FIELDS = (
     *("plan", "plan_source", "plan_version", "quota_limit", "period_consumed", "period_given"),
     *("last_reset_date", "anchor_at", "resets_at", "period_seq", "seq"),
 )
+Answer = Receipt | PlanChange | Quota | Refusal
 quotas: QuotaManager[Any] = QuotaManager()
-
-
-class Violation(AssertionError):
-    """The store broke a promise."""
-
-
-class Account:
-    """A user's row, its ledger, and the plan that Clerk assigned."""
-
-    def __init__(self) -> None:
-        self.state: State | None = None
-        self.ledger: list[Entry] = []
-        self.by_id: dict[UUID, Entry] = {}
-        self.by_key: dict[str, Entry] = {}
-        self.refunded: Counter[UUID] = Counter()
-        self.assigned = ""
-        self.holder: Any = None  # the transaction that holds the row's lock
-
-    def fits(self, change: Change) -> bool:
-        before = change.snapshot.state
-        return (before and before.seq) == (self.state and self.state.seq)
-
-    def write(self, change: Change) -> bool:
-        """Store the change if the row is still as it was read.
-
-        A plan that staff left to Clerk must be the one that Clerk assigned, which leaves the row's seq.
-        """
-        if not self.fits(change):
-            return False
-        self.state = change.state
-        for entry in change.entries:
-            self.ledger.append(entry)
-            self.by_id[entry.id] = entry
-            if entry.idempotency_key:
-                self.by_key.setdefault(entry.idempotency_key, entry)
-            if entry.refund_of:
-                self.refunded[entry.refund_of] += entry.cost
-        if change.state.plan_source != "staff" and change.state.plan != (self.assigned or "free"):
-            raise Violation(
-                f"{change.state.user_id}: {change.state.plan} is not the plan that Clerk assigned."
-            )
-        return True
 
 
 class Operation:
@@ -96,41 +65,25 @@ class Operation:
     def __init__(self, user_id: str, key: str | None) -> None:
         self.user_id, self.key, self.name = user_id, key, ""
         self.ask: Callable[[], Steps[Any]]
-        self.retries = self.delta = 0
-        self.was_unknown = self.is_running = False
-        self.answer: Receipt | Refusal | None = None
-
-
-class Transaction:
-    """The inner steps of a Lock; its one change is visible to others from its commit on."""
-
-    def __init__(self, lock: Lock) -> None:
-        self.user_id, self.steps = lock.user_id, lock.steps
-        self.change: Change | None = None
+        self.retries = self.delta = self.running = 0
+        self.was_unknown = False
+        self.acknowledged: list[Receipt | PlanChange] = []
 
 
 class Writer:
     """A client that sends one operation after the other."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, loop: dict[str, Batch] | None) -> None:
+        self.name, self.loop = name, loop  # the batches that gather in its event loop, if it has any
         self.operation: Operation | None = None
         self.steps: Steps[Any] | None = None
+        self.inner: Steps[Any] | None = None  # of an Attempt or a Lock
         self.step: Step | None = None  # to be carried out next
         self.transaction: Transaction | None = None
-        self.lost_tries = 0  # of this attempt, by faults
-        self.is_unsure = False  # whether a write of this attempt was sent
-        self.must_fail = (
-            False  # a new connection failed before anything was sent: the client must get the error
-        )
-
-
-class Late(NamedTuple):
-    """A write that is still under way, or a commit: it takes effect after its client got an error."""
-
-    change: Change | None
-    transaction: Transaction | None
-    account: Account
+        self.batch: Batch | None = None  # that carries out its attempt
+        self.lost_tries = 0  # of this request, by faults
+        self.must_replay = False  # the operation was acknowledged before this request
+        self.must_fail = False  # a new connection failed with nothing sent: the client must get the error
 
 
 class Simulation:
@@ -138,134 +91,134 @@ class Simulation:
         self.random = Random(seed)
         self.chance = self.random.random
         self.keeps_story, self.story = keeps_story, list[str]()
-        self.steps = self.ids = 0
-        self.faults: Counter[str] = Counter()
-        self.fault_rate = self.random.choice(FAULT_RATES)
-        self.clock = BEGIN
-        self.versions = {
-            "free": [Plan("free", 1, self.random.choice([3, 20]), "rolling", HOUR, "UTC")],
-            "pro": [Plan("pro", 1, 50, "rolling", DAY, "UTC")],
-        }
-        users = [f"user_{number}" for number in range(self.random.choice([1, 1, 2, 3]))]
-        self.users = users
-        self.accounts = {user_id: Account() for user_id in users}
-        self.writers = [Writer(f"client {number}") for number in range(self.random.randint(2, 6))]
-        self.late: list[Late] = []
+        self.steps = 0
+        self.database = Database(self.random)
+        self.accounts = self.database.accounts
+        self.users = [*self.accounts]
+        share = self.random.choice(BATCHED_SHARES)
+        loops: list[dict[str, Batch]] = [{} for _ in range(self.random.choice([1, 1, 2]))]
+        self.writers = [
+            Writer(f"client {number}", self.random.choice(loops) if self.chance() < share else None)
+            for number in range(self.random.randint(2, 7))
+        ]
+        self.in_batches: dict[Attempt, Writer] = {}
         self.operations: list[Operation] = []
 
     def run(self, steps: int = STEPS_PER_SEED) -> None:
         """Carry out this many steps, then whatever is still under way, and check the ledgers."""
-        writers, chance = self.writers, self.chance
+        writers, chance, database = self.writers, self.chance, self.database
         while self.steps < steps:
-            if chance() < 0.06:
+            if chance() < 0.09:
                 self.happen()
             self.advance(writers[int(chance() * len(writers))], may_begin=True)
-        self.fault_rate = 0.0
-        while busy := [writer for writer in writers if writer.steps or self.late]:
-            if self.late and chance() < 0.5:
+        database.fault_rate = 0.0
+        while busy := [writer for writer in writers if writer.steps or database.late]:
+            if chance() < 0.5:
                 self.arrive()
             self.advance(busy[int(chance() * len(busy))], may_begin=False)
         self.check()
 
     def record(self, who: str, what: object) -> None:
         if self.keeps_story:
-            self.story.append(f"{self.steps:5} {self.clock:%d %H:%M:%S} {who}: {what}")
+            self.story.append(f"{self.steps:5} {self.database.clock:%d %H:%M:%S} {who}: {what}")
 
     # What happens besides the steps
 
     def happen(self) -> None:
         """Let time jump, a plan be edited, Clerk assign a plan, or a late write arrive."""
-        match int(self.chance() * 8):
+        match int(self.chance() * 12):
             case 0:
-                self.clock += self.random.choice([HOUR, HOUR, DAY, -HOUR, timedelta(minutes=59)])
+                self.database.jump()
                 self.record("clock", "jumped")
             case 1 if self.chance() < 0.3:
-                allowance = self.random.choice([3, 8, 20])
-                versions = self.versions["free"]
-                versions.append(replace(versions[-1], version=len(versions) + 1, allowance=allowance))
-                self.record("staff", f"gave the plan an allowance of {allowance}")
+                self.record("staff", f"gave the plan an allowance of {self.database.edit_plan()}")
             case 2 | 3 | 4:
-                self.assign(self.random.choice([*self.accounts]))
+                user_id = self.random.choice(self.users)
+                if self.database.assign(user_id):
+                    self.record("Clerk", f"assigned {self.accounts[user_id].assigned or 'none'} to {user_id}")
             case _:
                 self.arrive()
 
-    def assign(self, user_id: str) -> None:
-        """As assign_plan: note Clerk's assignment and follow it, while the row is locked."""
-        account = self.accounts[user_id]
-        if not account.state or account.holder:
-            return
-        account.assigned = self.random.choice(["", "pro"])
-        snapshot = self.snapshot(user_id, SnapshotQuery(None, "clerk"))
-        outcome = verbs.follow_assignments(snapshot, Request(CLERK, reason="assigned"))
-        if isinstance(outcome, Change) and outcome.entries:
-            account.write(outcome)
-        self.record("Clerk", f"assigned {account.assigned or 'none'} to {user_id}")
-
     def arrive(self) -> None:
-        """Let a write or a commit that is still under way take effect, unless its guard stops it."""
-        if not self.late:
-            return
-        at = int(self.chance() * len(self.late))
-        change, transaction, account = self.late[at]
-        if account.holder not in (None, transaction):
-            return
-        del self.late[at]
-        if transaction:
-            self.release(account, transaction)
-        is_written = change is not None and account.write(change)
-        self.record("late write", "took effect" if is_written else "was stopped")
+        if happened := self.database.arrive():
+            self.record("late write", happened)
 
-    # The clients
+    # The steps
 
     def advance(self, writer: Writer, *, may_begin: bool) -> None:
-        """Carry out the writer's next step, or let it begin with an operation."""
+        """Carry out the writer's next step, or its batch's, or let it begin with an operation."""
         if writer.steps is None:
             if may_begin:
                 self.begin(writer, self.next_operation())
             return
+        if writer.batch:
+            self.advance_batch(writer.batch)
+            return
         step = writer.step
         assert step is not None
-        if self.waits(writer, step):
+        if self.database.waits(step, writer.transaction):
             return
-        self.steps += 1
-        self.clock += timedelta(milliseconds=7)
+        self.tick()
         try:
             found = self.carry_out(writer, step)
         except OperationalError as error:
             self.record(writer.name, f"{type(step).__name__} failed: {error}")
             self.raise_into(writer, error)
-        else:
-            if self.keeps_story:
-                self.record(writer.name, f"{type(step).__name__} → {shown(found)}")
-            if not isinstance(step, Lock):
-                self.send(writer, found)
+            return
+        if self.keeps_story:
+            self.record(writer.name, f"{type(step).__name__} → {shown(found)}")
+        self.send(writer, found)
 
-    def begin(self, writer: Writer, operation: Operation) -> None:
-        writer.operation, writer.steps, operation.is_running = operation, operation.ask(), True
-        writer.lost_tries, writer.is_unsure = 0, False
-        self.record(writer.name, f"asks for {operation.name} of {operation.user_id}, key {operation.key}")
-        self.resume(writer, writer.steps.send, None)
+    def tick(self) -> None:
+        self.steps += 1
+        self.database.clock += TICK
+
+    def carry_out(self, writer: Writer, step: Step) -> Any:
+        database = self.database
+        fault = database.fault()
+        if fault:
+            writer.lost_tries += 1
+        if isinstance(step, Write):
+            return self.write(writer, step, fault)
+        writer.must_fail = fault == "new session killed"
+        fail(fault)
+        if isinstance(step, Read):
+            return database.snapshot(step.user_id, step.query)
+        if isinstance(step, Lock):
+            writer.transaction, writer.inner = database.lock(step.user_id, by="a client"), step.steps
+            return None
+        assert isinstance(step, WasWritten)
+        return step.entry_id in self.accounts[step.user_id].by_id
+
+    def write(self, writer: Writer, step: Write, fault: str) -> bool:
+        if writer.transaction:
+            fail(fault)
+            return self.database.write_in(writer.transaction, step.change)
+        [is_stored] = self.database.write([step.change], waits=step.waits, by="a client", fault=fault)
+        return is_stored
 
     def send(self, writer: Writer, found: Any) -> None:
-        steps = writer.transaction.steps if writer.transaction else writer.steps
+        steps = writer.inner or writer.steps
         assert steps
         self.resume(writer, steps.send, found)
 
     def raise_into(self, writer: Writer, error: OperationalError) -> None:
         """Raise the error in the steps; the loss of a transaction's session rolls it back first."""
-        if transaction := writer.transaction:
+        if writer.transaction:
+            self.database.release(writer.transaction)
             writer.transaction = None
-            self.release(self.accounts[transaction.user_id], transaction)
-            transaction.steps.close()
+        if writer.inner:
+            writer.inner.close()
+            writer.inner = None
         assert writer.steps
         self.resume(writer, writer.steps.throw, error)
 
     def resume(self, writer: Writer, resume: Callable[[Any], Step], value: Any) -> None:
         try:
-            writer.step = resume(value)
+            step = resume(value)
         except StopIteration as stop:
-            if transaction := writer.transaction:
-                self.commit(writer, transaction, stop.value)
+            if writer.inner:
+                self.end_inner(writer, stop.value)
             else:
                 self.finish(writer, stop.value)
         except Refusal as refusal:
@@ -275,14 +228,101 @@ class Simulation:
         else:
             if writer.must_fail:
                 raise Violation("The error of a new connection was not passed on.")
+            if isinstance(step, Attempt):
+                self.take_up(writer, step)
+            else:
+                writer.step = step
 
-    def finish(self, writer: Writer, answer: Any) -> None:
-        assert writer.operation
-        if isinstance(answer, Receipt | Refusal):
-            writer.operation.answer = answer
+    def end_inner(self, writer: Writer, result: Any) -> None:
+        """Send the result of an Attempt or a Lock, once its transaction is committed."""
+        transaction, writer.transaction, writer.inner = writer.transaction, None, None
+        assert writer.steps
+        if transaction:
+            fault = self.database.fault("commit ", CUTS)
+            self.record(writer.name, f"commit {fault}")
+            try:
+                self.database.commit(transaction, fault)
+            except OperationalError as error:
+                writer.lost_tries += 1
+                self.resume(writer, writer.steps.throw, error)
+                return
+        self.resume(writer, writer.steps.send, result)
+
+    # Attempts
+
+    def take_up(self, writer: Writer, attempt: Attempt) -> None:
+        """Let the attempt join a batch, or begin with it alone."""
+        if writer.loop is None or attempt.query.include or self.chance() < 0.15:
+            self.begin_alone(writer, attempt)
+        else:
+            self.join(writer, writer.loop, attempt)
+
+    def begin_alone(self, writer: Writer, attempt: Attempt) -> None:
+        steps = attempt.steps()
+        if attempt.must_lock:
+            writer.step = Lock(attempt.user_id, steps)
+        else:
+            writer.inner, writer.step = steps, next(steps)
+
+    def join(self, writer: Writer, loop: dict[str, Batch], attempt: Attempt) -> None:
+        place = attempt.user_id if attempt.must_lock else ""
+        batch = loop.get(place)
+        if not batch or not batch.is_gathering:
+            batch = LockedBatch(self.database, place) if attempt.must_lock else Batch(self.database)
+            loop[place] = batch
+        batch.attempts.append(attempt)
+        writer.batch = batch
+        self.database.events["a key in two batches"] += any(
+            other.batch not in (None, batch) and other.operation is writer.operation for other in self.writers
+        )
+        self.in_batches[attempt] = writer
+        self.record(writer.name, "waits for a locked batch" if attempt.must_lock else "waits for a batch")
+
+    def advance_batch(self, batch: Batch) -> None:
+        """Carry out the next statement of the batch, or let it gather or be under way for longer."""
+        if self.chance() < 0.7 or batch.waits():
+            return
+        self.tick()
+        names = ", ".join(self.in_batches[attempt].name for attempt in batch.attempts)
+        replies = batch.advance()
+        self.record(f"batch of {names}", batch.doing)
+        for attempt, reply in replies:
+            self.deliver(self.in_batches.pop(attempt), attempt, reply)
+
+    def deliver(self, writer: Writer, attempt: Attempt, reply: bool | OperationalError | None) -> None:
+        writer.batch = None
+        if reply is None:
+            self.begin_alone(writer, attempt)
+            return
+        self.record(writer.name, f"Attempt → {reply}")
+        if isinstance(reply, bool):
+            self.send(writer, reply)
+            return
+        writer.lost_tries += 1
+        writer.must_fail = isinstance(reply, ConnectionLost) and not reply.repeats and not attempt.sent
+        self.raise_into(writer, reply)
+
+    # The clients
+
+    def begin(self, writer: Writer, operation: Operation) -> None:
+        events = self.database.events
+        events["a key twice at once"] += operation.running > 0
+        if operation.was_unknown and operation.key and self.database.is_under_way(operation.key):
+            events["a key again while its write is under way"] += 1
+        writer.operation, writer.steps = operation, operation.ask()
+        operation.running += 1
+        writer.lost_tries, writer.must_replay = 0, bool(operation.acknowledged)
+        self.record(writer.name, f"asks for {operation.name} of {operation.user_id}, key {operation.key}")
+        self.resume(writer, writer.steps.send, None)
+
+    def finish(self, writer: Writer, answer: Answer) -> None:
+        operation = writer.operation
+        assert operation
         self.record(writer.name, f"got {shown(answer)}")
-        writer.operation.is_running = False
-        writer.steps = writer.operation = None
+        self.check_answer(writer, operation, answer)
+        if isinstance(answer, Receipt | PlanChange):
+            operation.acknowledged.append(answer)
+        self.rest(writer, operation)
 
     def fail(self, writer: Writer, error: OperationalError) -> None:
         """Let the client retry, with its key; without one it may not."""
@@ -291,17 +331,22 @@ class Simulation:
         if writer.lost_tries == 0 and "again and again" in str(error):
             raise Violation(f"{operation.name} lost every race.")
         self.record(writer.name, f"got an error: {error}")
-        operation.was_unknown, operation.is_running, writer.must_fail = True, False, False
-        writer.steps = writer.operation = None
+        operation.was_unknown = True
+        self.rest(writer, operation)
         operation.retries += 1
         if operation.key and operation.retries <= MAX_RETRIES:
             self.begin(writer, operation)
 
+    def rest(self, writer: Writer, operation: Operation) -> None:
+        operation.running -= 1
+        writer.steps = writer.operation = None
+        writer.must_fail = False
+
     def next_operation(self) -> Operation:
         """Choose what a client asks for next: something new, or now and then something again with its key."""
-        if self.operations and self.chance() < 0.05:
+        if self.operations and self.chance() < 0.08:
             earlier = self.operations[-1 - int(self.chance() * min(8, len(self.operations)))]
-            if earlier.key and not earlier.is_running:
+            if earlier.key:
                 return earlier
         user_id = self.users[int(self.chance() * len(self.users))]
         key = f"key {len(self.operations)}" if self.chance() < 0.6 else None
@@ -316,7 +361,7 @@ class Simulation:
         staff: dict[str, Any] = {"reason": mark, "actor": STAFF, "key": key}
         if chance < 0.55:
             cost = 1 + int(self.chance() * 4)
-            given = {"metadata": {"mark": mark}, "key": key}
+            given: dict[str, Any] = {"metadata": {"mark": mark}, "key": key}
             return "consume", lambda: quotas.consume.steps(user_id, cost, **given)
         if chance < 0.65:
             return "current", lambda: quotas.current.steps(user_id)
@@ -334,118 +379,20 @@ class Simulation:
         plan = self.random.choice(["free", "pro", None, None])
         return "change_plan", lambda: quotas.change_plan.steps(user_id, plan, OnChange.RESET, **staff)
 
-    # The database
-
-    def waits(self, writer: Writer, step: Step) -> bool:
-        """Whether another transaction holds the lock that the step needs."""
-        if not isinstance(step, Lock | Write):
-            return False
-        user_id = step.user_id if isinstance(step, Lock) else step.change.state.user_id
-        return self.accounts[user_id].holder not in (None, writer.transaction)
-
-    def carry_out(self, writer: Writer, step: Step) -> Any:
-        fault = self.fault() if self.chance() < self.fault_rate else ""
-        if fault:
-            self.faults[fault] += 1
-            writer.lost_tries += 1
-        if fault == "refused":
-            raise LostRace("refused")
-        if fault == "new session killed":
-            writer.must_fail = isinstance(step, Read) and writer.transaction is None and not writer.is_unsure
-            raise lost(repeats=0)
-        if isinstance(step, Write):
-            return self.write(writer, step.change, fault)
-        if fault:
-            raise lost()
-        if isinstance(step, Lock):
-            return self.lock(writer, step)
-        if isinstance(step, Read):
-            return self.snapshot(step.user_id, step.query)
-        assert isinstance(step, WasWritten)
-        return step.entry_id in self.accounts[step.user_id].by_id
-
-    def fault(self) -> str:
-        return FAULTS[int(self.chance() * len(FAULTS))]
-
-    def lock(self, writer: Writer, lock: Lock) -> None:
-        """Begin a transaction; it holds the lock of the row, if there is one, until it ends."""
-        transaction = writer.transaction = Transaction(lock)
-        account = self.accounts[lock.user_id]
-        if account.state:
-            account.holder = transaction
-        self.resume(writer, transaction.steps.send, None)
-
-    def write(self, writer: Writer, change: Change, fault: str) -> bool:
-        account, transaction = self.accounts[change.state.user_id], writer.transaction
-        writer.is_unsure = True
-        if transaction:
-            if fault:
-                raise lost()
-            if not account.fits(change):
-                return False
-            account.holder, transaction.change = transaction, change
-            return True
-        if fault == "cut while under way":
-            self.late.append(Late(change, None, account))
-        is_written = fault in ("", "cut after") and account.write(change)
-        if fault:
-            raise lost()
-        return is_written
-
-    def commit(self, writer: Writer, transaction: Transaction, result: Any) -> None:
-        """End the transaction; its commit may be lost, before it or after it took effect, or arrive late."""
-        account, change = self.accounts[transaction.user_id], transaction.change
-        fault = self.fault() if self.chance() < self.fault_rate else ""
-        if fault in ("refused", "new session killed"):
-            fault = "cut before"
-        if fault:
-            self.faults[f"commit {fault}"] += 1
-            writer.lost_tries += 1
-        writer.transaction = None
-        if fault == "cut while under way":
-            self.late.append(Late(change, transaction, account))
-        else:
-            if change and fault in ("", "cut after"):
-                account.write(change)
-            self.release(account, transaction)
-        self.record(writer.name, f"commit {fault}")
-        assert writer.steps
-        if fault:
-            self.resume(writer, writer.steps.throw, lost())
-        else:
-            self.resume(writer, writer.steps.send, result)
-
-    def release(self, account: Account, transaction: Transaction) -> None:
-        if account.holder is transaction:
-            account.holder = None
-
-    def snapshot(self, user_id: str, query: SnapshotQuery) -> Snapshot:
-        account, key = self.accounts[user_id], query.idempotency_key
-        state = account.state
-        newest = self.versions[state.plan if state else "free"][-1]
-        entry = account.by_key.get(key) if key else None
-        self.ids += 2
-        found: dict[str, Any] = {}
-        if query.include == "consumption":
-            spend = query.argument
-            found = {"consumption": account.by_id.get(spend), "refunded": account.refunded[spend]}
-        elif query.include:
-            plan = query.argument if query.include == "target" else account.assigned or "free"
-            source = "staff" if query.include == "target" else "billing" if account.assigned else "default"
-            found = {"target": self.versions[plan][-1], "target_source": source}
-        return Snapshot(
-            user_id=user_id,
-            clock=self.clock,
-            current_plan=newest,
-            plan_in_force=self.versions[state.plan][state.plan_version - 1] if state else newest,
-            state=state,
-            entry=entry,
-            entry_plan=self.versions[entry.plan][entry.plan_version - 1] if entry else None,
-            entry_ids=(UUID(int=self.ids), UUID(int=self.ids + 1)),
-            **found,
-        )
-
     # The promises
+
+    def check_answer(self, writer: Writer, operation: Operation, answer: Answer) -> None:
+        """A key that was acknowledged is replayed; what a reply shows of the quota is stored."""
+        if writer.must_replay and not (isinstance(answer, Receipt | PlanChange) and answer.is_replay):
+            raise Violation(f"{operation.name}, key {operation.key}: acknowledged, but not replayed.")
+        if isinstance(answer, Receipt):
+            entry, quota = answer.entry, answer.quota
+            left = (entry.balance_after, entry.plan, entry.plan_version)
+            if (quota.quota_remaining, quota.plan.name, quota.plan.version) != left:
+                raise Violation(f"{operation.user_id}: {quota} is not what entry {entry.seq} left.")
+        shown_quota = answer.quota if isinstance(answer, Exhausted) else answer
+        if isinstance(shown_quota, Quota) and not self.accounts[operation.user_id].had(shown_quota):
+            raise Violation(f"{operation.user_id}: {shown_quota} was never stored.")
 
     def check(self) -> None:
         for account in self.accounts.values():
@@ -481,8 +428,8 @@ class Simulation:
                     raise Violation(f"{entry.user_id}: overspent at entry {entry.seq}.")
             elif entry.refund_of in spends:
                 consumed -= entry.cost
-            elif entry.kind == "adjusted":
-                given += self.operations[number_of(entry)].delta
+            elif entry.kind == "adjusted" and (number := number_of(entry)) is not None:
+                given += self.operations[number].delta
 
     def check_operations(self) -> None:
         """Each acknowledged operation is in the ledger exactly once, any other at most once, none unasked."""
@@ -492,26 +439,30 @@ class Simulation:
                 if entry.kind != "refused" and (number := number_of(entry)) is not None:
                     made.setdefault(number, []).append(entry)
         for number, operation in enumerate(self.operations):
-            entries, answer = made.pop(number, []), operation.answer
-            if len(entries) > 1:
-                raise Violation(f"op {number}: made {len(entries)} times.")
-            if isinstance(answer, Receipt) and [answer.entry] != entries:
-                raise Violation(f"op {number}: acknowledged, but lost.")
-            if isinstance(answer, Refusal) and entries and not operation.was_unknown:
-                raise Violation(f"op {number}: refused, but made.")
-            if entries and (entries[0].user_id, entries[0].idempotency_key is None) != (
-                operation.user_id,
-                operation.key is None,
-            ):
-                raise Violation(f"op {number}: not as it was asked for.")
+            if fault := fault_of(operation, made.pop(number, [])):
+                raise Violation(f"op {number}: {fault}.")
         if made:
             raise Violation(f"Nobody asked for {made}.")
 
 
-def lost(*, repeats: int = ConnectionLost.repeats) -> ConnectionLost:
-    error = ConnectionLost("the connection was lost")
-    error.repeats = repeats
-    return error
+def fault_of(operation: Operation, entries: Sequence[Entry]) -> str:
+    """Return what is wrong with an operation that made these entries, however often it was sent at once."""
+    acknowledged = operation.acknowledged
+    fresh = sum(not answer.is_replay for answer in acknowledged)
+    if len(entries) > 1:
+        return f"made {len(entries)} times"
+    if any(isinstance(answer, Receipt) and [answer.entry] != entries for answer in acknowledged):
+        return "acknowledged, but lost"
+    if operation.key and acknowledged and not entries:
+        return "acknowledged, but its key was not kept"
+    if fresh > 1:
+        return f"{fresh} replies say that they made it"
+    if entries and not fresh and not operation.was_unknown:
+        return "refused, but made"
+    wanted = (operation.user_id, operation.key is None)
+    if any((entry.user_id, entry.idempotency_key is None) != wanted for entry in entries):
+        return "not as it was asked for"
+    return ""
 
 
 def number_of(entry: Entry) -> int | None:
@@ -534,18 +485,22 @@ class Totals(NamedTuple):
     steps: int
     seconds: float
     faults: Counter[str]
+    events: Counter[str]
 
     def __str__(self) -> str:
-        faults = ", ".join(f"{count:,} {fault}" for fault, count in self.faults.most_common())
         return (
             f"simulation: {self.seeds:,} seeds, {self.steps:,} steps, {self.steps / self.seconds:,.0f} a s; "
-            f"0 lost, 0 double, 0 overspent; faults: {faults}"
+            f"0 lost, 0 double, 0 overspent; faults: {listed(self.faults)}; events: {listed(self.events)}"
         )
+
+
+def listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
 
 
 def simulate(seeds: int, first: int = 0) -> Totals:
     """Run the seeds. Raises Violation with the whole story of a seed that breaks a promise."""
-    began, steps, faults = perf_counter(), 0, Counter[str]()
+    began, steps, faults, events = perf_counter(), 0, Counter[str](), Counter[str]()
     for seed in range(first, first + seeds):
         run = Simulation(seed)
         try:
@@ -553,8 +508,9 @@ def simulate(seeds: int, first: int = 0) -> Totals:
         except Violation as violation:
             raise Violation(f"{violation}\n{story_of(seed)}") from violation
         steps += run.steps
-        faults += run.faults
-    return Totals(seeds, steps, perf_counter() - began, faults)
+        faults += run.database.faults
+        events += run.database.events
+    return Totals(seeds, steps, perf_counter() - began, faults, events)
 
 
 def story_of(seed: int) -> str:

@@ -26,9 +26,11 @@ VALUES = f"{RULES}/values.py"
 VERBS = f"{RULES}/verbs.py"
 COMMIT = f"{STORE}/commit.py"
 ERRORS = f"{STORE}/errors.py"
+FOLD = f"{STORE}/fold.py"
 LOOP = f"{STORE}/loop.py"
 SQL = f"{STORE}/sql.py"
 STATEMENTS = f"{STORE}/statements.py"
+STEPS = f"{STORE}/steps.py"
 THREAD = f"{STORE}/thread.py"
 SIMULATION = ("store/test_simulation.py::test_150_seeds_keep_every_promise",)
 
@@ -352,7 +354,7 @@ MUTANTS = [
     Mutant(
         "no lock after lost races",
         THREAD,
-        "with _locked(step.user_id):",
+        "with _locked(step.user_id) if step.must_lock else nullcontext():",
         "with nullcontext():",
         ("rules/test_model.py::test_after_some_lost_races_the_row_is_held_from_the_read_on",),
         postgres=True,
@@ -503,8 +505,8 @@ MUTANTS = [
     Mutant(
         "staff return the choice to Clerk without the row lock",
         COMMIT,
-        'must_lock = query.include == "clerk" or attempt >=',
-        "must_lock = attempt >=",
+        'must_lock = query.include == "clerk" or number >=',
+        "must_lock = number >=",
         (
             "webhooks/test_clerk_plans.py::test_an_assignment_that_comes_while_staff_give_the_choice_back_is_waited_for",
         ),
@@ -527,15 +529,15 @@ MUTANTS = [
     Mutant(
         "a change of unknown outcome is decided anew",
         COMMIT,
-        "_has_entries(outcome) and (yield from _settle(outcome, was_locked=must_lock))",
+        "attempt.sent and (yield from _settle(attempt.sent, was_locked=must_lock))",
         "False",
         SIMULATION,
     ),
     Mutant(
         "a lost write is repeated with a new decision",
         COMMIT,
-        "(yield from _settle(outcome, was_locked=must_lock))",
-        "(yield from try_once())",
+        "(yield from _settle(attempt.sent, was_locked=must_lock))",
+        "(yield Attempt(user_id, query, decide, must_lock))",
         SIMULATION,
     ),
     Mutant(
@@ -548,22 +550,22 @@ MUTANTS = [
     Mutant(
         "the error of a new connection is swallowed",
         COMMIT,
-        "if not _has_entries(outcome) and attempt >= error.repeats:",
+        "if not attempt.sent and number >= error.repeats:",
         "if False:",
         SIMULATION,
     ),
     Mutant(
         "a busy row is never locked",
         COMMIT,
-        "or attempt >= UNLOCKED_TRIES",
-        "or attempt >= MAX_TRIES",
+        "or number >= UNLOCKED_TRIES",
+        "or number >= MAX_TRIES",
         SIMULATION,
     ),
     Mutant(
         "staff return the choice to Clerk without the lock in memory too",
         COMMIT,
-        'query.include == "clerk" or attempt >= UNLOCKED_TRIES',
-        "attempt >= UNLOCKED_TRIES",
+        'query.include == "clerk" or number >= UNLOCKED_TRIES',
+        "number >= UNLOCKED_TRIES",
         SIMULATION,
     ),
     Mutant(
@@ -571,6 +573,83 @@ MUTANTS = [
         COMMIT,
         "if was_locked and change.snapshot.state:",
         "if False:",
+        SIMULATION,
+    ),
+    Mutant(
+        "a write that passed over a locked row is reported as done",
+        STEPS,
+        "        return is_stored\n",
+        "        return True\n",
+        SIMULATION,
+    ),
+    Mutant(
+        "a write is sent before the attempt says what it sends",
+        STEPS,
+        "        self.sent = self.outcome\n        is_stored: bool = yield Write(self.sent, waits=False)\n",
+        "        is_stored = yield Write(self.outcome, waits=False)\n        self.sent = self.outcome\n",
+        SIMULATION,
+    ),
+    Mutant(
+        "each attempt of a fold is decided on the row as it was read",
+        FOLD,
+        "            snapshot = _after(whole,",
+        "            _after(whole,",
+        SIMULATION,
+    ),
+    Mutant(
+        "a key that comes twice in a fold is used twice",
+        FOLD,
+        "                if entry.idempotency_key:",
+        "                if False:",
+        SIMULATION,
+    ),
+    Mutant(
+        "a reply without an entry does not wait for the change that it rests on",
+        FOLD,
+        "        if whole:\n            resting",
+        "        if whole and isinstance(outcome, Change):\n            resting",
+        SIMULATION,
+    ),
+    Mutant(
+        "a quota that is only read does not wait for the change that it rests on",
+        FOLD,
+        "        if whole:\n            resting",
+        "        if whole and getattr(outcome, 'entries', True):\n            resting",
+        SIMULATION,
+    ),
+    Mutant(
+        "an attempt of a fold sends only its own part",
+        FOLD,
+        "attempt.sent = whole",
+        "attempt.sent = attempt.outcome if getattr(attempt.outcome, 'entries', ()) else whole",
+        SIMULATION,
+    ),
+    Mutant(
+        "a joined change is guarded by the seq that its first part leaves",
+        FOLD,
+        "snapshot=first.snapshot, ",
+        "",
+        SIMULATION,
+    ),
+    Mutant(
+        "a joined change loses the entries of its first part",
+        FOLD,
+        "entries=first.entries + second.entries",
+        "entries=second.entries",
+        SIMULATION,
+    ),
+    Mutant(
+        "a joined change takes its state from its first part",
+        FOLD,
+        "return replace(second, snapshot=first.snapshot,",
+        "return replace(first,",
+        SIMULATION,
+    ),
+    Mutant(
+        "after a reset in a fold the version before it is still in force",
+        FOLD,
+        "        plan_in_force=change.plan_in_force,\n",
+        "",
         SIMULATION,
     ),
     Mutant(

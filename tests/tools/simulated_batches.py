@@ -1,7 +1,7 @@
 """Attempts that the simulation (simulation.py) carries out together, as a driver with batches does.
 
 A batch does one statement at a time, and anything may happen in between. An error of a statement is raised in
-every attempt that is not yet answered.
+every attempt that is not yet answered; after a lost race of the whole, which had no effect, each goes alone.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -10,6 +10,7 @@ from copy import copy
 from django.db import OperationalError
 
 from quotas.rules.outcomes import Change, Replay
+from quotas.store.errors import LostRace
 from quotas.store.fold import fold
 from quotas.store.steps import Attempt
 from tests.tools.simulated_database import CUTS, Database, Transaction
@@ -25,6 +26,7 @@ class Batch:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.attempts: list[Attempt] = []  # that are not answered
+        self.alone: list[Attempt] = []  # that cannot be decided with others
         self.is_gathering = True
         self.doing = ""  # the last statement
         self.statements = self.carry_out()
@@ -39,32 +41,44 @@ class Batch:
             replies = next(self.statements)
         except OperationalError as error:
             self.is_gathering = False
-            replies = [(attempt, copy(error)) for attempt in self.attempts]
+            replies = [self.failed(attempt, error) for attempt in self.attempts]
         answered = {attempt for attempt, _ in replies}
         self.attempts = [attempt for attempt in self.attempts if attempt not in answered]
         return replies
+
+    def failed(self, attempt: Attempt, error: OperationalError) -> Reply:
+        if not isinstance(error, LostRace):
+            return attempt, copy(error)
+        attempt.sent = None
+        return attempt, None
+
+    def done(self, attempt: Attempt, *, is_stored: bool) -> Reply:
+        return attempt, None if attempt in self.alone else not attempt.sent or is_stored
 
     def carry_out(self) -> Iterator[list[Reply]]:
         """Of each statement, yield the replies."""
         self.doing, self.is_gathering = "read", False
         self.database.may_fail("batch read ")
-        alone = [attempt for attempt in self.attempts if not self.has_row(attempt)]
-        changes = self.decide([attempt for attempt in self.attempts if self.has_row(attempt)])
-        yield [(attempt, None if attempt in alone else True) for attempt in self.attempts if not attempt.sent]
+        changes = self.decide()
+        yield [self.done(attempt, is_stored=False) for attempt in self.attempts if not attempt.sent]
         self.doing = "store"
         are_stored = self.store(changes)
         yield [(attempt, are_stored[attempt.user_id]) for attempt in self.attempts]
 
-    def has_row(self, attempt: Attempt) -> bool:
-        return self.database.accounts[attempt.user_id].state is not None
-
-    def decide(self, attempts: Sequence[Attempt]) -> list[Change]:
+    def decide(self) -> list[Change]:
         """Decide what was read; return the changes, one of each account that changes."""
         by_account: dict[str, list[Attempt]] = {}
-        for attempt in attempts:
-            by_account.setdefault(attempt.user_id, []).append(attempt)
+        for attempt in self.attempts:
+            if self.is_foldable(attempt):
+                by_account.setdefault(attempt.user_id, []).append(attempt)
+            else:
+                self.alone.append(attempt)
         folded = [self.fold(attempts) for attempts in by_account.values()]
         return [change for change in folded if change]
+
+    def is_foldable(self, attempt: Attempt) -> bool:
+        """Whether there is a row; and now and then a plan of what was read is not cached."""
+        return self.database.accounts[attempt.user_id].state is not None and self.database.chance() < 0.97
 
     def fold(self, attempts: Sequence[Attempt]) -> Change | None:
         snapshots = [self.database.snapshot(attempt.user_id, attempt.query) for attempt in attempts]
@@ -113,15 +127,13 @@ class LockedBatch(Batch):
             raise
         self.doing = "commit"
         self.database.commit(transaction, self.database.fault("batch commit ", CUTS))
-        yield [(attempt, not attempt.sent or is_stored) for attempt in self.attempts]
+        yield [self.done(attempt, is_stored=is_stored) for attempt in self.attempts]
 
     def read_and_write(self, transaction: Transaction) -> Generator[list[Reply], None, bool]:
         """Return whether the change, if there is one, is in the transaction."""
         self.doing, self.is_gathering = "read", False
         self.database.may_fail("locked batch ")
-        if not self.has_row(self.attempts[0]):  # nothing is locked
-            yield [(attempt, None) for attempt in self.attempts]
-        changes = self.decide(self.attempts)
+        changes = self.decide()
         yield []
         for change in changes:
             self.doing = "store"

@@ -1,8 +1,8 @@
 """The database of the simulation (simulation.py): accounts in memory, row locks, and faults of its sessions.
 
 A session is killed before a statement or after it took effect, or its write is still under way and takes
-effect after its client got the error; a commit is lost in the same three ways; PostgreSQL refuses a
-statement.
+effect after its client got the error, or gave it up as overdue; a commit is lost in the same ways; PostgreSQL
+refuses a statement.
 
 What is left out: the usage that is read from the ledger after a change of plan (plans change by
 OnChange.RESET only, and all are rolling); deletions; and the unique index on keys, so that the guard alone
@@ -20,14 +20,15 @@ from uuid import UUID
 from quotas.rules import verbs
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Actor, Entry, Plan, Quota, Request, Snapshot, State
-from quotas.store.errors import ConnectionLost, LostRace
+from quotas.store.errors import ConnectionLost, LostRace, Overdue
 from quotas.store.steps import Lock, SnapshotQuery, Step, Write
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 CLERK = Actor("webhook", "clerk")
 FAULT_RATES = (0.0, 0.02, 0.1, 0.3)
-CUTS = ("cut before", "cut after", "cut while under way")
+UNDER_WAY = ("cut while under way", "overdue")
+CUTS = ("cut before", "cut after", *UNDER_WAY)
 FAULTS = (*CUTS, "refused", "new session killed")
 
 
@@ -235,7 +236,7 @@ class Database:
 
         Those that are still under way take effect one by one: no promise is about two accounts.
         """
-        if fault == "cut while under way":
+        if fault in UNDER_WAY:
             for change in changes:
                 is_insert = change.snapshot.state is None
                 self.late.append(Late(change, None, self.accounts[change.state.user_id], waits or is_insert))
@@ -273,7 +274,7 @@ class Database:
     def commit(self, transaction: Transaction, fault: str) -> None:
         """End the transaction; its commit may be lost, before it or after it took effect, or arrive late."""
         account, change = transaction.account, transaction.change
-        if fault == "cut while under way":
+        if fault in UNDER_WAY:
             self.late.append(Late(change, transaction, account))
         else:
             if change and fault in ("", "cut after"):
@@ -290,6 +291,8 @@ def fail(fault: str) -> None:
     """Raise the error that the client of a faulty statement gets."""
     if fault == "refused":
         raise LostRace("refused")
+    if fault == "overdue":
+        raise Overdue("overdue")
     if fault:
         error = ConnectionLost("the connection was lost")
         error.repeats = 0 if fault == "new session killed" else ConnectionLost.repeats

@@ -34,6 +34,7 @@ MAX_RETRIES = 6
 TICK = timedelta(milliseconds=7)  # of a step
 STEPS_PER_SEED = 1_200
 BATCHED_SHARES = (0.0, 0.6, 1.0)  # of the writers of a history
+CLERK_RATES = (0.01, 0.03, 0.2)  # of its assignments to steps
 ALL_FAULTS = (
     *FAULTS,
     *(f"commit {cut}" for cut in CUTS),
@@ -101,6 +102,7 @@ class Simulation:
             Writer(f"client {number}", self.random.choice(loops) if self.chance() < share else None)
             for number in range(self.random.randint(2, 7))
         ]
+        self.clerk_rate = self.random.choice(CLERK_RATES)
         self.in_batches: dict[Attempt, Writer] = {}
         self.operations: list[Operation] = []
 
@@ -108,8 +110,10 @@ class Simulation:
         """Carry out this many steps, then whatever is still under way, and check the ledgers."""
         writers, chance, database = self.writers, self.chance, self.database
         while self.steps < steps:
-            if chance() < 0.09:
+            if chance() < 0.07:
                 self.happen()
+            if chance() < self.clerk_rate:
+                self.assign()
             self.advance(writers[int(chance() * len(writers))], may_begin=True)
         database.fault_rate = 0.0
         while busy := [writer for writer in writers if writer.steps or database.late]:
@@ -125,19 +129,20 @@ class Simulation:
     # What happens besides the steps
 
     def happen(self) -> None:
-        """Let time jump, a plan be edited, Clerk assign a plan, or a late write arrive."""
-        match int(self.chance() * 12):
+        """Let time jump, a plan be edited, or a late write arrive."""
+        match int(self.chance() * 9):
             case 0:
                 self.database.jump()
                 self.record("clock", "jumped")
             case 1 if self.chance() < 0.3:
                 self.record("staff", f"gave the plan an allowance of {self.database.edit_plan()}")
-            case 2 | 3 | 4:
-                user_id = self.random.choice(self.users)
-                if self.database.assign(user_id):
-                    self.record("Clerk", f"assigned {self.accounts[user_id].assigned or 'none'} to {user_id}")
             case _:
                 self.arrive()
+
+    def assign(self) -> None:
+        user_id = self.random.choice(self.users)
+        if self.database.assign(user_id):
+            self.record("Clerk", f"assigned {self.accounts[user_id].assigned or 'none'} to {user_id}")
 
     def arrive(self) -> None:
         if happened := self.database.arrive():

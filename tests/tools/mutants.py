@@ -374,7 +374,7 @@ MUTANTS = [
         STATEMENTS,
         'if key is None else {"user_id": user_id, "key": key}',
         'if key is None else {"user_id": user_id, "key": None}',
-        ("store/test_loop.py::test_a_key_spends_once_however_often_it_is_sent_at_once",),
+        ("store/test_batches.py::test_a_key_spends_once_however_often_it_is_sent_at_once",),
         postgres=True,
     ),
     Mutant(
@@ -422,7 +422,7 @@ MUTANTS = [
     Mutant(
         "a connection is reused while another request's reply is pending",
         LOOP,
-        "if session.pending:",
+        "if session.pending or session.pgconn.transaction_status != TransactionStatus.IDLE:",
         "if False:",
         ("store/test_loop.py::test_who_gives_up_leaves_no_answer_to_the_next",),
         postgres=True,

@@ -204,7 +204,7 @@ async def _run_together(
 
 
 def _rest_after(error: Exception, jobs: Sequence[Job]) -> list[Job]:
-    """Return those jobs that go alone after an error that one of them may have caused; raise others in all."""
+    """Return the jobs that go alone after an error that one may have caused; raise any other in all."""
     rest = [job for job in jobs if not job.result.done()]
     if len(jobs) > 1 and isinstance(error, ERRORS_OF_ONE):
         for job in rest:

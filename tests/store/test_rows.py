@@ -38,28 +38,13 @@ def test_a_field_that_no_column_can_hold_is_refused() -> None:
         columns_of(Odd)
 
 
-ODD_TEXTS = [
-    "",
-    "null",
-    "NULL",
-    '"',
-    "\\",
-    '\\"',
-    "\\n",
-    "{a,b}",
-    " a ",
-    "line\nline\t\x01\x7f",
-    "é \u2028 \U0001f600",
-    None,
-]
+ODD_TEXTS = ["", "null", "NULL", '"', "\\", '\\"', "\\n", "{a,b}", " a ", "é \u2028 \U0001f600"]
+ODD_TEXTS += ["line\nline", "\t\x01\x7f"]
+INSTANTS = [datetime(2026, 1, 31, 23, 59, 59, 999_999, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
 VALUES: dict[str, list[Any]] = {
     "text": [*ODD_TEXTS, None],
     "bigint": [0, -1, 2**63 - 1, -(2**63), None],
-    "timestamptz": [
-        datetime(2026, 1, 31, 23, 59, 59, 999_999, tzinfo=UTC),
-        datetime.max.replace(tzinfo=UTC),
-        None,
-    ],
+    "timestamptz": [*INSTANTS, None],
     "uuid": [UUID(int=0), UUID(int=2**128 - 1), None],
     "jsonb": [*({text: [text, 1.5, None, {}]} for text in ODD_TEXTS), {}, None],
 }

@@ -411,8 +411,8 @@ MUTANTS = [
     Mutant(
         "a connection lost in the event loop is not reported as lost",
         LOOP,
-        "is_lost=self.raw.closed",
-        "is_lost=False",
+        "is_lost = self.raw.closed or not self.is_open",
+        "is_lost = False",
         (
             "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
             "[kept statements-fast path-no key]",

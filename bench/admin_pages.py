@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,10 +141,10 @@ def store_templates() -> None:
         history(f"user_{number}", plan, rng)
         for number, plan in enumerate(rng.choices(plans, shares, k=TEMPLATES))
     ]
-    rows = [asdict(state) for state, _ in histories]
+    rows = [state._asdict() for state, _ in histories]
     ChallengeQuota.objects.bulk_create(ChallengeQuota(plan_id=row.pop("plan"), **row) for row in rows)
     LedgerEntry.objects.bulk_create(
-        (LedgerEntry(**asdict(entry)) for _, entries in histories for entry in entries), batch_size=2_000
+        (LedgerEntry(**entry._asdict()) for _, entries in histories for entry in entries), batch_size=2_000
     )
 
 

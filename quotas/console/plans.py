@@ -1,7 +1,7 @@
 """Plans in the console: an edit is saved only after a preview of the users that it affects."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from django import forms
@@ -51,9 +51,9 @@ def impact_of(plan: values.Plan) -> PlanImpact:
     """Evaluate by the rules how the users of the plan of this name would stand if it became `plan`."""
     quotas = effective_quotas().filter(plan=plan.name, deleted_at=None)
     judged = [quota.snapshot(read_clock(quota)) for quota in quotas.order_by()[:MAX_JUDGED]]
-    saved = [replace(snapshot, current_plan=plan) for snapshot in judged]
+    saved = [snapshot._replace(current_plan=plan) for snapshot in judged]
     # Without a name: a change to the plan that a user already has moves no units.
-    moves = [replace(snapshot, target=replace(plan, name="")) for snapshot in judged]
+    moves = [snapshot._replace(target=plan._replace(name="")) for snapshot in judged]
     counted = [verbs.change_plan(move, Request(Actor("", "")), OnChange.KEEP) for move in moves]
     return PlanImpact(
         users=count_capped(ChallengeQuota.objects.filter(plan=plan.name, deleted_at=None)),

@@ -1,7 +1,7 @@
 """The outcome of a verb: a change to store, a refusal, or a replay of an earlier request."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from quotas.rules.values import Entry, Plan, Quota, Snapshot, State
 
@@ -75,8 +75,7 @@ class KeyReused(Refusal):
     code = "idempotency_key_reused"
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(NamedTuple):
     """The same request was carried out before: it made `entry`, which left `quota`. Nothing is stored."""
 
     entry: Entry
@@ -84,8 +83,7 @@ class Replay:
     quota_now: Quota  # at the time of this request
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """The state to store, with its new entries; without entries nothing is stored.
 
     `plan_in_force` is the plan version under which the period of `state` runs. `refusal` is set if the last

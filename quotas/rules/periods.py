@@ -6,7 +6,6 @@ move it.
 
 from calendar import monthrange
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
 
@@ -138,7 +137,7 @@ def as_shown(state: State, plan_in_force: Plan) -> State:
         return state
     consumed, given = usage_shown(state.quota_limit, state.quota_remaining)
     end = period_end(plan_in_force, state.anchor_at, state.last_reset_date)
-    return replace(state, period_consumed=consumed, period_given=given, resets_at=end)
+    return state._replace(period_consumed=consumed, period_given=given, resets_at=end)
 
 
 class Lookback(NamedTuple):

@@ -3,10 +3,9 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 MAX_UNITS = 2_147_483_647
@@ -46,8 +45,7 @@ class OnChange(StrEnum):
 NAMED_PERIODS = {"daily": timedelta(days=1), "weekly": timedelta(weeks=1), "monthly": None}
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """One version of a plan."""
 
     name: str
@@ -56,7 +54,7 @@ class Plan:
     reset_policy: str  # a key of RESET_POLICIES
     period: timedelta
     timezone: str
-    actions: Mapping[str, int] = field(default_factory=dict)  # cost by action name
+    actions: Mapping[str, int] = {}  # cost by action name
 
     @property
     def window(self) -> timedelta | None:
@@ -69,8 +67,7 @@ class Plan:
         return self.window or timedelta(days=31)
 
 
-@dataclass(frozen=True, slots=True)
-class Actor:
+class Actor(NamedTuple):
     """The author of a request; `act` is the impersonator of a user, if any."""
 
     kind: str  # user, service, staff, webhook or command
@@ -78,8 +75,7 @@ class Actor:
     act: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """A user's row, except the e-mail and its time, which no rule reads."""
 
     user_id: str
@@ -122,8 +118,7 @@ def usage_shown(
     return max(0, -above), max(0, above)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What the ledger says of the period in which a plan finds a user; see `periods.Lookback`.
 
     If the plan was left in that period, it goes on under the version, with the limit and until the end that
@@ -141,8 +136,7 @@ class Usage:
     ends_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A ledger entry: what happened, and the state after it."""
 
     id: UUID
@@ -187,8 +181,7 @@ class Entry:
 NO_IDS = (UUID(int=0), UUID(int=0))  # for a snapshot whose outcome is never stored
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """What one read of the database found about a user.
 
     `current_plan` is the user's plan in its newest version, under which the next period runs; `plan_in_force`
@@ -219,8 +212,7 @@ class Snapshot:
         return max(self.clock, self.state.updated_at) if self.state else self.clock
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """The author of a request, and what its entry records."""
 
     actor: Actor
@@ -232,8 +224,7 @@ class Request:
     refund_of: UUID | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(NamedTuple):
     """A quota at the instant `at` of the database's clock, as the API and the admin show it."""
 
     user_id: str

@@ -5,7 +5,6 @@ a `Change` to store, a `Refusal`, or a `Replay` of an earlier request with the s
 here reads a clock, a setting or a database, so a table of inputs and outcomes is enough to test a rule.
 """
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -82,9 +81,9 @@ def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Ou
     refusal = Exhausted(change.quota, cost, snapshot.current_plan)
     if change.state.refused_at:
         return refusal
-    unkeyed = replace(request, idempotency_key=None, fingerprint="")  # a refusal must not use up the key
+    unkeyed = request._replace(idempotency_key=None, fingerprint="")  # a refusal must not use up the key
     refused = _append(change, unkeyed, EntryKind.REFUSED, cost=cost, refused_at=snapshot.now)
-    return replace(refused, refusal=refusal)
+    return refused._replace(refusal=refusal)
 
 
 def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> Outcome:
@@ -104,7 +103,7 @@ def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> O
     if asked > rest:
         return RefundTooLarge(asked, rest)
     change = _bring_up_to_date(snapshot, request)
-    tied = replace(request, refund_of=spend.id)
+    tied = request._replace(refund_of=spend.id)
     if spend.seq < change.state.period_seq:
         return _append(change, tied, EntryKind.REFUNDED)
     counted = 0 if spend.quota_limit is None else asked
@@ -138,7 +137,7 @@ def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Ou
             target = snapshot.usage.plan
         changes |= _continued_period(change, target, on_change)
         changes |= {"plan": target.name, "plan_version": target.version}
-    return _append(replace(change, plan_in_force=target), request, EntryKind.PLAN_CHANGED, **changes)
+    return _append(change._replace(plan_in_force=target), request, EntryKind.PLAN_CHANGED, **changes)
 
 
 def follow_assignments(snapshot: Snapshot, request: Request) -> Outcome:
@@ -178,9 +177,9 @@ def reset(snapshot: Snapshot, request: Request) -> Outcome:
         return decided
     state, now = snapshot.state, snapshot.clock
     if state and state.last_reset_date > now:
-        request = replace(request, metadata={"clock_was_ahead": rfc3339(state.last_reset_date)})
-        state = replace(state, last_reset_date=now, anchor_at=min(state.anchor_at, now), updated_at=now)
-        snapshot = replace(snapshot, state=state)
+        request = request._replace(metadata={"clock_was_ahead": rfc3339(state.last_reset_date)})
+        state = state._replace(last_reset_date=now, anchor_at=min(state.anchor_at, now), updated_at=now)
+        snapshot = snapshot._replace(state=state)
     return _new_period(_bring_up_to_date(snapshot, request), request)
 
 
@@ -274,7 +273,7 @@ def _new_period(change: Change, request: Request, kind: EntryKind = EntryKind.RE
     plan, state = change.snapshot.current_plan, change.state
     begin, end = next_period(plan, change.plan_in_force, state, change.snapshot.now)
     period = _full_period(plan, state, begin, end)
-    return _append(replace(change, plan_in_force=plan), request, kind, **period)
+    return _append(change._replace(plan_in_force=plan), request, kind, **period)
 
 
 def _full_period(plan: Plan, state: State, begin: datetime, end: datetime) -> dict[str, Any]:
@@ -347,7 +346,7 @@ def _append(change: Change, request: Request, kind: EntryKind, *, cost: int = 0,
         changes.get("period_given", before.period_given),
         changes.get("period_consumed", before.period_consumed),
     )
-    state = replace(before, quota_remaining=left, seq=seq, usage_seq=seq, updated_at=snapshot.now, **changes)
+    state = before._replace(quota_remaining=left, seq=seq, usage_seq=seq, updated_at=snapshot.now, **changes)
     entry = Entry(
         id=snapshot.entry_ids[len(change.entries)],
         user_id=state.user_id,
@@ -377,4 +376,4 @@ def _append(change: Change, request: Request, kind: EntryKind, *, cost: int = 0,
         fingerprint=request.fingerprint,
         refund_of=request.refund_of,
     )
-    return replace(change, state=state, entries=(*change.entries, entry))
+    return change._replace(state=state, entries=(*change.entries, entry))

@@ -11,6 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Sequence
 from copy import copy
 from functools import partial
+from time import monotonic
 from typing import Any, NamedTuple
 
 from django.db import DataError, IntegrityError
@@ -24,6 +25,8 @@ from quotas.store.statements import Statement, read_snapshots, statements_of_all
 from quotas.store.steps import Attempt, Result, Step, Steps
 
 MAX_BATCH = 64
+BUSY_SECONDS = 1
+MAX_BUSY = 1_000  # rows
 ERRORS_OF_ONE = (LostRace, DataError, IntegrityError)  # the statement that raised it had no effect
 SIDE_CONNECTIONS = 2  # of all, for attempts that lock; 1 if there are only two
 
@@ -57,6 +60,7 @@ class Batches:
         self.waiting: deque[Job] = deque()
         self.side = asyncio.Semaphore(side)
         self.locking: dict[object, list[Job]] = {}  # by account, until its row is locked
+        self.busy_until: dict[str, float] = {}  # by user, of rows for which a race was lost
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def run_steps(self, steps: Steps[Result]) -> Result:
@@ -80,13 +84,24 @@ class Batches:
         if not isinstance(step, Attempt):
             return await self.run_in_thread(partial(thread.run_step, step))
         job = Job(step, asyncio.get_running_loop().create_future())
-        if step.must_lock:
+        if self._must_lock(step):
             self._gather(job, step.user_id if _is_foldable(job) else job)
         else:
             self.waiting.append(job)
             if self.free and len(self.waiting) == 1:  # otherwise somebody is about to take all that wait
                 self._begin()
         return await job.result
+
+    def _must_lock(self, attempt: Attempt) -> bool:
+        """After a lost race, lock a row from the start for a while: the next attempt would lose one too."""
+        now = monotonic()
+        if attempt.must_lock:
+            if len(self.busy_until) >= MAX_BUSY:
+                self.busy_until.clear()
+            self.busy_until[attempt.user_id] = now + BUSY_SECONDS
+        elif attempt.expects_change and now < self.busy_until.get(attempt.user_id, 0):
+            attempt.must_lock = True
+        return attempt.must_lock
 
     def _begin(self) -> None:
         self.free -= 1

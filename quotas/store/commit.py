@@ -14,23 +14,27 @@ UNLOCKED_TRIES = 1  # before the row is locked, so that a busy row makes progres
 MAX_TRIES = 10
 
 
-def commit(user_id: str, decide: Decide, query: SnapshotQuery) -> Steps[Outcome]:
+def commit(
+    user_id: str, decide: Decide, query: SnapshotQuery, *, expects_change: bool = True
+) -> Steps[Outcome]:
     """Return the outcome that `decide` makes of the user's snapshot, once it is stored.
 
     `decide` must be pure: it may be called several times. A change that is returned is stored whole and
     exactly once, even if a connection died before the reply arrived. Raises OperationalError if the database
     cannot be reached or takes no writes: the change may then be stored or not, but never in part or twice.
+
+    `expects_change`: whether it mostly makes a change. If not, the first attempt waits for no busy row.
     """
     for number in range(MAX_TRIES):
         # Assignments change without bumping seq, so compare-and-swap cannot see it: take the row lock first.
         must_lock = query.include == "clerk" or number >= UNLOCKED_TRIES
-        attempt = Attempt(user_id, query, decide, must_lock)
+        attempt = Attempt(user_id, query, decide, expects_change, must_lock)
         try:
             is_final = yield attempt
         except ConnectionLost as error:
             if not attempt.sent and number >= error.repeats:
                 raise
-            is_final = attempt.sent and (yield from _settle(attempt.sent, was_locked=must_lock))
+            is_final = attempt.sent and (yield from _settle(attempt.sent, was_locked=attempt.must_lock))
         except LostRace:  # of a database whose default is not READ COMMITTED; a locked try uses that
             is_final = False
         if is_final and attempt.outcome:

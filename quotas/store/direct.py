@@ -1,7 +1,6 @@
 """What the store asks of the database outside the commit loop, on the connection of the calling thread."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -46,7 +45,7 @@ def require_writes() -> None:
 def open_many(user_ids: Iterable[str], decide: Decide) -> int:
     """Insert the missing rows as `decide` opens them; return how many were inserted."""
     blank: Snapshot = run_step(Read("", SnapshotQuery()))  # no user has this id: a snapshot without a row
-    decided = [decide(replace(blank, user_id=user_id, entry_ids=FreshIds())) for user_id in user_ids]
+    decided = [decide(blank._replace(user_id=user_id, entry_ids=FreshIds())) for user_id in user_ids]
     changes = [outcome for outcome in decided if isinstance(outcome, Change)]
     return run_statements(insert_rows(changes, vendor())) if changes else 0
 

@@ -1,7 +1,6 @@
 """Several attempts of one account as one change: each is decided on what those before it leave."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Entry, Plan, Snapshot
@@ -35,8 +34,7 @@ def fold(attempts: Sequence[Attempt], snapshots: Sequence[Snapshot]) -> Change |
 
 def _after(change: Change, snapshot: Snapshot, entry: Entry | None, entry_plan: Plan | None) -> Snapshot:
     """Return the snapshot as it would be read after the change."""
-    return replace(
-        snapshot,
+    return snapshot._replace(
         state=change.state,
         plan_in_force=change.plan_in_force,
         entry=entry or snapshot.entry,
@@ -45,4 +43,4 @@ def _after(change: Change, snapshot: Snapshot, entry: Entry | None, entry_plan: 
 
 
 def _joined(first: Change, second: Change) -> Change:
-    return replace(second, snapshot=first.snapshot, entries=first.entries + second.entries)
+    return second._replace(snapshot=first.snapshot, entries=first.entries + second.entries)

@@ -44,6 +44,9 @@ class Opened(NamedTuple):
     tombstoned: int
 
 
+# `json.dumps` with these options would create an encoder for each call.
+encode_canonically = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 P = ParamSpec("P")
 QuotaRow = TypeVar("QuotaRow", bound=models.Model)
 
@@ -269,7 +272,12 @@ class QuotaManager(models.Manager[QuotaRow]):
         """Read, decide, write: every verb goes through here. Raises the refusal, if there is one."""
         _require_user_id(user_id)
         query = SnapshotQuery(request.idempotency_key, *include)
-        outcome = yield from commit(user_id, lambda snapshot: verb(snapshot, request), query)
+        expects_change = verb is not verbs.current
+
+        def decide(snapshot: Snapshot) -> Outcome:
+            return verb(snapshot, request)
+
+        outcome = yield from commit(user_id, decide, query, expects_change=expects_change)
         if isinstance(outcome, Refusal):
             raise outcome
         if isinstance(outcome, Change) and outcome.refusal:
@@ -285,7 +293,8 @@ class QuotaManager(models.Manager[QuotaRow]):
     ) -> Steps[Receipt]:
         outcome = yield from self._commit(user_id, verb, request, include)
         if isinstance(outcome, Change):
-            return Receipt(outcome.entries[-1], outcome.quota, outcome.quota_now, is_replay=False)
+            quota = outcome.quota
+            return Receipt(outcome.entries[-1], quota, quota, is_replay=False)
         return Receipt(outcome.entry, outcome.quota, outcome.quota_now, is_replay=True)
 
 
@@ -295,7 +304,7 @@ def _keyed_request(
     """Return a request; with a key it has a fingerprint, which separates a retry from a reuse of the key."""
     if key is None:
         return Request(actor, **recorded)
-    canonical = json.dumps(arguments, sort_keys=True, separators=(",", ":"))
+    canonical = encode_canonically(arguments)
     return Request(
         actor,
         idempotency_key=f"{verb}:{actor.kind}:{key}",

@@ -3,11 +3,9 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
 from itertools import islice
-from operator import attrgetter
 from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -29,12 +27,11 @@ SQL_TYPES = {
 
 
 def columns_of(kind: type, **renamed: str) -> dict[str, str]:
-    """Return the column of each field of a dataclass, and its type; some columns have another name.
+    """Return the column of each field of a named tuple, and its type; some columns have another name.
 
     Raises TypeError for a field whose type no column has.
     """
-    types = get_type_hints(kind)
-    return {renamed.get(field.name, field.name): _sql_type(types[field.name]) for field in fields(kind)}
+    return {renamed.get(name, name): _sql_type(annotated) for name, annotated in get_type_hints(kind).items()}
 
 
 def _sql_type(annotated: Any) -> str:
@@ -49,11 +46,9 @@ PLAN_COLUMNS = columns_of(Plan, period="period_seconds")
 ENTRY_COLUMNS = columns_of(Entry)
 SWAP_COLUMNS = STATE_COLUMNS | {"seq_read": "bigint"}  # of a change that is written only to this seq
 
-state_values, entry_values = (attrgetter(*(field.name for field in fields(kind))) for kind in (State, Entry))
-
 
 def state_parameters(state: State) -> dict[str, Any]:
-    return dict(zip(STATE_COLUMNS, state_values(state), strict=True))
+    return dict(zip(STATE_COLUMNS, state, strict=True))
 
 
 @cache
@@ -66,7 +61,7 @@ ENTRY_ARRAYS = dict(zip(entry_names(0), ENTRY_COLUMNS.values(), strict=True))
 
 
 def entry_parameters(entry: Entry, number: int = 0) -> dict[str, Any]:
-    return dict(zip(entry_names(number), entry_values(entry), strict=True))
+    return dict(zip(entry_names(number), entry, strict=True))
 
 
 def array_literals(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> dict[str, str]:

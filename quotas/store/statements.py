@@ -1,7 +1,6 @@
 """The statements of each step of steps.py: generators whose statements a driver runs, one after the other."""
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -20,11 +19,9 @@ from quotas.store.rows import (
     array_literals,
     entry_from,
     entry_parameters,
-    entry_values,
     plan_from,
     state_from,
     state_parameters,
-    state_values,
 )
 from quotas.store.steps import Attempt, DatabaseStep, DatabaseSteps, Read, Result, SnapshotQuery, Write
 
@@ -79,9 +76,9 @@ def read_snapshot(
     if (state := snapshot.state) is None:
         return snapshot
     if not state.is_usage_known:
-        snapshot = replace(snapshot, state=(yield from _with_usage(state)))
+        snapshot = snapshot._replace(state=(yield from _with_usage(state)))
     if asked := lookback(snapshot):
-        snapshot = replace(snapshot, usage=(yield from _read_usage(state, asked)))
+        snapshot = snapshot._replace(usage=(yield from _read_usage(state, asked)))
     return snapshot
 
 
@@ -128,12 +125,8 @@ def write_changes(changes: Sequence[Change]) -> Statements[set[str]]:
 
     No two changes are of one user, and each is of a user who has a row.
     """
-    states = [
-        (*state_values(change.state), change.snapshot.state.seq)
-        for change in changes
-        if change.snapshot.state
-    ]
-    entries = [entry_values(entry) for change in changes for entry in change.entries]
+    states = [(*change.state, change.snapshot.state.seq) for change in changes if change.snapshot.state]
+    entries = [entry for change in changes for entry in change.entries]
     arrays = array_literals(SWAP_COLUMNS, states) | array_literals(ENTRY_ARRAYS, entries)
     rows = yield Statement(sql.SWAP_ROWS, arrays, wants_rows=True)
     return {user_id for (user_id,) in rows}
@@ -172,8 +165,7 @@ def _with_usage(state: State) -> Statements[State]:
     resets_at, _, _, consumed, given = row
     if remaining(state.quota_limit, given, consumed) != state.quota_remaining:
         given = state.quota_remaining + consumed - (state.quota_limit or 0)
-    return replace(
-        state,
+    return state._replace(
         period_consumed=consumed,
         period_given=given,
         resets_at=(end := resets_at or state.last_reset_date),  # without entries it is over

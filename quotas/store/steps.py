@@ -66,7 +66,8 @@ class Attempt:
     user_id: str
     query: SnapshotQuery
     decide: Decide
-    must_lock: bool  # hold the lock of the user's row meanwhile
+    expects_change: bool
+    must_lock: bool  # hold the lock of the user's row meanwhile; a driver may set it
     outcome: Outcome | None = None  # what was decided
     sent: Change | None = None  # what the outcome rests on, from the moment before it is sent
 

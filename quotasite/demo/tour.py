@@ -11,7 +11,6 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -225,7 +224,7 @@ def _uuid7(instant: datetime, chance: random.Random) -> UUID:
 
 def _model_arguments(record: values.State | values.Entry) -> dict[str, Any]:
     """Return the record as arguments of its model, where a quota's plan is a foreign key."""
-    columns = {column.name: getattr(record, column.name) for column in fields(record)}
+    columns = record._asdict()
     if isinstance(record, values.State):
         columns["plan_id"] = columns.pop("plan")
     return columns

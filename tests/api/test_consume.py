@@ -1,7 +1,6 @@
 """Spending: all or nothing, once per key, and a refusal that states when there is more."""
 
 import math
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -172,7 +171,7 @@ def test_an_exhausted_quota_is_full_again_after_24_hours(api, make_quota, shift)
 def test_retry_after_is_at_least_1(make_quota, milliseconds, seconds):
     quota = make_quota(remaining=0).effective(datetime.now(UTC))
     ends = quota.at + timedelta(milliseconds=milliseconds)
-    refusal = Exhausted(replace(quota, resets_at=ends), 1, quota.plan)
+    refusal = Exhausted(quota._replace(resets_at=ends), 1, quota.plan)
     assert of_refusal(refusal).retry_after == seconds
 
 

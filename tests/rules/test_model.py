@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -81,8 +80,8 @@ class Model:
 
     def save_plan(self, plan: Plan) -> int:
         known = self.versions.setdefault(plan.name, [])
-        if not known or replace(known[-1], version=0) != replace(plan, version=0):
-            known.append(replace(plan, version=len(known) + 1))
+        if not known or known[-1]._replace(version=0) != plan._replace(version=0):
+            known.append(plan._replace(version=len(known) + 1))
         return len(known)
 
     def find(self, user_id: str, clock: datetime, ids: tuple[UUID, UUID], query: SnapshotQuery) -> Snapshot:
@@ -103,15 +102,15 @@ class Model:
         if query.include == "consumption":
             refunded = sum(e.cost for e in ledger if e.refund_of == query.argument)
             consumption = next((e for e in ledger if e.id == query.argument), None)
-            return replace(found, consumption=consumption, refunded=refunded)
+            return found._replace(consumption=consumption, refunded=refunded)
         if query.include == "target":
             versions = self.versions.get(query.argument)
-            found = replace(found, target=versions[-1] if versions else None)
+            found = found._replace(target=versions[-1] if versions else None)
         if query.include == "clerk":
             name, source = self.clerks_assignment(user_id)
-            found = replace(found, target=self.versions[name][-1], target_source=source)
+            found = found._replace(target=self.versions[name][-1], target_source=source)
         asked = periods.lookback(found)
-        return replace(found, usage=usage_by_plan(ledger, asked, self.version)) if asked else found
+        return found._replace(usage=usage_by_plan(ledger, asked, self.version)) if asked else found
 
     def version(self, name: str, version: int) -> Plan:
         return self.versions[name][version - 1]
@@ -175,7 +174,7 @@ class Machine(RuleBasedStateMachine):
     def read_at_our_time(self, *asked: Any, **options: Any) -> statements.Statements[Snapshot]:
         snapshot = yield from self.read_row(*asked, **options)
         assert abs(snapshot.clock - datetime.now(UTC)) < timedelta(minutes=1)
-        return replace(snapshot, clock=self.now)
+        return snapshot._replace(clock=self.now)
 
     def read_and_note(self, *asked: Any, **options: Any) -> statements.Statements[Snapshot]:
         self.seen = yield from self.read(*asked, **options)
@@ -395,7 +394,7 @@ class Machine(RuleBasedStateMachine):
         request = Request(by, **recorded)
         if key:
             mark = repr((arguments, recorded))
-            request = replace(request, idempotency_key=f"{verb}:{by.kind}:{key}", fingerprint=mark)
+            request = request._replace(idempotency_key=f"{verb}:{by.kind}:{key}", fingerprint=mark)
         assert self.seen is not None
         found = self.model.find(
             user_id, self.now, self.seen.entry_ids, SnapshotQuery(request.idempotency_key, *include)
@@ -456,16 +455,16 @@ def unmarked_answer(answer: Any) -> Any:
 
 def unmarked_snapshot(snapshot: Snapshot) -> Snapshot:
     entry, consumption = unmarked(snapshot.entry), unmarked(snapshot.consumption)
-    return replace(snapshot, entry=entry, consumption=consumption)
+    return snapshot._replace(entry=entry, consumption=consumption)
 
 
 def unmarked(entry: Entry | None) -> Entry | None:
     """The entry with "some" for any fingerprint: the model computes its own in another way."""
-    return entry and replace(entry, fingerprint="some" if entry.fingerprint else "")
+    return entry and entry._replace(fingerprint="some" if entry.fingerprint else "")
 
 
 def entry_of(row: LedgerEntry) -> Entry | None:
-    return unmarked(Entry(**{name: getattr(row, name) for name in Entry.__dataclass_fields__}))
+    return unmarked(Entry(**{name: getattr(row, name) for name in Entry._fields}))
 
 
 def assert_fair(ledger: list[Entry]) -> None:

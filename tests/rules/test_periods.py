@@ -1,7 +1,6 @@
 """When a period ends and when the next one begins: every reset policy, by calendar and clock."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 
@@ -27,7 +26,7 @@ def utc(text: str) -> datetime:
 
 
 def plan_of(reset_policy: str, zone: str = "UTC", period: timedelta = DAY) -> Plan:
-    return replace(FREE, reset_policy=reset_policy, timezone=zone, period=period)
+    return FREE._replace(reset_policy=reset_policy, timezone=zone, period=period)
 
 
 def begun(plan: Plan, last: datetime, anchor: datetime | None = None) -> State:
@@ -310,7 +309,7 @@ def test_a_reset_by_staff_of_a_quota_that_is_due_is_two() -> None:
 
 def test_an_edit_to_short_periods_skips_none() -> None:
     """The end lies before a boundary of the new grid: that is no midnight of other zone data."""
-    hourly = replace(FREE, version=2, reset_policy="anchored", period=HOUR)
+    hourly = FREE._replace(version=2, reset_policy="anchored", period=HOUR)
     state = state_with(3, anchor_at=NOON - HOUR / 2)
     change = changed(verbs.current(at(NOON + DAY, state, hourly, in_force=FREE), USER))
     assert (change.state.last_reset_date, change.state.resets_at) == (NOON + DAY, NOON + DAY + HOUR / 2)
@@ -360,21 +359,21 @@ def test_the_seconds_to_the_reset_are_of_the_true_clock() -> None:
 
 def test_a_period_ends_by_the_rules_it_began_under() -> None:
     """The plan is daily now, but this period began under its monthly version."""
-    daily, monthly = replace(plan_of("daily"), version=2, allowance=5), plan_of("monthly")
+    daily, monthly = plan_of("daily")._replace(version=2, allowance=5), plan_of("monthly")
     waits = changed(verbs.current(at(NOON + 20 * DAY, begun(monthly, NOON), daily, in_force=monthly), USER))
     assert (waits.entries, waits.quota.resets_at) == ((), utc("2026-04-01"))
 
 
 def test_a_plan_that_now_has_longer_periods_does_not_hold_up_the_running_one() -> None:
-    monthly, daily = replace(plan_of("monthly"), version=2, allowance=500), plan_of("daily")
+    monthly, daily = plan_of("monthly")._replace(version=2, allowance=500), plan_of("daily")
     change = changed(verbs.current(at(utc("2026-03-02"), begun(daily, NOON), monthly, in_force=daily), USER))
     assert (change.state.plan_version, change.state.quota_remaining) == (2, 500)
     assert change.quota.resets_at == change.entries[-1].resets_at == utc("2026-04-01")
 
 
 def test_a_spend_costs_what_the_running_periods_version_says() -> None:
-    dearer = replace(FREE, version=2, actions={"generate": 7})
-    generate = replace(USER, action="generate")
+    dearer = FREE._replace(version=2, actions={"generate": 7})
+    generate = USER._replace(action="generate")
     running = changed(verbs.consume(at(NOON, begun(FREE, NOON), dearer, in_force=FREE), generate))
     assert (running.entries[-1].cost, running.entries[-1].plan_version) == (3, 1)
     later = changed(verbs.consume(at(NOON + DAY, begun(FREE, NOON), dearer, in_force=FREE), generate))

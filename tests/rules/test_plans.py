@@ -3,7 +3,6 @@
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import datetime, timedelta
 from fractions import Fraction
 
@@ -22,7 +21,7 @@ from tests.rules.test_verbs import DAY, FREE, NOON, TICK, UNLIMITED, at, changed
 from tests.rules.test_verbs import STAFF as BY_STAFF
 from tests.tools.ledger import assert_sound
 
-PRO = replace(FREE, name="pro", allowance=100, version=4)
+PRO = FREE._replace(name="pro", allowance=100, version=4)
 HALF_A_DAY = DAY / 2
 each_way = pytest.mark.parametrize("on_change", OnChange)
 
@@ -36,7 +35,7 @@ def change_to(
     name: str = "pro",
 ) -> Change:
     """Change to a plan that differs in its allowance only."""
-    target = replace(plan, name=name, version=4, allowance=allowance)
+    target = plan._replace(name=name, version=4, allowance=allowance)
     return changed(verbs.change_plan(at(now, state, plan, target=target), BY_STAFF, on_change))
 
 
@@ -99,7 +98,7 @@ def test_prorate_moves_the_limit_by_the_difference_for_the_part_that_is_to_come(
 
 def test_a_prorated_limit_follows_the_plans_over_the_period() -> None:
     """Half a day 1000, a quarter 20 and a quarter 500 are 630; back and forth at one instant is nothing."""
-    big, small = replace(FREE, allowance=1000), replace(FREE, allowance=20)
+    big, small = FREE._replace(allowance=1000), FREE._replace(allowance=20)
     noon, late = NOON + HALF_A_DAY, NOON + DAY * 3 / 4
     moved = change_to(20, OnChange.PRORATE, state_with(1000, 1000), noon, big).state
     assert moved.quota_limit == 510
@@ -109,15 +108,15 @@ def test_a_prorated_limit_follows_the_plans_over_the_period() -> None:
 
 def test_between_periods_of_other_ends_prorate_is_keep() -> None:
     """A part of a day says nothing of a month: 23 hours of a large day would give a month of it."""
-    monthly = replace(PRO, allowance=20, reset_policy="monthly")
+    monthly = PRO._replace(allowance=20, reset_policy="monthly")
     before = state_with(700, 1000, plan="big")
-    moves = at(NOON + DAY - DAY / 24, before, replace(FREE, name="big", allowance=1000), target=monthly)
+    moves = at(NOON + DAY - DAY / 24, before, FREE._replace(name="big", allowance=1000), target=monthly)
     after = changed(verbs.change_plan(moves, BY_STAFF, OnChange.PRORATE)).state
     assert (after.quota_limit, after.quota_remaining, after.period_consumed) == (20, 0, 300)
 
 
 def test_a_day_of_23_hours_is_prorated_by_its_23_hours() -> None:
-    berlin = replace(FREE, reset_policy="daily", timezone="Europe/Berlin")
+    berlin = FREE._replace(reset_policy="daily", timezone="Europe/Berlin")
     midnight = datetime.fromisoformat("2026-03-28T23:00:00+00:00")
     end = midnight + timedelta(hours=23)
     state = state_with(0, last_reset_date=midnight, resets_at=end, anchor_at=midnight, updated_at=midnight)
@@ -134,7 +133,7 @@ def test_a_day_of_23_hours_is_prorated_by_its_23_hours() -> None:
 def test_a_prorated_balance_is_exact_and_in_range(
     old: int, new: int, remaining: int, microseconds: int
 ) -> None:
-    now, plan = NOON + timedelta(microseconds=microseconds), replace(FREE, allowance=old)
+    now, plan = NOON + timedelta(microseconds=microseconds), FREE._replace(allowance=old)
     change = change_to(new, OnChange.PRORATE, state_with(remaining, old), now, plan)
     to_come = Fraction(86_400_000_000 - microseconds, 86_400_000_000)
     exact = remaining + math.floor((new - old) * to_come)
@@ -142,7 +141,7 @@ def test_a_prorated_balance_is_exact_and_in_range(
 
 
 def test_the_longest_period_and_the_largest_allowance_are_prorated_exactly() -> None:
-    slow = replace(FREE, allowance=0, period=3_660 * DAY)
+    slow = FREE._replace(allowance=0, period=3_660 * DAY)
     state = state_with(0, 0, resets_at=NOON + slow.period)
     change = change_to(MAX_UNITS, OnChange.PRORATE, state, NOON + 1_220 * DAY, slow)
     assert change.state.quota_remaining == MAX_UNITS * 2 // 3
@@ -168,7 +167,7 @@ def test_the_period_goes_on(on_change: OnChange) -> None:
 @pytest.mark.parametrize("on_change", [OnChange.KEEP, OnChange.PRORATE])
 def test_a_period_that_the_new_plan_would_have_ended_is_counted_from_now(on_change: OnChange) -> None:
     """Otherwise the next request would refill it: a free reset with each change back and forth."""
-    monthly, daily = replace(FREE, reset_policy="monthly"), replace(PRO, allowance=20)
+    monthly, daily = FREE._replace(reset_policy="monthly"), PRO._replace(allowance=20)
     now, state = NOON + 20 * DAY, state_with(0, resets_at=NOON + 31 * DAY)
     change = changed(verbs.change_plan(at(now, state, monthly, target=daily), BY_STAFF, on_change))
     assert (change.state.quota_remaining, change.state.period_seq) == (0, 1)
@@ -185,12 +184,12 @@ def test_reset_gives_the_new_allowance_and_begins_a_period() -> None:
 
 
 def test_a_month_is_counted_from_a_change_with_reset() -> None:
-    monthly = replace(PRO, reset_policy="monthly")
+    monthly = PRO._replace(reset_policy="monthly")
     now = NOON + 14 * DAY  # the 15th
     moves = at(
         now,
         state_with(3, resets_at=NOON.replace(month=4, hour=0)),
-        replace(FREE, reset_policy="monthly"),
+        FREE._replace(reset_policy="monthly"),
         target=monthly,
     )
     by_reset = changed(verbs.change_plan(moves, BY_STAFF, OnChange.RESET))
@@ -200,7 +199,7 @@ def test_a_month_is_counted_from_a_change_with_reset() -> None:
 
 def test_a_reset_by_staff_leaves_a_grid_period_that_a_change_of_plan_began() -> None:
     """The day began at midnight, this period at noon: it is refilled, and its begin does not move back."""
-    daily = replace(FREE, reset_policy="daily")
+    daily = FREE._replace(reset_policy="daily")
     change = changed(verbs.reset(at(NOON + timedelta(hours=3), state_with(3), daily), BY_STAFF))
     assert change.state.last_reset_date == NOON
 
@@ -222,7 +221,7 @@ def test_from_unlimited_what_was_consumed_before_counts_and_what_was_spent_there
 @pytest.mark.parametrize(("allowance", "other"), [(None, 20), (100, None)])
 def test_from_and_to_unlimited_reset_begins_a_period(allowance: int | None, other: int | None) -> None:
     now = NOON + HALF_A_DAY
-    state, plan = state_with(0, other), replace(FREE, allowance=other)
+    state, plan = state_with(0, other), FREE._replace(allowance=other)
     after = change_to(allowance, OnChange.RESET, state, now, plan).state
     assert (after.quota_limit, after.quota_remaining, after.period_consumed) == (allowance, allowance or 0, 0)
     assert (after.last_reset_date, after.anchor_at, after.period_seq) == (now, now, 8)
@@ -231,20 +230,20 @@ def test_from_and_to_unlimited_reset_begins_a_period(allowance: int | None, othe
 @each_way
 def test_the_plan_a_user_has_changes_nothing(on_change: OnChange) -> None:
     again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)
-    again = replace(again, target_source="default")
+    again = again._replace(target_source="default")
     change = changed(verbs.change_plan(again, BY_STAFF, on_change))
     assert (change.entries, change.state) == ((), again.state)
 
 
 @each_way
 def test_a_key_is_kept_even_where_nothing_changes(on_change: OnChange) -> None:
-    again = replace(at(NOON + HALF_A_DAY, state_with(3), target=FREE), target_source="default")
+    again = at(NOON + HALF_A_DAY, state_with(3), target=FREE)._replace(target_source="default")
     change = changed(
-        verbs.change_plan(again, replace(BY_STAFF, idempotency_key="k", fingerprint="f"), on_change)
+        verbs.change_plan(again, BY_STAFF._replace(idempotency_key="k", fingerprint="f"), on_change)
     )
     [entry] = change.entries
     assert (entry.idempotency_key, entry.kind, entry.delta) == ("k", "plan_changed", 0)
-    assert change.state == replace(again.state, seq=entry.seq, usage_seq=entry.seq, updated_at=again.now)
+    assert change.state == again.state._replace(seq=entry.seq, usage_seq=entry.seq, updated_at=again.now)
 
 
 @each_way
@@ -253,8 +252,8 @@ def test_the_plan_a_user_has_by_anothers_choice_changes_only_whose_choice_it_is(
     change = changed(verbs.change_plan(again, BY_STAFF, on_change))
     assert again.state
     seq = again.state.seq + 1
-    assert change.state == replace(
-        again.state, plan_source="staff", seq=seq, usage_seq=seq, updated_at=again.now
+    assert change.state == again.state._replace(
+        plan_source="staff", seq=seq, usage_seq=seq, updated_at=again.now
     )
     assert (change.entries[-1].kind, change.entries[-1].delta) == ("plan_changed", 0)
 

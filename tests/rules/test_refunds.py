@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 from threading import Barrier
 from uuid import UUID, uuid4
@@ -88,7 +87,7 @@ def test_a_spend_that_was_never_made_is_not_found() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in values.EntryKind if kind != values.EntryKind.CONSUMED])
 def test_an_entry_of_another_kind_is_no_spend(kind: values.EntryKind) -> None:
-    other = replace(spend_of(5), kind=kind.value)
+    other = spend_of(5)._replace(kind=kind.value)
     snapshot = at(NOON, state_with(10), consumption=other)
     assert isinstance(verbs.refund(snapshot, BY_STAFF), ConsumptionNotFound)
 
@@ -107,7 +106,7 @@ def test_a_refund_at_the_very_end_of_the_period_comes_too_late() -> None:
 
 def test_periods_are_told_apart_by_their_number_though_their_dates_are_the_same() -> None:
     """A reset by staff does not move the begin of a daily period."""
-    daily = replace(FREE, reset_policy="daily")
+    daily = FREE._replace(reset_policy="daily")
     spend = spend_of(5)
     renewed = changed(verbs.reset(at(NOON, state_with(15), daily), BY_STAFF)).state
     assert renewed.last_reset_date == spend.last_reset_date

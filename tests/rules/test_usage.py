@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import permutations
@@ -74,7 +74,7 @@ class History:
         ids = (UUID(int=len(self.ledger)), UUID(int=len(self.ledger) + 1))
         snapshot = Snapshot("user_1", self.now, plan, in_force, self.state, None, None, ids, **more)
         if asked := periods.lookback(snapshot):
-            return replace(snapshot, usage=usage_by_plan(self.ledger, asked, self.version))
+            return snapshot._replace(usage=usage_by_plan(self.ledger, asked, self.version))
         self.assert_row_tells_all(snapshot)
         return snapshot
 
@@ -83,13 +83,13 @@ class History:
 
     def edit(self, name: str, allowance: int | None) -> None:
         plan = self.plans[name]
-        self.plans[name] = replace(plan, version=plan.version + 1, allowance=allowance)
+        self.plans[name] = plan._replace(version=plan.version + 1, allowance=allowance)
         self.versions[name].append(self.plans[name])
 
     def assert_row_tells_all(self, snapshot: Snapshot) -> None:
         """Assert that the ledger, had it been asked, would have given the row's own figures."""
-        state = self.state and replace(self.state, usage_seq=None)
-        asked = periods.lookback(replace(snapshot, state=state))
+        state = self.state and self.state._replace(usage_seq=None)
+        asked = periods.lookback(snapshot._replace(state=state))
         if not state or not asked or asked.is_due:
             return
         usage = usage_by_plan(self.ledger, asked, self.version)

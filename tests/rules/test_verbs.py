@@ -1,6 +1,5 @@
 """The rules, tested with tables and properties, without a database."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -21,7 +20,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
 FREE = Plan("free", 1, 20, "rolling", DAY, "UTC", {"generate": 3})
-UNLIMITED = replace(FREE, name="unlimited", allowance=None)
+UNLIMITED = FREE._replace(name="unlimited", allowance=None)
 USER = Request(Actor("user", "user_1"))
 STAFF = Request(Actor("staff", "bo"), reason="a gift")
 
@@ -49,7 +48,7 @@ def state_with(remaining: int, limit: int | None = 20, **changes: object) -> Sta
         updated_at=NOON,
         deleted_at=None,
     )
-    return replace(state, **changes)  # type: ignore[arg-type]
+    return state._replace(**changes)  # type: ignore[arg-type]
 
 
 def at(
@@ -117,7 +116,7 @@ def test_a_new_period_may_have_a_first_refusal_of_its_own() -> None:
 
 
 def test_a_refusal_holds_no_key() -> None:
-    keyed = replace(USER, idempotency_key="consume:user:k", fingerprint="f")
+    keyed = USER._replace(idempotency_key="consume:user:k", fingerprint="f")
     entry = changed(verbs.consume(at(NOON, state_with(0)), keyed, 1)).entries[-1]
     assert (entry.idempotency_key, entry.fingerprint) == (None, "")
 
@@ -129,22 +128,22 @@ def test_a_refusal_holds_no_key() -> None:
 def test_a_cost_that_no_period_can_pay_is_told_apart(
     remaining: int, allowance: int | None, cost: int, is_hopeless: bool
 ) -> None:
-    outcome = verbs.consume(at(NOON, state_with(remaining), replace(FREE, allowance=allowance)), USER, cost)
+    outcome = verbs.consume(at(NOON, state_with(remaining), FREE._replace(allowance=allowance)), USER, cost)
     assert isinstance(outcome, outcomes.CostExceedsLimit) is is_hopeless
 
 
 def test_an_action_costs_what_the_plan_says_unless_the_caller_says_more() -> None:
-    generate = replace(USER, action="generate")
+    generate = USER._replace(action="generate")
     assert changed(verbs.consume(at(NOON, state_with(20)), generate)).state.quota_remaining == 17
     assert changed(verbs.consume(at(NOON, state_with(20)), generate, 5)).state.quota_remaining == 15
     assert isinstance(
-        verbs.consume(at(NOON, state_with(20)), replace(USER, action="x"), 1), outcomes.UnknownAction
+        verbs.consume(at(NOON, state_with(20)), USER._replace(action="x"), 1), outcomes.UnknownAction
     )
 
 
 def test_a_user_cannot_pay_less_for_an_action_than_the_plan_asks_but_a_service_may() -> None:
-    cheap = replace(USER, action="generate")
-    by_service = replace(cheap, actor=Actor("service", "key"))
+    cheap = USER._replace(action="generate")
+    by_service = cheap._replace(actor=Actor("service", "key"))
     assert isinstance(verbs.consume(at(NOON, state_with(20)), cheap, 2), outcomes.CostBelowPrice)
     assert changed(verbs.consume(at(NOON, state_with(20)), cheap, 3)).state.quota_remaining == 17
     assert changed(verbs.consume(at(NOON, state_with(20)), by_service, 2)).state.quota_remaining == 18
@@ -181,7 +180,7 @@ def test_a_reset_by_staff_refills_before_the_time_and_says_why() -> None:
 
 
 def test_a_changed_allowance_takes_effect_at_the_next_reset() -> None:
-    richer = replace(FREE, allowance=50)
+    richer = FREE._replace(allowance=50)
     assert changed(verbs.current(at(NOON, state_with(3), richer), USER)).state.quota_limit == 20
     assert changed(verbs.current(at(NOON + DAY, state_with(3), richer), USER)).state.quota_limit == 50
 
@@ -209,7 +208,7 @@ def test_opening_leaves_a_due_quota_to_its_user() -> None:
 
 
 def test_a_request_that_was_carried_out_is_replayed_from_its_entry() -> None:
-    keyed = replace(USER, idempotency_key="consume:user:k", fingerprint="f")
+    keyed = USER._replace(idempotency_key="consume:user:k", fingerprint="f")
     done = changed(verbs.consume(at(NOON, state_with(1)), keyed, 1))
     replay = verbs.consume(at(NOON + TICK, done.state, entry=done.entries[-1]), keyed, 1)
     assert isinstance(replay, Replay)
@@ -217,9 +216,9 @@ def test_a_request_that_was_carried_out_is_replayed_from_its_entry() -> None:
 
 
 def test_a_key_that_served_another_request_is_refused() -> None:
-    keyed = replace(USER, idempotency_key="consume:user:k", fingerprint="f")
+    keyed = USER._replace(idempotency_key="consume:user:k", fingerprint="f")
     entry = changed(verbs.consume(at(NOON, state_with(5)), keyed, 1)).entries[-1]
-    other = replace(keyed, fingerprint="g")
+    other = keyed._replace(fingerprint="g")
     assert isinstance(verbs.consume(at(NOON, state_with(4), entry=entry), other, 2), outcomes.KeyReused)
 
 
@@ -249,7 +248,7 @@ def test_the_ledger_explains_every_balance(
     allowance: int | None, steps: list[tuple[tuple[str, int | None], timedelta]]
 ) -> None:
     """For any verbs at any times: gapless, chained, never below 0, and the last entry is the state."""
-    plan, clock, state = replace(FREE, allowance=allowance), NOON, None
+    plan, clock, state = FREE._replace(allowance=allowance), NOON, None
     ledger: list[values.Entry] = []
     for (verb, units), pause in steps:
         clock += pause
@@ -282,5 +281,5 @@ def test_the_ledger_explains_every_balance(
 
 def test_an_entry_id_is_used_once() -> None:
     ids = (UUID(int=1), UUID(int=2))
-    snapshot = replace(at(NOON + DAY, state_with(3)), entry_ids=ids)
+    snapshot = at(NOON + DAY, state_with(3))._replace(entry_ids=ids)
     assert tuple(entry.id for entry in changed(verbs.consume(snapshot, USER, 1)).entries) == ids

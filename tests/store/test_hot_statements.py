@@ -163,7 +163,13 @@ def spend_together(count: int) -> None:
     """Spend with a key for so many users, by one read and one write."""
     users = [f"user_{number:027}" for number in range(0, USERS, USERS // count)][:count]
     attempts = [
-        Attempt(user, SnapshotQuery("a key"), partial(verbs.consume, request=Request(STAFF)), must_lock=False)
+        Attempt(
+            user,
+            SnapshotQuery("a key"),
+            partial(verbs.consume, request=Request(STAFF)),
+            expects_change=True,
+            must_lock=False,
+        )
         for user in users
     ]
     snapshots = run_statements(read_snapshots(attempts))

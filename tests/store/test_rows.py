@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
@@ -15,16 +14,14 @@ from quotas.store.rows import array_literals, columns_of
 pytestmark = pytest.mark.once
 
 
-@dataclass
-class Example:
+class Example(NamedTuple):
     first: int
     second: str | None
     third: Mapping[str, int] | None
     fourth: datetime
 
 
-@dataclass
-class Odd:
+class Odd(NamedTuple):
     first: complex
 
 

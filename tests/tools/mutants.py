@@ -106,7 +106,7 @@ MUTANTS = [
     Mutant(
         "a refusal holds its key",
         VERBS,
-        'unkeyed = replace(request, idempotency_key=None, fingerprint="")',
+        'unkeyed = request._replace(idempotency_key=None, fingerprint="")',
         "unkeyed = request",
         ("rules/test_verbs.py::test_a_refusal_holds_no_key",),
     ),
@@ -641,8 +641,8 @@ MUTANTS = [
     Mutant(
         "a joined change takes its state from its first part",
         FOLD,
-        "return replace(second, snapshot=first.snapshot,",
-        "return replace(first,",
+        "return second._replace(snapshot=first.snapshot,",
+        "return first._replace(",
         SIMULATION,
     ),
     Mutant(

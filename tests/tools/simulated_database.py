@@ -11,7 +11,6 @@ must keep a key single.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, NamedTuple
@@ -170,7 +169,7 @@ class Database:
         """Give the plan another version; return its allowance."""
         allowance = self.random.choice([3, 8, 20])
         versions = self.versions["free"]
-        versions.append(replace(versions[-1], version=len(versions) + 1, allowance=allowance))
+        versions.append(versions[-1]._replace(version=len(versions) + 1, allowance=allowance))
         return allowance
 
     def assign(self, user_id: str) -> bool:

@@ -86,7 +86,7 @@ if not PROMETHEUS_MULTIPROC_DIR:
     ENV.pop("PROMETHEUS_MULTIPROC_DIR", None)  # prometheus-client would write into the working directory
 
 FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/serving/fast_path.py
-LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 3, 2, 256)  # database connections of a worker's event loop
+LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 8, 2, 256)  # database connections of a worker's event loop
 WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)  # threads of a worker, each with a database connection
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # bytes: the longest body that is read
 QUOTA_DEFAULT_ALLOWANCE_IS_SET = bool(env_text("QUOTA_DEFAULT_ALLOWANCE"))

@@ -1,16 +1,17 @@
 """The driver of an event loop, where no thread waits for the database.
 
 The next connection that is free carries out together all attempts that wait for one: one read, one write. Of
-one account they are folded (fold.py). An attempt that must lock its row has a side connection, so that nobody
-else waits for that row, and shares it with all that gather for the row meanwhile. Every other step is rare,
-or may wait for something else: a thread runs it.
+one account they are folded (fold.py). Those that must lock their row, or must go alone, are set aside for
+half of the connections, so that nobody else waits for that row; all that gather for a row share one. Every
+other step is rare, or may wait for something else: a thread runs it.
 """
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from copy import copy
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -18,17 +19,17 @@ from django.db import DataError, IntegrityError
 
 from quotas.rules.values import Snapshot
 from quotas.store import sql, thread
-from quotas.store.errors import LostRace
+from quotas.store.errors import LostRace, Overdue
 from quotas.store.fold import fold
 from quotas.store.loop import Connections, LoopSession, RunInThread
 from quotas.store.statements import Statement, read_snapshots, statements_of_all, write_changes
 from quotas.store.steps import Attempt, Result, Step, Steps
 
 MAX_BATCH = 64
+THREAD_SECONDS = 5  # for a step in a thread
 BUSY_SECONDS = 1
 MAX_BUSY = 1_000  # rows
 ERRORS_OF_ONE = (LostRace, DataError, IntegrityError)  # the statement that raised it had no effect
-SIDE_CONNECTIONS = 2  # of all, for attempts that lock; 1 if there are only two
 
 
 class Job(NamedTuple):
@@ -49,17 +50,22 @@ class Job(NamedTuple):
             self.result.set_exception(own)
 
 
+RunAside = Callable[[LoopSession, object, list[Job]], Awaitable[None]]
+
+
 class Batches:
     """Drives the steps of one event loop over at most `size` connections, two or more."""
 
     def __init__(self, size: int, run_in_thread: RunInThread) -> None:
-        side = min(SIDE_CONNECTIONS, size - 1)
-        self.connections = Connections(run_in_thread)
+        side = size // 2
+        self.size = size - side
+        self.connections = Connections(run_in_thread, self._begin)
         self.run_in_thread = run_in_thread
-        self.free = size - side
+        self.under_way = 0  # of these connections
+        self.is_beginning = False  # whether one of them is about to take those who wait
         self.waiting: deque[Job] = deque()
         self.side = asyncio.Semaphore(side)
-        self.locking: dict[object, list[Job]] = {}  # by account, until its row is locked
+        self.aside: dict[object, list[Job]] = {}  # by account, until a side connection takes them
         self.busy_until: dict[str, float] = {}  # by user, of rows for which a race was lost
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -82,15 +88,21 @@ class Batches:
 
     async def _run_step(self, step: Step) -> Any:
         if not isinstance(step, Attempt):
-            return await self.run_in_thread(partial(thread.run_step, step))
+            return await self._run_in_thread(partial(thread.run_step, step))
         job = Job(step, asyncio.get_running_loop().create_future())
         if self._must_lock(step):
-            self._gather(job, step.user_id if _is_foldable(job) else job)
+            self._set_aside(job, self._run_locked)
         else:
             self.waiting.append(job)
-            if self.free and len(self.waiting) == 1:  # otherwise somebody is about to take all that wait
-                self._begin()
+            self._begin()
         return await job.result
+
+    async def _run_in_thread(self, function: Callable[[], Any]) -> Any:
+        try:
+            async with asyncio.timeout(THREAD_SECONDS):
+                return await self.run_in_thread(function)
+        except TimeoutError:
+            raise Overdue("A thread did not end in time.") from None
 
     def _must_lock(self, attempt: Attempt) -> bool:
         """After a lost race, lock a row from the start for a while: the next attempt would lose one too."""
@@ -104,8 +116,15 @@ class Batches:
         return attempt.must_lock
 
     def _begin(self) -> None:
-        self.free -= 1
-        self._start(self._run_waiting())
+        """Let those who wait have a connection, if they may.
+
+        Near by, one connection that takes more at once is quicker than several.
+        """
+        allowed = self.size if self.connections.is_slow else 1
+        if self.waiting and not self.is_beginning and self.under_way < allowed:
+            self.is_beginning = True
+            self.under_way += 1
+            self._start(self._run_waiting())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -114,50 +133,78 @@ class Batches:
 
     async def _run_waiting(self) -> None:
         """Carry out together what waits."""
-        jobs = self.waiting
+        jobs: list[Job] | None = None
         try:
             async with self.connections.use() as session:
-                jobs = deque(self.waiting.popleft() for _ in range(min(MAX_BATCH, len(self.waiting))))
-                if self.waiting and self.free:
-                    self._begin()
-                for job in await _try_together(session, jobs):
-                    await _run_job(session, job)
+                jobs = self._take(MAX_BATCH)
+                self.is_beginning = False
+                self._begin()
+                if len(jobs) == 1:
+                    await _run_each(session, jobs)
+                elif jobs:
+                    for job in await _run_together(session, jobs, Job.report):
+                        self._set_aside(job, self._run_alone)
         except Exception as error:  # noqa: BLE001 - the attempts handle it, or raise it
-            while jobs:
-                jobs.popleft().fail(error)
-        self.free += 1
-        if self.waiting:
-            self._begin()
+            self.is_beginning = False
+            self._fail(error, self._take(inf) if jobs is None else jobs, self._run_alone)
+        self.under_way -= 1
+        self._begin()
 
-    def _gather(self, job: Job, account: object) -> None:
-        """Let the attempt wait for the lock of its row with others of the account."""
-        jobs = self.locking.setdefault(account, [])
+    def _take(self, count: float) -> list[Job]:
+        """Return the first of those who wait, so many at the most."""
+        return [self.waiting.popleft() for _ in range(int(min(count, len(self.waiting))))]
+
+    def _set_aside(self, job: Job, run: RunAside, *, is_shared: bool = True) -> None:
+        """Let a side connection carry out the attempt, after or with others of its account."""
+        account = (job.attempt.user_id, run) if is_shared and _is_foldable(job) else job
+        jobs = self.aside.setdefault(account, [])
         jobs.append(job)
         if len(jobs) == 1:
-            self._start(self._run_locked(account, job.attempt.user_id))
+            self._start(self._run_aside(account, run))
 
-    async def _run_locked(self, account: object, user_id: str) -> None:
-        """Carry out together what has gathered for the account when its row is locked."""
-        jobs: list[Job] = []
-        done: list[tuple[Job, bool]] = []
+    async def _run_aside(self, account: object, run: RunAside) -> None:
+        jobs = self.aside[account]
         async with self.side:
             try:
                 async with self.connections.use() as session:
-                    await session.execute(Statement(sql.BEGIN, {}))
-                    await session.execute(Statement(sql.LOCK, {"user_id": user_id}))
-                    jobs = self.locking.pop(account)
-                    if len(jobs) > 1:
-                        alone = await _run_together(session, jobs, lambda *result: done.append(result))
-                    else:
-                        alone, done = [], [(job, await _run(session, job.attempt)) for job in jobs]
-                    await session.execute(Statement("COMMIT", {}))
+                    await run(session, account, jobs)
             except Exception as error:  # noqa: BLE001 - the attempts handle it, or raise it
-                alone = _rest_after(error, jobs or self.locking.pop(account))
-                done = []
+                if self.aside.get(account) is jobs:
+                    del self.aside[account]
+                self._fail(error, jobs, run)
+
+    async def _run_alone(self, session: LoopSession, account: object, jobs: list[Job]) -> None:
+        """Carry out the account's attempts one after the other."""
+        del self.aside[account]
+        await _run_each(session, jobs)
+
+    async def _run_locked(self, session: LoopSession, account: object, jobs: list[Job]) -> None:
+        """Carry out together what has gathered for the account when its row is locked."""
+        done: list[tuple[Job, bool]] = []
+        alone: list[Job] = []
+        await session.execute(Statement(sql.BEGIN, {}))
+        await session.execute(Statement(sql.LOCK, {"user_id": jobs[0].attempt.user_id}))
+        del self.aside[account]
+        if len(jobs) == 1:
+            done.append((jobs[0], await _run(session, jobs[0].attempt)))
+        else:
+            alone = await _run_together(session, jobs, lambda *result: done.append(result))
+        await session.execute(Statement("COMMIT", {}))
         for job, is_final in done:
             job.report(is_final)
         for job in alone:
-            self._gather(job, job)
+            self._set_aside(job, self._run_locked, is_shared=False)
+
+    def _fail(self, error: Exception, jobs: Iterable[Job], run: RunAside) -> None:
+        """Let each go alone after an error that only one of them caused; raise any other error in all."""
+        rest = [job for job in jobs if not job.result.done()]
+        if len(rest) > 1 and isinstance(error, ERRORS_OF_ONE):
+            for job in rest:
+                job.attempt.sent = None  # it had no effect
+                self._set_aside(job, run, is_shared=False)
+        else:
+            for job in rest:
+                job.fail(error)
 
 
 async def _run(session: LoopSession, attempt: Attempt) -> bool:
@@ -165,25 +212,14 @@ async def _run(session: LoopSession, attempt: Attempt) -> bool:
     return await session.run(statements_of_all(steps, "postgresql", in_transaction=attempt.must_lock))
 
 
-async def _run_job(session: LoopSession, job: Job) -> None:
-    try:
+async def _run_each(session: LoopSession, jobs: Iterable[Job]) -> None:
+    """Carry out attempts of one account; raise an error of the first that has one."""
+    for job in jobs:
         job.report(await _run(session, job.attempt))
-    except Exception as error:  # noqa: BLE001 - the attempt handles it, or raises it
-        job.fail(error)
-
-
-async def _try_together(session: LoopSession, jobs: Sequence[Job]) -> Sequence[Job]:
-    """Carry out the jobs together; return those that must go alone."""
-    if len(jobs) <= 1:
-        return jobs
-    try:
-        return await _run_together(session, jobs, Job.report)
-    except Exception as error:  # noqa: BLE001 - the attempts handle it, or raise it
-        return _rest_after(error, jobs)
 
 
 async def _run_together(
-    session: LoopSession, jobs: Sequence[Job], report: Callable[[Job, bool], None]
+    session: LoopSession, jobs: Iterable[Job], report: Callable[[Job, bool], None]
 ) -> list[Job]:
     """Read for all jobs, fold those of each account, write what changed; return those that must go alone.
 
@@ -216,18 +252,6 @@ async def _run_together(
     for job in resting:
         report(job, job.attempt.user_id in stored)
     return alone
-
-
-def _rest_after(error: Exception, jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs that go alone after an error that one may have caused; raise any other in all."""
-    rest = [job for job in jobs if not job.result.done()]
-    if len(jobs) > 1 and isinstance(error, ERRORS_OF_ONE):
-        for job in rest:
-            job.attempt.sent = None  # it had no effect
-        return rest
-    for job in rest:
-        job.fail(error)
-    return []
 
 
 def _is_foldable(job: Job) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache, partial
 from itertools import count
+from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
@@ -28,7 +29,9 @@ from quotas.store.statements import Statement, Statements
 from quotas.store.steps import Result
 
 STATEMENT_SECONDS = 4  # for a statement; more than sql.LOCK_SECONDS
-WATCH_SECONDS = 1  # between checks of the connections
+WATCH_SECONDS = 0.5  # between checks of the connections
+HANG_SECONDS = 0.5  # after which a statement counts as one that hangs
+FAR_SECONDS = 0.0005  # a database whose quickest answer takes longer is far
 CANCEL_SECONDS = 2  # to cancel a statement that took too long
 
 Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
@@ -78,7 +81,8 @@ class LoopSession:
         self.loop = asyncio.get_running_loop()
         self.pending: asyncio.Future[PGresult] | None = None
         self.result: PGresult | None = None
-        self.deadline = 0.0  # of the statement that is under way
+        self.sent_at = 0.0
+        self.quickest = inf  # seconds between a statement and its result
         self.socket = self.raw.fileno()
         self.loop.add_reader(self.socket, self.on_readable)
 
@@ -107,7 +111,6 @@ class LoopSession:
     async def _execute(self, statement: Statement) -> PGresult:
         if not self.is_open:
             raise psycopg.OperationalError("the connection was closed")
-        self.deadline = monotonic() + STATEMENT_SECONDS
         text, numbers = with_dollar_placeholders(statement.text)
         values = self.encode(statement.parameters, numbers)
         types, formats = self.transformer.types, self.transformer.formats
@@ -158,8 +161,14 @@ class LoopSession:
         return None
 
     def _next_result(self) -> "asyncio.Future[PGresult]":
+        self.sent_at = monotonic()
         self.pending = self.loop.create_future()
         return self.pending
+
+    @property
+    def under_way(self) -> float:
+        """For how many seconds a result has been waited for."""
+        return monotonic() - self.sent_at if self.pending else 0.0
 
     def on_readable(self) -> None:
         """Read what the server sent: a result, or, if none is pending, a notice or the connection's end.
@@ -185,6 +194,7 @@ class LoopSession:
         if not pending or not result or self.pgconn.is_busy():
             return False
         self.pending = self.result = None
+        self.quickest = min(self.quickest, monotonic() - self.sent_at)
         if not pending.done():
             pending.set_result(result)
         return True
@@ -206,8 +216,12 @@ class LoopSession:
 class Connections:
     """The connections of one event loop, opened on demand and kept. Whoever uses them limits their number."""
 
-    def __init__(self, run_in_thread: RunInThread) -> None:
+    def __init__(self, run_in_thread: RunInThread, on_watch: Callable[[], None]) -> None:
         self.run_in_thread = run_in_thread
+        self.on_watch = on_watch
+        self.is_slow = (
+            False  # whether the database is far, or hangs: then more statements at once are quicker
+        )
         self.sessions: set[LoopSession] = set()
         self.idle: list[LoopSession] = []  # a stack: the one used last has the warmest caches
         self.is_watched = False
@@ -244,10 +258,13 @@ class Connections:
         """
         for session in [*self.sessions]:
             session.on_readable()
-            if session.pending and monotonic() > session.deadline:
+            if session.under_way > STATEMENT_SECONDS:
                 session.leave(Overdue("The database did not answer in time."))
                 self.run_in_thread(partial(_cancel_and_close, session.raw))
+        is_far = min((session.quickest for session in self.sessions), default=0) > FAR_SECONDS
+        self.is_slow = is_far or any(session.under_way > HANG_SECONDS for session in self.sessions)
         asyncio.get_running_loop().call_later(WATCH_SECONDS, self._watch)
+        self.on_watch()
 
     def _on_close(self, session: LoopSession) -> None:
         self.sessions.discard(session)

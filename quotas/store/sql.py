@@ -185,7 +185,7 @@ def compare_and_swap(entries: int, *, waits: bool = True) -> str:
 OPEN_ROWS = f"""
     WITH done AS (
         {_INSERT} SELECT '', s.* FROM unnest({_arrays(STATE_COLUMNS, STATE_COLUMNS.values())}) AS s
-        ON CONFLICT (user_id) DO NOTHING RETURNING user_id
+        WHERE {_WITH_TIMEOUT} ON CONFLICT (user_id) DO NOTHING RETURNING user_id
     )
     {_ENTRIES} SELECT e.* FROM done
     JOIN unnest({_arrays(ENTRY_ARRAYS, ENTRY_ARRAYS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})

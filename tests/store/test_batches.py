@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import DataError, OperationalError
 
@@ -30,6 +31,7 @@ from tests.tools.in_loop import (
     until,
     waiting,
 )
+from tests.tools.site import url_of_the_test_database
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
 STAFF = Actor("staff", "a test")
@@ -214,7 +216,7 @@ def test_a_row_that_somebody_holds_stops_nobody_else_and_is_folded_when_it_is_fr
             for number in range(5):
                 assert (await read(driver, OTHER)).quota_remaining == 20 - number
                 assert (await spend(driver, user_id=OTHER)).quota.quota_remaining == 19 - number
-            await until(lambda: len(driver.locking.get(USER, [])) == 10)
+            await until(lambda: len(driver.aside.get((USER, driver._run_locked), [])) == 10)
             assert not any(task.done() for task in stuck)
         with sent(monkeypatch) as texts:
             await asyncio.gather(*stuck)
@@ -237,6 +239,41 @@ def test_a_row_that_stays_held_is_given_up_in_time_and_its_key_spends_once_later
 
     assert run(work).quota.quota_remaining == 19
     assert spent() == 1
+
+
+@contextmanager
+def half_opened(user_id: str) -> Iterator[None]:
+    """Insert the user's row in a transaction that does not end: whoever opens it too must wait."""
+    with psycopg.connect(url_of_the_test_database()) as other:
+        other.execute(
+            """INSERT INTO challenge_quotas
+            SELECT (jsonb_populate_record(q, jsonb_build_object('user_id', %s::text))).*
+            FROM challenge_quotas AS q WHERE user_id = %s""",
+            [user_id, USER],
+        )
+        yield
+        other.rollback()
+
+
+def test_a_statement_that_hangs_stops_nobody_else_for_long() -> None:
+    opened(USER)
+
+    async def work(driver: Batches) -> Any:
+        await warmed(driver)
+        with half_opened("user_new"):
+            stuck = [asyncio.create_task(spend(driver, "a key", "user_new")) for _ in range(24)]
+            await until(lambda: bool(outside(waiting)))
+            async with asyncio.timeout(2):
+                await read(driver)
+            for _ in range(20):
+                async with asyncio.timeout(0.2):
+                    await spend(driver)
+            answers = await asyncio.gather(*stuck, return_exceptions=True)
+            assert {isinstance(answer, OperationalError) for answer in answers} == {True}
+        return await spend(driver, "a key", "user_new")
+
+    assert run(work, size=4).quota.quota_remaining == 19
+    assert (spent(), spent("user_new")) == (20, 1)
 
 
 def test_an_error_of_one_is_nobody_elses() -> None:
@@ -263,7 +300,7 @@ def test_an_error_of_one_under_the_lock_is_nobody_elses(monkeypatch: pytest.Monk
             stuck = [asyncio.create_task(spend(driver)) for _ in range(3)]
             bad = quotas.consume.steps(USER, metadata={"a": "\x00"})
             stuck.insert(1, asyncio.create_task(driver.run_steps(bad)))
-            await until(lambda: len(driver.locking.get(USER, [])) == 4)
+            await until(lambda: len(driver.aside.get((USER, driver._run_locked), [])) == 4)
         return await asyncio.gather(*stuck, return_exceptions=True)
 
     answers = run(work)

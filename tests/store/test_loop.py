@@ -43,7 +43,7 @@ def test_each_gets_its_own_answer_however_few_the_connections() -> None:
 
     async def work(driver: Batches) -> list[Quota]:
         found = await asyncio.gather(*(read(driver, user_id) for user_id in users * 5))
-        assert len(driver.connections.sessions) == len(driver.connections.idle) == 1
+        assert len(driver.connections.sessions) == len(driver.connections.idle) <= 2
         return found
 
     found = run(work)

@@ -50,7 +50,7 @@ class OwnConnections(Connections):
 class OwnBatches(Batches):
     def __init__(self) -> None:
         super().__init__(2, run_at_once)
-        self.connections = OwnConnections(run_at_once)
+        self.connections = OwnConnections(run_at_once, lambda: None)
 
     async def run_steps(self, steps: Steps[Result]) -> Result:
         """As a thread does, cache no plans that were read in a transaction: it may be rolled back."""

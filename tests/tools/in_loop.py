@@ -21,7 +21,7 @@ OTHER = "user_2"
 quotas = ChallengeQuota.objects
 
 
-def run(work: Callable[[Batches], Coroutine[Any, Any, Any]], size: int = 3) -> Any:
+def run(work: Callable[[Batches], Coroutine[Any, Any, Any]], size: int = 2) -> Any:
     """Run the work in an event loop, with a driver of this many connections and two threads."""
 
     async def main() -> Any:

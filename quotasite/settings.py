@@ -85,6 +85,7 @@ PROMETHEUS_MULTIPROC_DIR = env_text("PROMETHEUS_MULTIPROC_DIR")  # read by prome
 if not PROMETHEUS_MULTIPROC_DIR:
     ENV.pop("PROMETHEUS_MULTIPROC_DIR", None)  # prometheus-client would write into the working directory
 
+DATABASE_IS_DISTRIBUTED = env_bool("DATABASE_DISTRIBUTED")  # by Citus: other statements (store/sql.py)
 FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/serving/fast_path.py
 LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 8, 2, 256)  # database connections of a worker's event loop
 WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)  # threads of a worker, each with a database connection

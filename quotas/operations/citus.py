@@ -17,7 +17,8 @@ from quotas.store.errors import LOCK_NOT_AVAILABLE, sqlstate
 DISTRIBUTED_TABLES = ("challenge_quotas", "ledger_entries", "plan_assignments", "webhook_events")
 REQUIRED_TABLES = (*DISTRIBUTED_TABLES, "plans", "plan_versions")
 SETTINGS = """
--- Afterwards, on each node that coordinates: else a change whose node was lost stays invisible for a minute,
+-- Afterwards, start the service with DATABASE_DISTRIBUTED=1: else each spend is a two-phase commit.
+-- And on each node that coordinates: else a change whose node was lost stays invisible for a minute,
 -- and its user's next request waits for it. max_prepared_transactions must not be below max_connections.
 ALTER SYSTEM SET citus.recover_2pc_interval = '5s';
 SELECT pg_reload_conf();

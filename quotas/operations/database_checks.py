@@ -13,6 +13,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from quotas.models import ChallengeQuota, Plan
+from quotas.operations import citus
 from quotas.reports.audit import MAX_AHEAD
 from quotas.rules import zones
 from quotas.rules.values import NAMED_PERIODS
@@ -159,6 +160,13 @@ def _database_faults() -> Iterator[CheckMessage]:
             "PostgreSQL refuses all but one, and each of them is tried again.",
             hint="ALTER ROLE … SET default_transaction_isolation = 'read committed'; or ALTER DATABASE.",
             id="quotas.W006",
+        )
+    if not settings.DATABASE_IS_DISTRIBUTED and citus.read_schema().places:
+        yield Warning(
+            "The tables are distributed by Citus, but DATABASE_DISTRIBUTED is not on: each spend is a "
+            "two-phase commit, which takes three times the CPU.",
+            hint="Set DATABASE_DISTRIBUTED=1.",
+            id="quotas.W009",
         )
     if not settings.DATABASE_IS_POOLED and _shares_sessions():
         yield Error(

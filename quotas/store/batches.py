@@ -59,6 +59,7 @@ class Batches:
     def __init__(self, size: int, run_in_thread: RunInThread) -> None:
         side = size // 2
         self.size = size - side
+        self.may_share = thread.dialect() != "citus"  # a statement is about the rows of one shard
         self.connections = Connections(run_in_thread, self._begin)
         self.run_in_thread = run_in_thread
         self.under_way = 0  # of these connections
@@ -120,7 +121,7 @@ class Batches:
 
         Near by, one connection that takes more at once is quicker than several.
         """
-        allowed = self.size if self.connections.is_slow else 1
+        allowed = self.size if self.connections.is_slow or not self.may_share else 1
         if self.waiting and not self.is_beginning and self.under_way < allowed:
             self.is_beginning = True
             self.under_way += 1
@@ -136,7 +137,7 @@ class Batches:
         jobs: list[Job] | None = None
         try:
             async with self.connections.use() as session:
-                jobs = self._take(MAX_BATCH)
+                jobs = self._take(MAX_BATCH if self.may_share else 1)
                 self.is_beginning = False
                 self._begin()
                 if len(jobs) == 1:
@@ -183,13 +184,13 @@ class Batches:
         done: list[tuple[Job, bool]] = []
         alone: list[Job] = []
         await session.execute(Statement(sql.BEGIN, {}))
-        await session.execute(Statement(sql.LOCK, {"user_id": jobs[0].attempt.user_id}))
+        await session.execute(Statement(sql.LOCK[thread.dialect()], {"user_id": jobs[0].attempt.user_id}))
         del self.aside[account]
-        if len(jobs) == 1:
-            done.append((jobs[0], await _run(session, jobs[0].attempt)))
-        else:
+        if len(jobs) > 1 and self.may_share:
             alone = await _run_together(session, jobs, lambda *result: done.append(result))
-        await session.execute(Statement("COMMIT", {}))
+        else:
+            done = [(job, await _run(session, job.attempt)) for job in jobs]
+        await session.execute(Statement(sql.COMMIT, {}))
         for job, is_final in done:
             job.report(is_final)
         for job in alone:
@@ -209,7 +210,7 @@ class Batches:
 
 async def _run(session: LoopSession, attempt: Attempt) -> bool:
     steps = attempt.steps()
-    return await session.run(statements_of_all(steps, "postgresql", in_transaction=attempt.must_lock))
+    return await session.run(statements_of_all(steps, thread.dialect(), in_transaction=attempt.must_lock))
 
 
 async def _run_each(session: LoopSession, jobs: Iterable[Job]) -> None:

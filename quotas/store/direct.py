@@ -14,7 +14,7 @@ from quotas.store import sql
 from quotas.store.errors import TAKES_NO_WRITES, read_with_reconnect
 from quotas.store.statements import FreshIds, Statement, insert_rows
 from quotas.store.steps import Decide, Read, SnapshotQuery
-from quotas.store.thread import database, execute, run_statements, run_step, vendor
+from quotas.store.thread import database, dialect, execute, run_statements, run_step, vendor
 
 
 def read_snapshot(user_id: str, query: SnapshotQuery) -> Snapshot:
@@ -47,7 +47,7 @@ def open_many(user_ids: Iterable[str], decide: Decide) -> int:
     blank: Snapshot = run_step(Read("", SnapshotQuery()))  # no user has this id: a snapshot without a row
     decided = [decide(blank._replace(user_id=user_id, entry_ids=FreshIds())) for user_id in user_ids]
     changes = [outcome for outcome in decided if isinstance(outcome, Change)]
-    return run_statements(insert_rows(changes, vendor())) if changes else 0
+    return run_statements(insert_rows(changes, dialect())) if changes else 0
 
 
 def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:

@@ -45,34 +45,44 @@ class FreshIds(dict[int, UUID]):
         return fresh
 
 
-def statements_of(step: DatabaseStep, vendor: str, *, in_transaction: bool = False) -> Statements[Any]:
+def statements_of(step: DatabaseStep, dialect: str, *, in_transaction: bool = False) -> Statements[Any]:
     """Return the statements whose result is the step's."""
     if isinstance(step, Read):
-        return read_snapshot(step.user_id, step.query, vendor, in_transaction=in_transaction)
-    return write(*step, vendor) if isinstance(step, Write) else was_written(*step)
+        return read_snapshot(step.user_id, step.query, dialect, in_transaction=in_transaction)
+    if isinstance(step, Write):
+        statements = write(*step, dialect)
+        return statements if in_transaction or dialect == "postgresql" else _in_transaction(statements)
+    return was_written(*step)
+
+
+def _in_transaction(statements: Statements[Result]) -> Statements[Result]:
+    yield Statement(sql.BEGIN, {})
+    result = yield from statements
+    yield Statement(sql.COMMIT, {})
+    return result
 
 
 def statements_of_all(
-    steps: DatabaseSteps[Result], vendor: str, *, in_transaction: bool = False
+    steps: DatabaseSteps[Result], dialect: str, *, in_transaction: bool = False
 ) -> Statements[Result]:
     """Return the statements of steps that all ask the database, whose result is that of the steps."""
     try:
         step = next(steps)
         while True:
-            step = steps.send((yield from statements_of(step, vendor, in_transaction=in_transaction)))
+            step = steps.send((yield from statements_of(step, dialect, in_transaction=in_transaction)))
     except StopIteration as stop:
         result: Result = stop.value
         return result
 
 
 def read_snapshot(
-    user_id: str, query: SnapshotQuery, vendor: str, *, in_transaction: bool
+    user_id: str, query: SnapshotQuery, dialect: str, *, in_transaction: bool
 ) -> Statements[Snapshot]:
     """Return what the verb decides from.
 
     The row and the ledger may be read by two statements: a write that comes between them also stops ours.
     """
-    snapshot = yield from _read_row(user_id, query, vendor, in_transaction=in_transaction)
+    snapshot = yield from _read_row(user_id, query, dialect, in_transaction=in_transaction)
     if (state := snapshot.state) is None:
         return snapshot
     if not state.is_usage_known:
@@ -82,20 +92,20 @@ def read_snapshot(
     return snapshot
 
 
-def write(change: Change, waits: bool, vendor: str) -> Statements[bool]:
-    """Write the change if the row is still as it was read. On SQLite this needs a transaction."""
+def write(change: Change, waits: bool, dialect: str) -> Statements[bool]:
+    """Write the change if the row is still as it was read. Only on PostgreSQL it needs no transaction."""
     if change.snapshot.state is None:
-        return (yield from insert_rows([change], vendor)) > 0
+        return (yield from insert_rows([change], dialect)) > 0
     parameters = state_parameters(change.state) | {"seq_read": change.snapshot.state.seq}
-    if vendor == "postgresql":
+    if dialect == "postgresql":
         for number, entry in enumerate(change.entries):
             parameters |= entry_parameters(entry, number)
         added: int = yield Statement(sql.compare_and_swap(len(change.entries), waits=waits), parameters)
         return added > 0
-    if not (yield Statement(sql.SQLITE_UPDATE, parameters)):
+    if not (yield Statement(sql.UPDATE_ROW[dialect], parameters)):
         return False
     for entry in change.entries:
-        yield Statement(sql.SQLITE_ENTRY, entry_parameters(entry))
+        yield Statement(sql.INSERT_ENTRY, entry_parameters(entry))
     return True
 
 
@@ -137,9 +147,9 @@ def was_written(user_id: str, entry_id: UUID) -> Statements[bool]:
     return found > 0
 
 
-def insert_rows(changes: list[Change], vendor: str) -> Statements[int]:
+def insert_rows(changes: list[Change], dialect: str) -> Statements[int]:
     """Insert the missing rows with their entries; return how many entries were inserted."""
-    if vendor == "postgresql":
+    if dialect == "postgresql":
         states = [state_parameters(change.state) for change in changes]
         entries = [entry_parameters(entry) for change in changes for entry in change.entries]
         arrays = {f"{name}s": [row[name] for row in rows] for rows in (states, entries) for name in rows[0]}
@@ -147,9 +157,9 @@ def insert_rows(changes: list[Change], vendor: str) -> Statements[int]:
         return added
     added = 0
     for change in changes:
-        if (yield Statement(sql.SQLITE_INSERT, state_parameters(change.state))):
+        if (yield Statement(sql.INSERT_ROW, state_parameters(change.state))):
             for entry in change.entries:
-                added += yield Statement(sql.SQLITE_ENTRY, entry_parameters(entry))
+                added += yield Statement(sql.INSERT_ENTRY, entry_parameters(entry))
     return added
 
 
@@ -185,18 +195,18 @@ def _read_usage(state: State, asked: Lookback) -> Statements[Usage | None]:
 
 
 def _read_row(
-    user_id: str, query: SnapshotQuery, vendor: str, *, in_transaction: bool
+    user_id: str, query: SnapshotQuery, dialect: str, *, in_transaction: bool
 ) -> Statements[Snapshot]:
     key, include, argument = query
     if not include and not plan_cache.is_empty():
-        snapshot = yield from _read_without_plans(user_id, key, vendor)
+        snapshot = yield from _read_without_plans(user_id, key, dialect)
         if snapshot:
             return snapshot
     keyed = key is not None
     parameters = {"user_id": user_id} | ({"key": key} if keyed else {})
     if argument is not None:
         parameters["argument"] = argument
-    [found] = yield Statement(sql.snapshot_query(vendor, include, keyed=keyed), parameters, wants_rows=True)
+    [found] = yield Statement(sql.snapshot_query(dialect, include, keyed=keyed), parameters, wants_rows=True)
     row = iter(found)
     clock, newest_id = next(row), next(row)
     plan, in_force, state = plan_from(row), plan_from(row), state_from(row)
@@ -221,10 +231,10 @@ def _read_row(
     )
 
 
-def _read_without_plans(user_id: str, key: str | None, vendor: str) -> Statements[Snapshot | None]:
+def _read_without_plans(user_id: str, key: str | None, dialect: str) -> Statements[Snapshot | None]:
     """Read the snapshot with plans from the cache; return None if a plan version is not cached."""
     parameters = {"user_id": user_id} if key is None else {"user_id": user_id, "key": key}
-    statement = sql.snapshot_query(vendor, keyed=key is not None, without_plans=True)
+    statement = sql.snapshot_query(dialect, keyed=key is not None, without_plans=True)
     [row] = yield Statement(statement, parameters, wants_rows=True)
     return _with_cached_plans(user_id, row, keyed=key is not None)
 

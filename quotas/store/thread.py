@@ -59,9 +59,9 @@ def run_step(step: Step) -> Any:
     if isinstance(step, Lock):
         with _locked(step.user_id):
             return run_steps(step.steps)
-    is_sqlite_write = isinstance(step, Write) and vendor() == "sqlite"
-    with translating_errors(), transaction.atomic(savepoint=False) if is_sqlite_write else nullcontext():
-        return run_statements(statements_of(step, vendor(), in_transaction=in_transaction))
+    has_parts = isinstance(step, Write) and dialect() != "postgresql"
+    with translating_errors(), transaction.atomic(savepoint=False) if has_parts else nullcontext():
+        return run_statements(statements_of(step, dialect(), in_transaction=in_transaction or has_parts))
 
 
 def run_statements(statements: Statements[Result]) -> Result:
@@ -77,7 +77,7 @@ def run_statements(statements: Statements[Result]) -> Result:
 def execute(statement: Statement) -> Any:
     """Return the statement's rows, or their number, or how many rows it wrote."""
     db = database()
-    if vendor() != "postgresql":
+    if vendor() == "sqlite":
         return _execute_on_sqlite(db, statement)
     db.validate_no_broken_transaction()
     # A prepared statement that is stale (errors.py) would fail the whole transaction.
@@ -90,7 +90,7 @@ def execute(statement: Statement) -> Any:
 def lock(user_id: str) -> None:
     """Lock the user's row until the transaction ends."""
     if vendor() == "postgresql":  # SQLite's transactions lock the whole database from their start
-        execute(Statement(sql.LOCK, {"user_id": user_id}))
+        execute(Statement(sql.LOCK[dialect()], {"user_id": user_id}))
 
 
 def database() -> BaseDatabaseWrapper:
@@ -102,6 +102,11 @@ def database() -> BaseDatabaseWrapper:
 def vendor() -> str:
     """Cached: an event loop has no connection to ask, and Django would make one for each task."""
     return database().vendor
+
+
+def dialect() -> str:
+    """Return which statements to use: sqlite, postgresql, or citus, whose tables are distributed."""
+    return "citus" if settings.DATABASE_IS_DISTRIBUTED else vendor()
 
 
 def binary_cursor(raw: "psycopg.Connection[Any]") -> "psycopg.Cursor[tuple[Any, ...]]":

@@ -4,6 +4,7 @@ There is no Citus on these machines. In a real PostgreSQL, two functions named a
 and record their calls. What Citus would do with these calls is not tested here.
 """
 
+import asyncio
 import io
 import json
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.core.checks import run_checks
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.http import HttpResponse
@@ -23,8 +25,11 @@ from quotas.operations.citus import CannotDistribute, distribution, read_schema
 from quotas.reports import audit
 from quotas.reports.prune import DELETE
 from quotas.store import sql
+from quotas.store.batches import Batches
 from tests.conftest import USER
 from tests.tools.forked import manage
+from tests.tools.in_loop import read, run, spend, spent, statements_sent
+from tests.tools.overheard import Sent, overheard
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 quotas = ChallengeQuota.objects
@@ -266,16 +271,12 @@ def test_a_table_that_is_distributed_in_another_way_is_refused() -> None:
 
 # Citus sends a statement to one shard if PostgreSQL's planner finds `user_id = …` for every table of users'
 # rows by itself, and no condition that can never hold. Both can be seen in any PostgreSQL's plan.
-CHANGE = dict.fromkeys([*sql.STATE_COLUMNS, *sql.entry_names(0)]) | {
-    "user_id": USER,
-    "seq_read": 1,
-    "entry_0_user_id": USER,
-}
+CHANGE = dict.fromkeys(sql.STATE_COLUMNS) | {"user_id": USER, "seq_read": 1}
 KEYED = {"user_id": USER, "key": "a key"}
 ONE_USERS = {
-    "lock": (lambda: sql.LOCK, {"user_id": USER}),
+    "lock": (lambda: sql.LOCK["citus"], {"user_id": USER}),
     "profile": (lambda: sql.NOTE_PROFILE, {"email": "", "user_id": USER, "at": "2026-01-01"}),
-    "swap": (lambda: sql.compare_and_swap(1), CHANGE),
+    "update": (lambda: sql.UPDATE_ROW["citus"], CHANGE),
     "entry": (lambda: sql.ENTRY_EXISTS, {"user_id": USER, "entry_id": uuid.uuid4()}),
     "prune": (lambda: DELETE, [USER, 1]),
     "snapshot": (lambda: sql.snapshot_query("postgresql", keyed=False), {"user_id": USER}),
@@ -311,3 +312,49 @@ def test_the_planner_sees_whose_rows_each_statement_is_about(
 
 def test_each_form_of_the_snapshot_is_looked_at() -> None:
     assert set(sql.INCLUDES) == {"", "consumption", "target", "clerk"}
+
+
+def written(sent: list[Sent]) -> list[str]:
+    """Return the first words of the statements that write, in their order."""
+    return [" ".join(text.split()[:2]) for text, _ in sent if text.split()[0] in ("INSERT", "UPDATE", "WITH")]
+
+
+def test_a_spend_of_distributed_tables_is_an_update_and_an_insert_of_values(settings: Any) -> None:
+    """Citus pulls an INSERT … SELECT over a WITH to the coordinator and makes a two-phase commit of it."""
+    settings.DATABASE_IS_DISTRIBUTED = True
+    with overheard() as sent:
+        quotas.consume(USER, key="a key")
+        quotas.consume(USER)
+    row, entry = "INSERT INTO", "INSERT INTO"
+    assert written(sent) == [row, entry, entry, "UPDATE challenge_quotas", entry]
+    assert all(" VALUES (" in text for text, _ in sent if text.split()[0] == "INSERT")
+
+
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+def test_in_the_event_loop_a_spend_of_distributed_tables_is_one_transaction(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.DATABASE_IS_DISTRIBUTED = True
+    quotas.current(USER)
+
+    async def work(driver: Batches) -> list[str]:
+        await read(driver)  # caches the plan
+        with statements_sent(monkeypatch) as texts:
+            await spend(driver)
+        await asyncio.gather(*(spend(driver, f"key {number % 9}") for number in range(25)))
+        return texts
+
+    assert run(work, size=6) == ["read", "begin", "update", "insert", "commit"]
+    assert spent() == 10
+    call_command("audit_ledger")
+
+
+def test_distributed_tables_are_reported_unless_the_setting_says_so(settings: Any, stand_in: None) -> None:
+    execute("SELECT create_distributed_table('challenge_quotas', 'user_id', 'none')")
+
+    def found() -> set[str | None]:
+        return {each.id for each in run_checks(databases=["default"])}
+
+    assert "quotas.W009" in found()
+    settings.DATABASE_IS_DISTRIBUTED = True
+    assert "quotas.W009" not in found()

@@ -13,9 +13,9 @@ from django.db import DataError, OperationalError
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.outcomes import Change, Exhausted, KeyReused
 from quotas.rules.values import Actor
-from quotas.store import batches, commit, loop
+from quotas.store import batches, commit
 from quotas.store.batches import MAX_BATCH, Batches
-from quotas.store.statements import Statement, Statements
+from quotas.store.statements import Statements
 from tests.conftest import USER
 from tests.tools.fast_path import outside
 from tests.tools.in_loop import (
@@ -27,6 +27,7 @@ from tests.tools.in_loop import (
     run,
     spend,
     spent,
+    statements_sent,
     terminate,
     until,
     waiting,
@@ -36,31 +37,6 @@ from tests.tools.site import url_of_the_test_database
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
 STAFF = Actor("staff", "a test")
 USERS = [f"user_{number}" for number in range(20)]
-
-
-@contextmanager
-def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Record the statements that the loop sends, by their first words."""
-    texts: list[str] = []
-    execute = loop.LoopSession.execute
-
-    async def recorded(session: loop.LoopSession, statement: Statement) -> Any:
-        texts.append(kind_of(statement.text))
-        return await execute(session, statement)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.LoopSession, "execute", recorded)
-        yield texts
-
-
-def kind_of(text: str) -> str:
-    if "WITH ORDINALITY" in text:
-        return "read together"
-    if "held AS" in text:
-        return "write together"
-    if "WITH done" in text:
-        return "write"
-    return "read" if "clock_timestamp" in text else text.split()[0].lower()
 
 
 async def gathered(driver: Batches, work: list[Any], count: int | None = None) -> list[Any]:
@@ -89,7 +65,7 @@ def test_what_waits_is_read_once_and_written_once(monkeypatch: pytest.MonkeyPatc
 
     async def work(driver: Batches) -> list[Any]:
         await warmed(driver)
-        with sent(monkeypatch) as texts:
+        with statements_sent(monkeypatch) as texts:
             found = await gathered(driver, [spend(driver, f"key {user}", user) for user in USERS])
         assert texts == ["read", "read together", "write together"]
         return found
@@ -105,7 +81,7 @@ def test_a_batch_has_64_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def work(driver: Batches) -> None:
         await warmed(driver)
-        with sent(monkeypatch) as texts:
+        with statements_sent(monkeypatch) as texts:
             await gathered(driver, [read(driver) for _ in range(2 * MAX_BATCH + 1)])
         assert texts == ["read", "read together", "read together", "read"]
 
@@ -218,7 +194,7 @@ def test_a_row_that_somebody_holds_stops_nobody_else_and_is_folded_when_it_is_fr
                 assert (await spend(driver, user_id=OTHER)).quota.quota_remaining == 19 - number
             await until(lambda: len(driver.aside.get((USER, driver._run_locked), [])) == 10)
             assert not any(task.done() for task in stuck)
-        with sent(monkeypatch) as texts:
+        with statements_sent(monkeypatch) as texts:
             await asyncio.gather(*stuck)
         return texts
 

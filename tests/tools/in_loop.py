@@ -13,7 +13,9 @@ from django.db import connection, connections
 
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.rules.values import Quota
+from quotas.store import loop
 from quotas.store.batches import Batches
+from quotas.store.statements import Statement
 from tests.conftest import USER
 from tests.tools.site import url_of_the_test_database
 
@@ -90,3 +92,28 @@ def waiting() -> list[int]:
 def terminate(pids: list[int]) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s) AS pid", [pids])
+
+
+@contextmanager
+def statements_sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Record the statements that the loop sends, by their first words."""
+    texts: list[str] = []
+    execute = loop.LoopSession.execute
+
+    async def recorded(session: loop.LoopSession, statement: Statement) -> Any:
+        texts.append(kind_of(statement.text))
+        return await execute(session, statement)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.LoopSession, "execute", recorded)
+        yield texts
+
+
+def kind_of(text: str) -> str:
+    if "WITH ORDINALITY" in text:
+        return "read together"
+    if "held AS" in text:
+        return "write together"
+    if "WITH done" in text:
+        return "write"
+    return "read" if "clock_timestamp" in text else text.split()[0].lower()

@@ -13,7 +13,7 @@ from django.db import DataError, OperationalError
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.outcomes import Change, Exhausted, KeyReused
 from quotas.rules.values import Actor
-from quotas.store import batches, commit
+from quotas.store import batches, commit, sql
 from quotas.store.batches import MAX_BATCH, Batches
 from quotas.store.statements import Statements
 from tests.conftest import USER
@@ -37,18 +37,22 @@ from tests.tools.site import url_of_the_test_database
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, serialized_rollback=True)]
 STAFF = Actor("staff", "a test")
 USERS = [f"user_{number}" for number in range(20)]
+USERS_FIRST = [USER, *(user for user in USERS if user != USER)]
 
 
-async def gathered(driver: Batches, work: list[Any], count: int | None = None) -> list[Any]:
+async def lined_up(driver: Batches, work: list[Any]) -> list["asyncio.Task[Any]"]:
     """Let the work wait together for the one connection, which a read of somebody else holds up."""
-    with held_table("challenge_quotas"):
+    with held_table("plans"):
         first = asyncio.create_task(read(driver, "user_first"))
         await until(lambda: bool(outside(waiting)))
-        others = [asyncio.create_task(one) for one in work]
-        await asyncio.sleep(0)
-        await until(lambda: len(driver.waiting) == (len(work) if count is None else count))
+        tasks = [asyncio.create_task(one) for one in work]
+        await until(lambda: len(driver.waiting) == len(work))
     await first
-    return await asyncio.gather(*others, return_exceptions=True)
+    return tasks
+
+
+async def gathered(driver: Batches, work: list[Any]) -> list[Any]:
+    return await asyncio.gather(*(await lined_up(driver, work)), return_exceptions=True)
 
 
 def opened(*users: str) -> None:
@@ -202,6 +206,55 @@ def test_a_row_that_somebody_holds_stops_nobody_else_and_is_folded_when_it_is_fr
     assert spent() == 10
 
 
+def test_a_held_row_in_a_batch_stops_none_of_the_others() -> None:
+    opened(*USERS)
+
+    async def work(driver: Batches) -> None:
+        await warmed(driver)
+        with held():
+            held_up, *others = await lined_up(driver, [spend(driver, user_id=user) for user in USERS_FIRST])
+            async with asyncio.timeout(1):
+                await asyncio.gather(*others)
+            assert not held_up.done()
+        await held_up
+
+    run(work)
+    assert [spent(user) for user in USERS_FIRST] == [1] * len(USERS_FIRST)
+
+
+def test_keys_of_a_batch_find_their_own_entries() -> None:
+    opened(*USERS)
+    spends = {
+        user: quotas.consume(user, number, key=f"key {number}").entry
+        for number, user in enumerate(USERS[:8], 1)
+    }
+
+    async def work(driver: Batches) -> list[Any]:
+        await warmed(driver)
+        again = [spend(driver, f"key {number}", user, number) for number, user in enumerate(spends, 1)]
+        return await gathered(driver, again)
+
+    assert [receipt.entry for receipt in run(work)] == [*spends.values()]
+
+
+def test_a_locked_batch_is_reported_when_it_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "UNLOCKED_TRIES", 0)
+    opened(USER)
+
+    async def work(driver: Batches) -> list[Any]:
+        await warmed(driver)
+        with held():
+            tasks = [asyncio.create_task(spend(driver)) for _ in range(3)]
+            await until(lambda: bool(outside(waiting)))
+            monkeypatch.setattr(sql, "COMMIT", "SELECT 1 FROM no_table")
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        monkeypatch.setattr(sql, "COMMIT", "COMMIT")
+        return found
+
+    assert all(isinstance(answer, Exception) for answer in run(work))
+    assert spent() == 0
+
+
 def test_a_row_that_stays_held_is_given_up_in_time_and_its_key_spends_once_later() -> None:
     opened(USER, OTHER)
 
@@ -316,14 +369,9 @@ def test_who_gives_up_in_a_batch_takes_nobody_along() -> None:
 
     async def work(driver: Batches) -> list[Any]:
         await warmed(driver)
-        with held_table("challenge_quotas"):
-            first = asyncio.create_task(read(driver, "user_first"))
-            await until(lambda: bool(outside(waiting)))
-            others = [asyncio.create_task(read(driver, user)) for user in USERS[:4]]
-            await until(lambda: len(driver.waiting) == len(others))
-            others[1].cancel()
-        await first
-        return await asyncio.gather(*others, return_exceptions=True)
+        tasks = await lined_up(driver, [read(driver, user) for user in USERS[:4]])
+        tasks[1].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
     found = run(work)
     assert isinstance(found[1], asyncio.CancelledError)

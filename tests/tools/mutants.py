@@ -411,8 +411,8 @@ MUTANTS = [
     Mutant(
         "a connection lost in the event loop is not reported as lost",
         LOOP,
-        "is_lost = self.raw.closed or not self.is_open",
-        "is_lost = False",
+        "is_lost=not self.is_open or self.raw.closed",
+        "is_lost=False",
         (
             "store/test_faults.py::test_a_spend_whose_reply_is_lost_is_made_once_and_answered"
             "[kept statements-fast path-no key]",
@@ -425,6 +425,76 @@ MUTANTS = [
         "if session.pending or session.pgconn.transaction_status != TransactionStatus.IDLE:",
         "if False:",
         ("store/test_loop.py::test_who_gives_up_leaves_no_answer_to_the_next",),
+        postgres=True,
+    ),
+    Mutant(
+        "a batch stores a row that has changed since it was read",
+        SQL,
+        "WHERE q.user_id = held.user_id AND q.seq = asked.seq_read",
+        "WHERE q.user_id = held.user_id AND asked.seq_read > 0",
+        ("store/test_batches.py::test_a_guard_that_is_lost_sends_only_its_own_account_on",),
+        postgres=True,
+    ),
+    Mutant(
+        "a batch stores the entries of a row whose guard was lost",
+        SQL,
+        "            ON e.user_id = done.user_id\n    )\n    SELECT",
+        "            ON true\n    )\n    SELECT",
+        ("store/test_batches.py::test_what_waits_is_read_once_and_written_once",),
+        postgres=True,
+    ),
+    Mutant(
+        "a batch waits for a row that somebody holds",
+        SQL,
+        "ORDER BY user_id FOR NO KEY UPDATE SKIP LOCKED",
+        "ORDER BY user_id FOR NO KEY UPDATE",
+        ("store/test_batches.py::test_a_held_row_in_a_batch_stops_none_of_the_others",),
+        postgres=True,
+    ),
+    Mutant(
+        "an attempt waits for a row that somebody holds",
+        SQL,
+        "condition = _WITH_TIMEOUT if waits else _UNLESS_LOCKED",
+        "condition = _WITH_TIMEOUT",
+        (
+            "store/test_batches.py::"
+            "test_a_row_that_somebody_holds_stops_nobody_else_and_is_folded_when_it_is_free",
+        ),
+        postgres=True,
+    ),
+    Mutant(
+        "a row lock is waited for without end",
+        SQL,
+        "set_config('lock_timeout', '{LOCK_SECONDS}s', true)",
+        "set_config('lock_timeout', '0', true)",
+        (
+            "store/test_batches.py::"
+            "test_a_row_that_stays_held_is_given_up_in_time_and_its_key_spends_once_later",
+        ),
+        postgres=True,
+    ),
+    Mutant(
+        "a key is looked up for the wrong one of a batch",
+        SQL,
+        "        ORDER BY u.number\n",
+        "        ORDER BY u.number DESC\n",
+        ("store/test_batches.py::test_keys_of_a_batch_find_their_own_entries",),
+        postgres=True,
+    ),
+    Mutant(
+        "what a locked batch stored is reported before its commit",
+        f"{STORE}/batches.py",
+        "lambda *result: done.append(result))",
+        "Job.report)",
+        ("store/test_batches.py::test_a_locked_batch_is_reported_when_it_is_committed",),
+        postgres=True,
+    ),
+    Mutant(
+        "a statement is waited for without end",
+        LOOP,
+        "if session.under_way > STATEMENT_SECONDS:",
+        "if False:",
+        ("store/test_loop.py::test_a_statement_that_takes_too_long_is_given_up_and_cancelled",),
         postgres=True,
     ),
     Mutant(
@@ -529,14 +599,14 @@ MUTANTS = [
     Mutant(
         "a change of unknown outcome is decided anew",
         COMMIT,
-        "attempt.sent and (yield from _settle(attempt.sent, was_locked=must_lock))",
+        "attempt.sent and (yield from _settle(attempt.sent, was_locked=attempt.must_lock))",
         "False",
         SIMULATION,
     ),
     Mutant(
         "a lost write is repeated with a new decision",
         COMMIT,
-        "(yield from _settle(attempt.sent, was_locked=must_lock))",
+        "(yield from _settle(attempt.sent, was_locked=attempt.must_lock))",
         "(yield Attempt(user_id, query, decide, must_lock))",
         SIMULATION,
     ),

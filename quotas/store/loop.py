@@ -244,8 +244,7 @@ class Connections:
         return session
 
     def _take_back(self, session: LoopSession) -> None:
-        # A result that is still to come is that of a task that was cancelled.
-        if session.pending or session.pgconn.transaction_status != TransactionStatus.IDLE:
+        if session.pgconn.transaction_status != TransactionStatus.IDLE:  # after an error in a transaction
             session.close()
         elif session.is_open:
             self.idle.append(session)

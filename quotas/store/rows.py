@@ -1,20 +1,14 @@
 """The columns of the store's statements, and conversion between their rows and the values of the rules."""
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
 from itertools import islice
 from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-import msgspec
-
 from quotas.rules.values import Entry, Plan, State
-
-encode_json = msgspec.json.Encoder().encode
-ESCAPE = re.compile(r"\\[^\"\\]")  # of JSON, that PostgreSQL's arrays do not know
 
 SQL_TYPES = {
     str: "text",
@@ -62,31 +56,6 @@ ENTRY_ARRAYS = dict(zip(entry_names(0), ENTRY_COLUMNS.values(), strict=True))
 
 def entry_parameters(entry: Entry, number: int = 0) -> dict[str, Any]:
     return dict(zip(entry_names(number), entry, strict=True))
-
-
-def array_literals(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> dict[str, str]:
-    """Return each column of the rows as PostgreSQL writes an array, under the column's name with an s.
-
-    One text is much quicker to pass than the values of many rows.
-    """
-    return {
-        f"{name}s": _array_literal(kind, values)
-        for (name, kind), values in zip(columns.items(), zip(*rows, strict=True), strict=True)
-    }
-
-
-def _array_literal(kind: str, values: Sequence[Any]) -> str:
-    """JSON writes an array alike, but for its brackets and the escapes of control characters."""
-    if kind == "jsonb":
-        values = [None if value is None else json.dumps(value) for value in values]
-    text = encode_json(values).decode()
-    if ESCAPE.search(text):
-        return f"{{{','.join(['NULL' if value is None else _quoted(value) for value in values])}}}"
-    return f"{{{text[1:-1]}}}"
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
 def state_from(row: Iterator[Any]) -> State | None:

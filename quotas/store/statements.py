@@ -12,11 +12,11 @@ from quotas.rules.outcomes import Change
 from quotas.rules.periods import Lookback, lookback
 from quotas.rules.values import MAX_PERIOD, PlanSource, Snapshot, State, Usage, remaining
 from quotas.store import plan_cache, sql
+from quotas.store.arrays import array_literals
 from quotas.store.errors import NoDefaultPlan
 from quotas.store.rows import (
     ENTRY_ARRAYS,
     SWAP_COLUMNS,
-    array_literals,
     entry_from,
     entry_parameters,
     plan_from,

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 from django.db import connection
 
-from quotas.store.rows import array_literals, columns_of
+from quotas.store.arrays import array_literals
+from quotas.store.rows import columns_of
 
 pytestmark = pytest.mark.once
 

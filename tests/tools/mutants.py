@@ -420,11 +420,11 @@ MUTANTS = [
         postgres=True,
     ),
     Mutant(
-        "a connection is reused while another request's reply is pending",
+        "a connection is reused within a transaction that failed",
         LOOP,
-        "if session.pending or session.pgconn.transaction_status != TransactionStatus.IDLE:",
+        "if session.pgconn.transaction_status != TransactionStatus.IDLE:",
         "if False:",
-        ("store/test_loop.py::test_who_gives_up_leaves_no_answer_to_the_next",),
+        ("store/test_batches.py::test_an_error_of_one_under_the_lock_is_nobody_elses",),
         postgres=True,
     ),
     Mutant(

@@ -11,7 +11,7 @@ from django.db import connection
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanAssignment
 from quotas.rules.values import Actor
 from quotas.store import thread
-from quotas.store.steps import Lock, Read, Write
+from quotas.store.steps import Attempt, Read, Write
 from tests.conftest import STAFF, USER
 from tests.tools.ledger import assert_sound
 from tests.webhooks.test_webhook import DELETED, NOON, assert_handled, user
@@ -518,9 +518,10 @@ def test_a_missing_row_is_opened_before_it_is_locked(monkeypatch):
     steps, run_step = [], thread.run_step
 
     def note_and_run(step):
-        steps.append(type(step))
+        steps.append(step)
         return run_step(step)
 
     monkeypatch.setattr(thread, "run_step", note_and_run)
     choose(None)
-    assert steps[:3] == [Read, Write, Lock]
+    assert [type(step) for step in steps[:4]] == [Attempt, Read, Write, Attempt]
+    assert [step.must_lock for step in steps if isinstance(step, Attempt)] == [False, True]

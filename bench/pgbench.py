@@ -41,6 +41,7 @@ STATE = {name: f":state_{name}" for name in STATE_COLUMNS} | {
     "quota_remaining": ":state_quota_remaining::bigint - 1",
     "period_consumed": ":state_period_consumed::bigint + 1",
     "refused_at": "NULL",
+    "left_until": "NULL",
     "seq": ":state_seq::bigint + 1",
     "usage_seq": ":state_seq::bigint + 1",
     "updated_at": ":clock",

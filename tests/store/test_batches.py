@@ -65,6 +65,16 @@ async def warmed(driver: Batches) -> None:
     await read(driver, "user_first")  # caches the plan
 
 
+async def warmed_for_locks(driver: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open a connection of both kinds, cache the plan, and let all lock from now on."""
+    await warmed(driver)
+    monkeypatch.setattr(commit, "UNLOCKED_TRIES", 0)
+    await spend(driver, user_id="user_first")
+    monkeypatch.setattr(commit, "UNLOCKED_TRIES", 1)
+    await warmed(driver)  # a new connection has cleared the cache
+    monkeypatch.setattr(commit, "UNLOCKED_TRIES", 0)
+
+
 def test_what_waits_is_read_once_and_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     opened(*USERS)
 
@@ -242,12 +252,10 @@ def test_keys_of_a_batch_find_their_own_entries() -> None:
 
 
 def test_a_locked_batch_is_reported_when_it_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "UNLOCKED_TRIES", 0)
     opened(USER)
 
     async def work(driver: Batches) -> list[Any]:
-        await spend(driver, user_id="user_first")  # connects, which clears the cache of plans
-        await warmed(driver)
+        await warmed_for_locks(driver, monkeypatch)
         with held():
             tasks = [asyncio.create_task(spend(driver)) for _ in range(3)]
             await until(lambda: bool(outside(waiting)))
@@ -325,11 +333,10 @@ def test_an_error_of_one_is_nobody_elses() -> None:
 
 
 def test_an_error_of_one_under_the_lock_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "UNLOCKED_TRIES", 0)
     opened(USER)
 
     async def work(driver: Batches) -> list[Any]:
-        await warmed(driver)
+        await warmed_for_locks(driver, monkeypatch)
         with held():
             stuck = [asyncio.create_task(spend(driver)) for _ in range(3)]
             bad = quotas.consume.steps(USER, metadata={"a": "\x00"})

@@ -206,7 +206,8 @@ def test_a_statement_that_takes_too_long_is_given_up_and_cancelled(monkeypatch: 
     async def work(driver: Batches) -> None:
         await read(driver)
         with held_table("challenge_quotas"):
-            answers = await asyncio.gather(*(read(driver) for _ in range(5)), return_exceptions=True)
+            async with asyncio.timeout(10):
+                answers = await asyncio.gather(*(read(driver) for _ in range(5)), return_exceptions=True)
             assert {type(answer) for answer in answers} == {Overdue}
             await until(lambda: not outside(waiting))
         assert (await spend(driver)).quota.quota_remaining == 19

@@ -19,14 +19,13 @@ from django.db import DataError, IntegrityError
 
 from quotas.rules.values import Snapshot
 from quotas.store import sql, thread
-from quotas.store.errors import LostRace, Overdue
+from quotas.store.errors import LostRace
 from quotas.store.fold import fold
-from quotas.store.loop import Connections, LoopSession, RunInThread
+from quotas.store.loop import Connections, LoopSession, RunInThread, in_time
 from quotas.store.statements import Statement, read_snapshots, statements_of_all, write_changes
 from quotas.store.steps import Attempt, Result, Step, Steps
 
 MAX_BATCH = 64
-THREAD_SECONDS = 5  # for a step in a thread
 BUSY_SECONDS = 1
 MAX_BUSY = 1_000  # rows
 ERRORS_OF_ONE = (LostRace, DataError, IntegrityError)  # the statement that raised it had no effect
@@ -89,7 +88,7 @@ class Batches:
 
     async def _run_step(self, step: Step) -> Any:
         if not isinstance(step, Attempt):
-            return await self._run_in_thread(partial(thread.run_step, step))
+            return await in_time(self.run_in_thread(partial(thread.run_step, step)))
         job = Job(step, asyncio.get_running_loop().create_future())
         if self._must_lock(step):
             self._set_aside(job, self._run_locked)
@@ -97,13 +96,6 @@ class Batches:
             self.waiting.append(job)
             self._begin()
         return await job.result
-
-    async def _run_in_thread(self, function: Callable[[], Any]) -> Any:
-        try:
-            async with asyncio.timeout(THREAD_SECONDS):
-                return await self.run_in_thread(function)
-        except TimeoutError:
-            raise Overdue("A thread did not end in time.") from None
 
     def _must_lock(self, attempt: Attempt) -> bool:
         """After a lost race, lock a row from the start for a while: the next attempt would lose one too."""
@@ -119,7 +111,7 @@ class Batches:
     def _begin(self) -> None:
         """Let those who wait have a connection, if they may.
 
-        Near by, one connection that takes more at once is quicker than several.
+        One that takes more at once is quicker than several, unless the database is far.
         """
         allowed = self.size if self.connections.is_slow or not self.may_share else 1
         if self.waiting and not self.is_beginning and self.under_way < allowed:

@@ -32,6 +32,7 @@ STATEMENT_SECONDS = 4  # for a statement; more than sql.LOCK_SECONDS
 WATCH_SECONDS = 0.5  # between checks of the connections
 HANG_SECONDS = 0.5  # after which a statement counts as one that hangs
 FAR_SECONDS = 0.0005  # a database whose quickest answer takes longer is far
+THREAD_SECONDS = 5  # for a step in a thread
 CANCEL_SECONDS = 2  # to cancel a statement that took too long
 
 Prepared = tuple[str, tuple[int, ...] | None]  # a statement, and the types of its parameters
@@ -43,6 +44,15 @@ class RunInThread(Protocol):
     """Runs in a thread what would block the loop."""
 
     def __call__(self, function: Callable[[], Result]) -> "asyncio.Future[Result]": ...
+
+
+async def in_time(future: "asyncio.Future[Result]") -> Result:
+    """Return the result of a thread. Raises Overdue if it takes longer than THREAD_SECONDS."""
+    try:
+        async with asyncio.timeout(THREAD_SECONDS):
+            return await future
+    except TimeoutError:
+        raise Overdue("A thread did not end in time.") from None
 
 
 def connect() -> BaseDatabaseWrapper:
@@ -219,9 +229,7 @@ class Connections:
     def __init__(self, run_in_thread: RunInThread, on_watch: Callable[[], None]) -> None:
         self.run_in_thread = run_in_thread
         self.on_watch = on_watch
-        self.is_slow = (
-            False  # whether the database is far, or hangs: then more statements at once are quicker
-        )
+        self.is_slow = False  # whether the database is far, or hangs
         self.sessions: set[LoopSession] = set()
         self.idle: list[LoopSession] = []  # a stack: the one used last has the warmest caches
         self.is_watched = False
@@ -236,7 +244,7 @@ class Connections:
             self._take_back(session)
 
     async def _open(self) -> LoopSession:
-        session = LoopSession(await self.run_in_thread(connect), self._on_close)
+        session = LoopSession(await in_time(self.run_in_thread(connect)), self._on_close)
         self.sessions.add(session)
         if not self.is_watched:
             self.is_watched = True

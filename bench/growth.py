@@ -3,8 +3,9 @@
 Starts a throw-away PostgreSQL with a database of each size, and sends each hot statement, prepared, to all of
 them in rotation, so that the ratios hold on a busy machine. "First" is a user that no statement has read
 since the server started, as if every user were equally likely; "again" is right after that, as for active
-users. "Planned" counts the calls out of 100 for which PostgreSQL made a plan. Most of the time is spent on
-creating 5,000,000 users with 20,000,000 entries, 11 GB; `--users` lowers that, `--quick` takes a minute.
+users. "Planned" counts the calls out of 100 for which PostgreSQL made a plan. A statement for many users at
+once is given by its cost for one of them. Most of the time is spent on creating 5,000,000 users with
+20,000,000 entries, 11 GB; `--users` lowers that, `--quick` takes a minute.
 """
 
 import argparse
@@ -15,12 +16,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import django
 import psycopg
 from django.db import connection, transaction
+from psycopg.pq import Format
 from psycopg.types.json import JsonbDumper
 from psycopg.types.numeric import Int8Dumper
 
@@ -31,9 +33,11 @@ from tests.tools.postgres import Server, engine
 
 SIZES, QUICK_SIZES = (1_000, 100_000, 5_000_000), (1_000, 10_000, 100_000)
 LONG, QUICK_LONG = 100_000, 10_000  # entries of one user in the largest database
-CALLS = 120  # of each statement in each database
+CALLS = 100  # of each statement in each database
 WARM_UP = 15  # calls that are explained for their blocks, and not timed
 COMMITTED = "swap with its commit"
+BATCH = 64  # users; batches.MAX_BATCH
+READ, WRITE = BATCHES = f"snapshot, {BATCH} at once", f"swap, {BATCH} at once"
 STAFF = Actor("staff", "a bench")
 
 Pair = tuple[Sent, Sent]  # the statement for a user the first time, and again
@@ -65,10 +69,12 @@ def main() -> int:
         print(engine(server.url), flush=True)
         fill(server, users, long)
         rng = random.Random(20)
-        needed = CALLS * len(statements())
-        samples = {f"{count:,}": sample(count, rng.sample(range(2, count), needed)) for count in users} | {
-            "one long": sample(users[-1], [1] * needed)
-        }
+        alone = CALLS * len(statements())
+        needed = alone + CALLS * BATCH * len(BATCHES)
+        samples = {
+            f"{count:,}": sample(count, rng.sample(range(2, count), min(needed, count - 2)))
+            for count in users
+        } | {"one long": sample(users[-1], [1] * alone)}
         connection.close()
         server.restart()  # empties the server's own cache; the system's keeps much
         report(measure(server, samples))
@@ -109,7 +115,8 @@ def lengthen(entries: int) -> None:
     (user_id,) = user_ids([1])
     originals = f"(SELECT * FROM {ENTRIES} WHERE user_id = '{user_id}' AND seq IN (2, 3)) AS originals"
     copy(ENTRIES, originals, entries // 2, user_id="user_id", seq="seq + 1 + 2 * copy")
-    run(f"UPDATE {QUOTAS} SET seq = {entries} + 4 WHERE user_id = %s", [user_id])
+    newest = entries + 4
+    run(f"UPDATE {QUOTAS} SET seq = {newest}, usage_seq = {newest} WHERE user_id = %s", [user_id])
     run(f"VACUUM (ANALYZE) {QUOTAS}, {ENTRIES}")
 
 
@@ -125,11 +132,16 @@ def user_ids(numbers: Sequence[int]) -> list[str]:
 def statements() -> dict[str, Callable[[str], Pair]]:
     """Return functions that capture each statement of a request for a user; call them in a transaction."""
     from quotas.models import ChallengeQuota, LedgerEntry
+    from tests.tools.together import cached_plan
 
     quotas = ChallengeQuota.objects
 
     def spend(user_id: str) -> None:
         quotas.consume(user_id, key=secrets.token_hex())
+
+    def spend_with_cached_plan(user_id: str) -> None:
+        with cached_plan():
+            spend(user_id)
 
     def refund(user_id: str) -> None:
         consumption = LedgerEntry.objects.filter(user_id=user_id, cost=2).latest("seq")
@@ -153,12 +165,36 @@ def statements() -> dict[str, Callable[[str], Pair]]:
     return {
         "snapshot (GET)": capturing(quotas.current),
         "snapshot with a key": capturing(spend),
+        "the same without plans": capturing(spend_with_cached_plan),
         "snapshot for a refund": capturing(refund, 1),
         "lock": capturing(follow_clerk),
         "swap with one entry": swap,
         COMMITTED: swap,
         "open": open_two,
     }
+
+
+def statements_of_a_batch() -> dict[str, Callable[[list[str]], Pair]]:
+    """The same for the statements that an event loop sends for several users at once."""
+    from tests.tools.together import cached_plan, spend_together
+
+    def capture(user_ids: list[str]) -> list[Sent]:
+        with cached_plan(), overheard() as sent:
+            for _ in range(2):
+                spend_together(user_ids, secrets.token_hex())
+        return sent
+
+    def read(user_ids: list[str]) -> Pair:
+        with transaction.atomic():
+            sent = capture(user_ids)
+            transaction.set_rollback(True)
+        return sent[0], sent[0]
+
+    def write(user_ids: list[str]) -> Pair:
+        sent = capture(user_ids)
+        return sent[1], sent[3]
+
+    return {READ: read, WRITE: write}
 
 
 def capturing(verb: Callable[[str], object], place: int = 0) -> Callable[[str], Pair]:
@@ -174,7 +210,10 @@ def capturing(verb: Callable[[str], object], place: int = 0) -> Callable[[str], 
 
 
 def sample(users: int, numbers: Sequence[int]) -> tuple[str, dict[str, list[Pair]]]:
-    """Return a database, and each statement for CALLS of these users; no two statements share a user."""
+    """Return a database, and each statement for CALLS of these users; no two statements share a user.
+
+    The rest of the users are for batches, which come back to them in the smallest database.
+    """
     use(database(users))
     ids = iter(user_ids(numbers))
     pairs = {}
@@ -182,6 +221,13 @@ def sample(users: int, numbers: Sequence[int]) -> tuple[str, dict[str, list[Pair
         with transaction.atomic():
             pairs[name] = [capture(user_id) for user_id in islice(ids, CALLS)]
             transaction.set_rollback(True)
+    if rest := [*ids]:
+        several = cycle(rest)
+        for name, capture_batch in statements_of_a_batch().items():
+            with transaction.atomic():
+                pairs[name] = [capture_batch([*islice(several, BATCH)]) for _ in range(CALLS)]
+                transaction.set_rollback(True)
+    run(f"VACUUM {QUOTAS}, {ENTRIES}")  # what was rolled back
     return database(users), pairs
 
 
@@ -200,26 +246,30 @@ def measure(server: Server, samples: Samples) -> dict[str, dict[str, Costs]]:
     """
     connections = {size: connect(server, name) for size, (name, _) in samples.items()}
     costs: dict[str, dict[str, Costs]] = {}
-    for name in samples["one long"][1]:
+    names = next(iter(samples.values()))[1]
+    for name in names:
+        users = BATCH if name in BATCHES else 1
         pairs = {
-            size: of[name] for size, (_, of) in samples.items() if (size, name) != ("one long", COMMITTED)
+            size: of[name]
+            for size, (_, of) in samples.items()
+            if name in of and (size, name) != ("one long", COMMITTED)
         }
         times: dict[str, list[tuple[float, float]]] = {size: [] for size in pairs}
-        blocks_used = {  # the spends of "one long" form a chain: only the first can be explained
+        blocks_used = {  # the spends of one user form a chain: only the first can be explained
             size: statistics.median(blocks_of(connections[size], sent) for sent, _ in of_size[:count])
             for size, of_size in pairs.items()
-            for count in [1 if size == "one long" else WARM_UP]
+            for count in [1 if size == "one long" or name in BATCHES else WARM_UP]
         }
         for session in connections.values():
             session.execute(f"SET synchronous_commit = {'on' if name == COMMITTED else 'off'}")
         for call in range(CALLS):
             for size, of_size in pairs.items():
-                first, again = (microseconds(connections[size], sent) for sent in of_size[call])
+                first, again = (microseconds(connections[size], sent, users) for sent in of_size[call])
                 times[size].append((first, again))
         costs[name] = {
             size: Costs(
-                *(statistics.median(column[WARM_UP:]) for column in zip(*of_size, strict=True)),
-                blocks_used[size],
+                *(statistics.median(column[WARM_UP:]) / users for column in zip(*of_size, strict=True)),
+                blocks_used[size] / users,
                 planned(connections[size], pairs[size][0][0]),
             )
             for size, of_size in times.items()
@@ -227,18 +277,22 @@ def measure(server: Server, samples: Samples) -> dict[str, dict[str, Costs]]:
     return costs
 
 
-def microseconds(session: psycopg.Connection[Any], sent: Sent) -> float:
-    with session.cursor(binary=True) as cursor:
+def microseconds(session: psycopg.Connection[Any], sent: Sent, rows: int) -> float:
+    with psycopg.RawCursor(session) as cursor:
+        cursor.format = Format.BINARY
         began = time.perf_counter()
-        cursor.execute(sent.text, sent.values, prepare=True)
+        cursor.execute(numbered(sent.text), sent.values, prepare=True)
         seconds = time.perf_counter() - began
-        assert cursor.rowcount == 1, "the statement found or wrote nothing"
+        assert cursor.rowcount == rows, "the statement found or wrote nothing for a user"
     return 1e6 * seconds
 
 
 def blocks_of(session: psycopg.Connection[Any], sent: Sent) -> int:
     with session.transaction(force_rollback=True):
-        return blocks(explained(session, sent, generic=True))
+        plan = explained(session, sent, generic=True)
+    # PostgreSQL counts for the whole no INSERT of a WITH whose result nothing reads.
+    unread = [node for node in plan.get("Plans", []) if node.get("Subplan Name") == "CTE entered"]
+    return blocks(plan) + sum(blocks(node) for node in unread)
 
 
 def planned(session: psycopg.Connection[Any], sent: Sent) -> int:
@@ -258,7 +312,7 @@ def report(costs: dict[str, dict[str, Costs]]) -> None:
         for size, cost in of_name.items():
             first = f"{cost.first:>11.0f}{cost.first / smallest.first:>7.2f}"
             again = f"{cost.again:>11.0f}{cost.again / smallest.again:>7.2f}"
-            print(f"{name:<24}{size:>11}{first}{again}{cost.blocks:>8.0f}{cost.planned:>11}", flush=True)
+            print(f"{name:<24}{size:>11}{first}{again}{cost.blocks:>8.1f}{cost.planned:>11}", flush=True)
 
 
 if __name__ == "__main__":

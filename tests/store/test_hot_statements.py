@@ -6,24 +6,22 @@ temporary copies of the tables: PostgreSQL finds those first, and they vanish wi
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
 from django.db import connection, transaction
 
-from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Actor, Request
-from quotas.store import direct, plan_cache
+from quotas.store import direct
 from quotas.store.commit import _settle
-from quotas.store.fold import fold
-from quotas.store.statements import read_snapshots, write_changes
-from quotas.store.steps import Attempt, SnapshotQuery
-from quotas.store.thread import run_statements, run_steps
+from quotas.store.steps import SnapshotQuery
+from quotas.store.thread import run_steps
 from tests.tools.overheard import ENTRIES, GROWING, QUOTAS, WORDS, Sent, copying, explained, overheard, scans
+from tests.tools.together import cached_plan, spend_together
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 
@@ -106,10 +104,8 @@ def each_verb() -> dict[str, Callable[[], object]]:
 
 def with_cached_plan(act: Callable[[], object]) -> Callable[[], None]:
     def lean() -> None:
-        plan = Plan.objects.get(is_default=True)
-        plan_cache.remember(plan.version_id, plan.value)
-        act()
-        plan_cache.clear()
+        with cached_plan():
+            act()
 
     return lean
 
@@ -159,28 +155,11 @@ def test_every_statement_of_every_verb_looks_up_a_few_rows(crowd: None, generic:
             assert faults(statement, generic=generic) == [], f"{verb}: {statement.text}"
 
 
-def spend_together(count: int) -> None:
-    """Spend with a key for so many users, by one read and one write."""
-    users = [f"user_{number:027}" for number in range(0, USERS, USERS // count)][:count]
-    attempts = [
-        Attempt(
-            user,
-            SnapshotQuery("a key"),
-            partial(verbs.consume, request=Request(STAFF)),
-            expects_change=True,
-            must_lock=False,
-        )
-        for user in users
-    ]
-    snapshots = run_statements(read_snapshots(attempts))
-    changes = [fold([attempt], [found]) for attempt, found in zip(attempts, snapshots, strict=True) if found]
-    assert run_statements(write_changes([change for change in changes if change])) == {*users}
-
-
 @pytest.mark.parametrize("count", [1, 64])
 @pytest.mark.parametrize("generic", [False, True], ids=["planned for its values", "prepared for any"])
 def test_many_users_at_once_are_looked_up_one_by_one(crowd: None, generic: bool, count: int) -> None:
-    sent = unmade(with_cached_plan(lambda: spend_together(count)))
+    users = [f"user_{number:027}" for number in range(0, USERS, USERS // count)][:count]
+    sent = unmade(with_cached_plan(lambda: spend_together(users, "a key")))
     assert len(sent) == 2
     for statement in sent:
         assert faults(statement, generic=generic, users=count) == []

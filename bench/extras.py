@@ -24,7 +24,7 @@ class Far(NamedTuple):
 
 
 FAR = (
-    Far("**Quotasite**, 1 connection of a worker's loop", "ours", {"LANE_CONNECTIONS": "1"}),
+    Far("**Quotasite**, 2 connections of a worker's loop", "ours", {"LANE_CONNECTIONS": "2"}),
     Far("**Quotasite**, 8 connections", "ours", {"LANE_CONNECTIONS": "8"}),
     Far("FastAPI + asyncpg, tuned", "asyncpg", {}),
     Far("bare WSGI + psycopg, 8 threads a worker", "floor", {"WEB_THREADS": "8"}),

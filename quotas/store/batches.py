@@ -19,13 +19,14 @@ from django.db import DataError, IntegrityError
 
 from quotas.rules.values import Snapshot
 from quotas.store import sql, thread
-from quotas.store.errors import LostRace
+from quotas.store.errors import LostRace, Overdue
 from quotas.store.fold import fold
 from quotas.store.loop import Connections, LoopSession, RunInThread, in_time
 from quotas.store.statements import Statement, read_snapshots, statements_of_all, write_changes
 from quotas.store.steps import Attempt, Result, Step, Steps
 
 MAX_BATCH = 64
+ATTEMPT_SECONDS = 5  # for an attempt, with the time that it waits for a connection
 BUSY_SECONDS = 1
 MAX_BUSY = 1_000  # rows
 ERRORS_OF_ONE = (LostRace, DataError, IntegrityError)  # the statement that raised it had no effect
@@ -36,14 +37,20 @@ class Job(NamedTuple):
 
     attempt: Attempt
     result: asyncio.Future[bool]
+    since: float
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.result.done()
 
     def report(self, is_final: bool) -> None:
-        if not self.result.done():
+        if not self.is_over:
             self.result.set_result(is_final)
 
     def fail(self, error: Exception) -> None:
         """Raise a copy of the error in whoever waits: raising it changes it."""
-        if not self.result.done():
+        if not self.is_over:
             own = copy(error)
             own.__cause__ = error.__cause__
             self.result.set_exception(own)
@@ -59,10 +66,11 @@ class Batches:
         side = size // 2
         self.size = size - side
         self.may_share = thread.dialect() != "citus"  # a statement is about the rows of one shard
-        self.connections = Connections(run_in_thread, self._begin)
+        self.connections = Connections(run_in_thread, self._watch)
         self.run_in_thread = run_in_thread
         self.under_way = 0  # of these connections
         self.is_beginning = False  # whether one of them is about to take those who wait
+        self.jobs: deque[Job] = deque()  # all, in order of arrival; those that are over remain for a while
         self.waiting: deque[Job] = deque()
         self.side = asyncio.Semaphore(side)
         self.aside: dict[object, list[Job]] = {}  # by account, until a side connection takes them
@@ -89,7 +97,8 @@ class Batches:
     async def _run_step(self, step: Step) -> Any:
         if not isinstance(step, Attempt):
             return await in_time(self.run_in_thread(partial(thread.run_step, step)))
-        job = Job(step, asyncio.get_running_loop().create_future())
+        job = Job(step, asyncio.get_running_loop().create_future(), monotonic())
+        self.jobs.append(job)
         if self._must_lock(step):
             self._set_aside(job, self._run_locked)
         else:
@@ -107,6 +116,12 @@ class Batches:
         elif attempt.expects_change and now < self.busy_until.get(attempt.user_id, 0):
             attempt.must_lock = True
         return attempt.must_lock
+
+    def _watch(self) -> None:
+        """Raise an error in those who have waited too long, whether they were sent or not."""
+        while self.jobs and (self.jobs[0].is_over or monotonic() - self.jobs[0].since > ATTEMPT_SECONDS):
+            self.jobs.popleft().fail(Overdue("The database did not answer in time."))
+        self._begin()
 
     def _begin(self) -> None:
         """Let those who wait have a connection, if they may.
@@ -132,11 +147,11 @@ class Batches:
                 jobs = self._take(MAX_BATCH if self.may_share else 1)
                 self.is_beginning = False
                 self._begin()
-                if len(jobs) == 1:
-                    await _run_each(session, jobs)
-                elif jobs:
+                if jobs and self.may_share:
                     for job in await _run_together(session, jobs, Job.report):
                         self._set_aside(job, self._run_alone)
+                else:
+                    await _run_each(session, jobs)
         except Exception as error:  # noqa: BLE001 - the attempts handle it, or raise it
             self.is_beginning = False
             self._fail(error, self._take(inf) if jobs is None else jobs, self._run_alone)
@@ -145,7 +160,8 @@ class Batches:
 
     def _take(self, count: float) -> list[Job]:
         """Return the first of those who wait, so many at the most."""
-        return [self.waiting.popleft() for _ in range(int(min(count, len(self.waiting))))]
+        first = [self.waiting.popleft() for _ in range(int(min(count, len(self.waiting))))]
+        return [job for job in first if not job.is_over]
 
     def _set_aside(self, job: Job, run: RunAside, *, is_shared: bool = True) -> None:
         """Let a side connection carry out the attempt, after or with others of its account."""
@@ -167,9 +183,9 @@ class Batches:
                 self._fail(error, jobs, run)
 
     async def _run_alone(self, session: LoopSession, account: object, jobs: list[Job]) -> None:
-        """Carry out the account's attempts one after the other."""
-        del self.aside[account]
+        """Carry out the account's attempts one after the other, also those that come meanwhile."""
         await _run_each(session, jobs)
+        del self.aside[account]
 
     async def _run_locked(self, session: LoopSession, account: object, jobs: list[Job]) -> None:
         """Carry out together what has gathered for the account when its row is locked."""
@@ -190,7 +206,7 @@ class Batches:
 
     def _fail(self, error: Exception, jobs: Iterable[Job], run: RunAside) -> None:
         """Let each go alone after an error that only one of them caused; raise any other error in all."""
-        rest = [job for job in jobs if not job.result.done()]
+        rest = [job for job in jobs if not job.is_over]
         if len(rest) > 1 and isinstance(error, ERRORS_OF_ONE):
             for job in rest:
                 job.attempt.sent = None  # it had no effect
@@ -208,7 +224,8 @@ async def _run(session: LoopSession, attempt: Attempt) -> bool:
 async def _run_each(session: LoopSession, jobs: Iterable[Job]) -> None:
     """Carry out attempts of one account; raise an error of the first that has one."""
     for job in jobs:
-        job.report(await _run(session, job.attempt))
+        if not job.is_over:
+            job.report(await _run(session, job.attempt))
 
 
 async def _run_together(
@@ -223,10 +240,10 @@ async def _run_together(
     accounts: defaultdict[str, list[tuple[Job, Snapshot]]] = defaultdict(list)
     snapshots = await session.run(read_snapshots([job.attempt for job in shared]))
     for job, snapshot in zip(shared, snapshots, strict=True):
-        if snapshot:
+        if snapshot.state:
             accounts[job.attempt.user_id].append((job, snapshot))
         else:
-            alone.append(job)
+            alone.append(job)  # to open a row may wait for somebody who does the same
     changes, resting = [], []
     for found in accounts.values():
         try:

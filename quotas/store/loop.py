@@ -28,9 +28,9 @@ from quotas.store.errors import STALE_STATEMENT_STATES, LostRace, Overdue, trans
 from quotas.store.statements import Statement, Statements
 from quotas.store.steps import Result
 
-STATEMENT_SECONDS = 4  # for a statement; more than sql.LOCK_SECONDS
-WATCH_SECONDS = 0.5  # between checks of the connections
-HANG_SECONDS = 0.5  # after which a statement counts as one that hangs
+STATEMENT_SECONDS = 4  # for a statement; it may wait twice for sql.LOCK_SECONDS
+WATCH_SECONDS = 0.25  # between checks of the connections
+HANG_SECONDS = 0.25  # after which a statement counts as one that hangs
 FAR_SECONDS = 0.0005  # a database whose quickest answer takes longer is far
 THREAD_SECONDS = 5  # for a step in a thread
 CANCEL_SECONDS = 2  # to cancel a statement that took too long

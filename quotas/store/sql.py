@@ -138,12 +138,15 @@ def snapshots_query(*, keyed: bool) -> str:
         LEFT JOIN LATERAL (
             SELECT * FROM challenge_quotas AS q WHERE q.user_id = u.user_id LIMIT 1
         ) AS q ON true
-        LEFT JOIN LATERAL (SELECT * FROM plans AS p WHERE p.name = q.plan_id LIMIT 1) AS p ON true{of_entry}
+        LEFT JOIN LATERAL (
+            SELECT * FROM plans AS p
+            WHERE p.name = COALESCE(q.plan_id, (SELECT d.name FROM plans AS d WHERE d.is_default)) LIMIT 1
+        ) AS p ON true{of_entry}
         ORDER BY u.number
         """
 
 
-LOCK_SECONDS = 3  # that a statement or a transaction waits for a row that another one has locked
+LOCK_SECONDS = 2  # that a statement or a transaction waits for a row that another one has locked
 # PostgreSQL evaluates it before it looks for the row.
 _WITH_TIMEOUT = f"(SELECT set_config('lock_timeout', '{LOCK_SECONDS}s', true)) <> ''"
 _UNLESS_LOCKED = """EXISTS (

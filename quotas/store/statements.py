@@ -37,6 +37,9 @@ class Statement(NamedTuple):
 Statements = Generator[Statement, Any, Result]
 
 
+MAX_ENTRIES_ALONE = 2  # of a change that has a statement of its own: more are quicker as arrays
+
+
 class FreshIds(dict[int, UUID]):
     """The ids of the entries that a decision makes, each made when it is asked for: a read makes none."""
 
@@ -109,24 +112,29 @@ def write(change: Change, waits: bool, dialect: str) -> Statements[bool]:
     return True
 
 
-def read_snapshots(attempts: Sequence[Attempt]) -> Statements[list[Snapshot | None]]:
-    """Return what each attempt decides from; None for one that must read alone.
+def read_snapshots(attempts: Sequence[Attempt]) -> Statements[list[Snapshot]]:
+    """Return what each attempt decides from; those whose plan or usage is unknown read alone."""
+    found = (yield from _read_together(attempts)) if len(attempts) > 1 else [None]
+    snapshots = []
+    for attempt, snapshot in zip(attempts, found, strict=True):
+        if snapshot is None or (snapshot.state and not snapshot.state.is_usage_known):
+            snapshot = yield from read_snapshot(
+                attempt.user_id, attempt.query, "postgresql", in_transaction=attempt.must_lock
+            )
+        snapshots.append(snapshot)
+    return snapshots
 
-    That is one of a user without a row, or whose plan is not cached, or whose usage only the ledger knows.
-    """
+
+def _read_together(attempts: Sequence[Attempt]) -> Statements[Sequence[Snapshot | None]]:
+    """Read the snapshots with plans from the cache; one is None if a plan version is not cached."""
     asked = [(attempt.user_id, attempt.query.idempotency_key) for attempt in attempts]
     keyed = any(key is not None for _, key in asked)
     arrays = array_literals({"user_id": "text", "key": "text"}, asked)
     if not keyed:
         del arrays["keys"]
     rows = yield Statement(sql.snapshots_query(keyed=keyed), arrays, wants_rows=True)
-    found = [
-        _with_cached_plans(attempt.user_id, row, keyed=keyed)
-        for attempt, row in zip(attempts, rows, strict=True)
-    ]
     return [
-        snapshot if snapshot and snapshot.state and snapshot.state.is_usage_known else None
-        for snapshot in found
+        _with_cached_plans(user_id, row, keyed=keyed) for (user_id, _), row in zip(asked, rows, strict=True)
     ]
 
 
@@ -135,6 +143,9 @@ def write_changes(changes: Sequence[Change]) -> Statements[set[str]]:
 
     No two changes are of one user, and each is of a user who has a row.
     """
+    if len(changes) == 1 and len(changes[0].entries) <= MAX_ENTRIES_ALONE:
+        is_written = yield from write(changes[0], False, "postgresql")
+        return {changes[0].state.user_id} if is_written else set()
     states = [(*change.state, change.snapshot.state.seq) for change in changes if change.snapshot.state]
     entries = [entry for change in changes for entry in change.entries]
     arrays = array_literals(SWAP_COLUMNS, states) | array_literals(ENTRY_ARRAYS, entries)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.chaos import crashes, drain, outages, spending, stalled, suites
+from bench.chaos import crashes, drain, held, hot, hung, outages, spending, stalled, suites
 from bench.chaos.ground import Database, Finding, Ground
 
 
@@ -32,6 +32,7 @@ ADMIN = (
     "tests/site/test_json_logs.py",
 )
 CHECKS = ("tests/operations/test_deploy_checks.py", "tests/operations/test_database_checks.py")
+HELD = "others >= 0.9 of their rate, its own 503 in < 6 s, then once"
 SCENARIOS = (
     Scenario("1", "overspend", "exactly 50 of 640 granted, each time", spending.overspend, 50),
     Scenario("2", "same keys", "20 units, the rest replays", spending.same_keys, 20),
@@ -67,6 +68,12 @@ SCENARIOS = (
     Scenario("14", "check --deploy", "clean, and each bad one refused", suites.suite(*CHECKS)),
     Scenario("15", "stalled clients", "honest clients answered despite 50", stalled.straight),
     Scenario("15", "stalled, behind nginx", "honest clients answered despite 400", stalled.behind_nginx),
+    Scenario("16", "hot account", "lost 0, double 0, overspent 0", hot.hot_account),
+    Scenario("17", "row held", HELD, held.held_row),
+    Scenario("17", "row not yet committed", HELD, held.uncommitted_row),
+    Scenario("17", "row of a prepared transaction", HELD, held.prepared_row),
+    Scenario("18", "hung session", "others >= 0.9 of their rate, its own 503 in < 6 s", hung.hung_session),
+    Scenario("19", "hung server", "503 in < 8.5 s, then once", hung.hung_server),
 )
 
 

@@ -19,23 +19,29 @@ SHARE = 0.05  # of the answers that are cut
 MAX_SECONDS = 5  # of silence, and from the database's return to the next success
 
 
-def faults(database: Database, load: Load) -> str:
-    """Return what was lost, spent twice, or answered by neither a success nor a retry; '' if nothing was."""
+def faults(database: Database, *loads: Load) -> str:
+    """Return what was lost, done twice, or answered by neither a success nor a retry; '' if nothing was."""
     stored = dict(
         database.rows(
-            "SELECT split_part(idempotency_key, ':', 3), count(*) FROM ledger_entries "
-            "WHERE kind = 'consumed' GROUP BY 1"
+            "SELECT split_part(idempotency_key, ':', 3), "
+            "sum(CASE kind WHEN 'consumed' THEN cost ELSE 1 END)::bigint FROM ledger_entries "
+            "WHERE kind IN ('consumed', 'adjusted') AND idempotency_key IS NOT NULL GROUP BY 1"
         )
     )
-    spent = database.one("SELECT coalesce(sum(cost), 0) FROM ledger_entries WHERE kind = 'consumed'")
+    spent = database.one(
+        "SELECT coalesce(sum(CASE kind WHEN 'consumed' THEN cost WHEN 'adjusted' THEN -delta END), 0) "
+        "FROM ledger_entries"
+    )
     taken = database.one("SELECT sum(quota_limit - quota_remaining) FROM challenge_quotas")
-    lost = load.acknowledged.keys() - stored.keys()
-    double = spent - len(stored)
-    unasked = stored.keys() - load.acknowledged.keys()
+    acknowledged = {key for load in loads for key in load.acknowledged}
+    failures = [failure for load in loads for failure in load.failures]
+    lost = acknowledged - stored.keys()
+    double = sum(stored.values()) - len(stored)
+    unasked = stored.keys() - acknowledged
     found = {"lost": len(lost), "double": double, "unasked": len(unasked), "off the rows": taken - spent}
-    found["failed"] = len(load.failures)
+    found["failed"] = len(failures)
     counts = ", ".join(f"{name} {number}" for name, number in found.items() if number)
-    return counts + (f" ({load.failures[0]})" if load.failures else "")
+    return counts + (f" ({failures[0]})" if failures else "")
 
 
 def postgres_killed(database: Database, *, times: int = 3) -> Finding:

@@ -1,0 +1,149 @@
+"""Figures 18 and 19: a session of PostgreSQL, or the whole server, that hangs and keeps its connections."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psycopg
+
+from bench.chaos.client import Client, Load, Reply
+from bench.chaos.crashes import faults
+from bench.chaos.ground import Database, Finding, children, served
+from tests.tools.postgres import Server
+
+USERS = [f"user_{number}" for number in range(32)]
+NEW_USERS = [f"user_new_{number}" for number in range(100_000)]
+SESSION_SECONDS, SERVER_SECONDS = 10, 8
+MAX_SERVED_AGAIN = 1.5  # seconds until those are served whose statement does not hang
+MAX_ANSWER = 6  # of those whose statement hangs
+MAX_ANSWER_OF_ALL = 8.5  # if all hang
+MIN_RATE = 0.9
+PROBE_SECONDS = 0.3
+TRIES = 20
+
+
+def hung_session(database: Database) -> Finding:
+    """Stop one session of the site: only the requests whose statement it runs wait, and get a 503."""
+    with served(database.url) as site:
+        open_users(site.port)
+        with Load(site.port, USERS, clients=32, reads=True) as load:
+            load.wait_for(1_000)
+            began = time.monotonic()
+            time.sleep(SESSION_SECONDS)
+            with stopped_session(database) as (state, stopped_at):
+                time.sleep(max(0, stopped_at + SESSION_SECONDS - time.monotonic()))
+            load.wait_for(500)
+    before = len(load.replies_within(began, SESSION_SECONDS)) / SESSION_SECONDS
+    during = load.replies_within(stopped_at, SESSION_SECONDS)
+    rate = len(served_ones(during)) / SESSION_SECONDS
+    hung = {reply.client for reply in during if reply.status not in (200, 201)}
+    again = max(reply.seconds for reply in during if reply.client not in hung)
+    slowest = max(reply.seconds for reply in load.replies)
+    statuses = sorted({reply.status for reply in load.replies} - {200, 201})
+    found = faults(database, load)
+    return Finding(
+        f"stopped {state}: {before:.0f} answers a second before, {rate:.0f} during ({rate / before:.2f}); "
+        f"{len(hung)} of 32 clients were answered by {statuses}, after at most {slowest:.1f} s; the others "
+        f"waited at most {again:.1f} s; {found or 'lost 0, double 0'}",
+        rate >= MIN_RATE * before
+        and again < MAX_SERVED_AGAIN
+        and slowest < MAX_ANSWER
+        and statuses in ([], [503])
+        and not found,
+    )
+
+
+def hung_server(database: Database) -> Finding:
+    """Stop all processes of PostgreSQL: all requests get a 503 in time, and afterwards all are served."""
+    with served(database.url) as site:
+        open_users(site.port)
+        load = Load(site.port, USERS, clients=24, reads=True)
+        opening = Load(site.port, NEW_USERS, clients=8, name="new")
+        with load, opening:
+            load.wait_for(1_000)
+            with stopped_server(database.server):
+                began = time.monotonic()
+                time.sleep(SERVER_SECONDS)
+            continued = time.monotonic()
+            load.wait_for(500)
+            opening.wait_for(10)
+    replies = [*load.replies, *opening.replies]
+    failed = [reply for reply in replies if reply.status not in (200, 201)]
+    slowest = max(reply.seconds for reply in replies)
+    back = min(at for at in load.successes if at > continued) - continued
+    found = faults(database, load, opening)
+    return Finding(
+        f"stopped for {continued - began:.1f} s: {len(failed)} answers of "
+        f"{sorted({reply.status for reply in failed})}, the slowest answer {slowest:.1f} s, the last 503 "
+        f"{max(reply.at for reply in failed) - continued:.1f} s after it went on; first spend {back:.2f} s "
+        f"after that; {len(load.acknowledged) + len(opening.acknowledged)} acknowledged, "
+        f"{found or 'lost 0, double 0'}",
+        slowest < MAX_ANSWER_OF_ALL and {reply.status for reply in failed} == {503} and not found,
+    )
+
+
+def open_users(port: int) -> None:
+    client = Client(port)
+    for user in USERS:
+        client.get(user)
+
+
+def served_ones(replies: list[Reply]) -> list[Reply]:
+    return [reply for reply in replies if reply.status in (200, 201)]
+
+
+@contextmanager
+def stopped_session(database: Database) -> Iterator[tuple[str, float]]:
+    """Stop the process of a session that works; yield what it did, and when it was stopped.
+
+    One that holds a lock of the server itself, as of its log, would stop every writer: take another one then.
+    """
+    busy = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+        "AND backend_type = 'client backend' ORDER BY state = 'active' DESC, state_change DESC LIMIT 1"
+    )
+    database.rows("CREATE TABLE probe (number int)")
+    for _ in range(TRIES):
+        pid = database.one(busy)
+        os.kill(pid, signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        try:
+            if not is_harmless(database):
+                continue
+            query = "SELECT state || ', ' || left(regexp_replace(query, '\\s+', ' ', 'g'), 40)"
+            state = database.one(query + " FROM pg_stat_activity WHERE pid = %s", pid)
+            yield state, stopped_at
+            return
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    raise TimeoutError("every session that was stopped held a lock of the server")
+
+
+def is_harmless(database: Database) -> bool:
+    """Whether others can still write."""
+    try:
+        options = f"-c statement_timeout={PROBE_SECONDS}s"
+        with psycopg.connect(database.url, autocommit=True, connect_timeout=2, options=options) as probe:
+            probe.execute("INSERT INTO probe VALUES (1)")
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@contextmanager
+def stopped_server(server: Server) -> Iterator[None]:
+    assert server.process
+    pids = [server.process.pid]
+    try:
+        os.kill(pids[0], signal.SIGSTOP)  # first, or it would start new processes meanwhile
+        for child in children(pids[0]):
+            pids.append(child)
+            os.kill(child, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)

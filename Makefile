@@ -21,7 +21,7 @@ coverage: .venv/.test
 bench: .venv/.bench
 	$(BIN)/python -m bench
 
-# What holds under faults, docs/reliability.md: at most 15 minutes. Needs nginx for one scenario.
+# What holds under faults, docs/reliability.md: at most 20 minutes. Needs nginx for one scenario.
 chaos: .venv/.test
 	$(BIN)/python -m bench.chaos
 

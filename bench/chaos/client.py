@@ -102,6 +102,7 @@ class Load:
     name: str = "k"
     think: float = 0  # seconds between two spends of a client
     reads: bool = False  # whether a client reads the quota before each spend
+    has_own_user: bool = False  # whether each client stays with one user
     service_key: str = ""
     may_run_out: bool = False  # whether a refusal ends a spend, instead of being a failure
     acknowledged: dict[str, tuple[str, bool]] = field(default_factory=dict)  # by key: user, is a replay
@@ -152,7 +153,7 @@ class Load:
         client = Client(self.port, service_key=self.service_key)
         spends = 0
         while not self._stop.is_set():
-            user = self.users[(number + spends) % len(self.users)]
+            user = self.users[(number + (0 if self.has_own_user else spends)) % len(self.users)]
             if self.reads:
                 self._read(client, user, number)
             self._spend(client, user, f"{self.name}-{number}-{spends}", number)
@@ -160,6 +161,7 @@ class Load:
             if spends % SPENDS_PER_CONNECTION == 0:
                 client.http.close()
             self._stop.wait(self.think)
+        client.http.close()
 
     def _read(self, client: Client, user: str, number: int) -> None:
         with suppress(*LOST):

@@ -14,6 +14,7 @@ SECONDS = 12
 HELD, FREE = "user_held", "user_free"
 OTHERS = [f"user_{number}" for number in range(16)]
 CLIENTS, OTHER_CLIENTS = 24, 16
+THINK = 0.05  # seconds between two requests of the others: with idle processors, only waiting slows them
 LOCK_SECONDS = 3  # that the site waits for a row (quotas/store/sql.py)
 MAX_ANSWER = 6  # seconds
 MIN_RATE = 0.9  # of the rate without the hold
@@ -78,7 +79,7 @@ def despite(hold: Hold, database: Database, *, exists: bool = True) -> Finding:
     with served(database.url) as site:
         for user in [*OTHERS, FREE, *([HELD] if exists else [])]:
             Client(site.port, keep_alive=False).get(user)
-        with Load(site.port, OTHERS, clients=OTHER_CLIENTS, name="other", reads=True) as others:
+        with Load(site.port, OTHERS, clients=OTHER_CLIENTS, name="other", reads=True, think=THINK) as others:
             others.wait_for(500)
             controls = [
                 Load(site.port, [FREE], CLIENTS, name=name, think=LOCK_SECONDS) for name in ("a", "b")

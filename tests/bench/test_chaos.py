@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 
 from bench.chaos.__main__ import SCENARIOS, Scenario, is_selected, play
-from bench.chaos.client import Client
+from bench.chaos.client import Client, Load, wait_until
+from bench.chaos.crashes import faults
 from bench.chaos.ground import Database, Finding, Ground, served
+from bench.chaos.hot import Adjustments, Keyless, service_key
 from bench.chaos.stalled import honest_despite, is_unharmed, nginx
 from tests import ROOT
 
 pytestmark = [pytest.mark.postgres, pytest.mark.once]
 
 
-@pytest.mark.parametrize(("word", "names"), [("2", ["same keys"]), ("SIG", ["SIGHUP", "SIGTERM"]), ("0", [])])
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [("2", ["same keys"]), ("SIG", ["SIGHUP", "SIGTERM"]), ("19", ["hung server"]), ("0", [])],
+)
 def test_a_scenario_is_asked_for_by_its_figure_or_by_a_word_of_its_name(word: str, names: list[str]) -> None:
     assert [scenario.name for scenario in SCENARIOS if is_selected(scenario, [word])] == names
 
@@ -49,6 +54,34 @@ def test_a_scenario_holds_only_if_it_says_so_and_the_audit_does(
 ) -> None:
     row = play(Scenario("0", "a test", "", run), ground.database("a_test"))  # type: ignore[arg-type]
     assert row.finding.holds is holds
+
+
+@pytest.mark.full
+def test_a_key_that_is_not_stored_counts_as_lost_and_one_spent_twice_as_double(ground: Ground) -> None:
+    database = ground.database("a_test", allowance=100)
+    with served(database.url, workers=1) as site:
+        load = Load(site.port, ["user_1"], clients=2)
+        service = Adjustments(
+            site.port, ["user_1"], clients=1, name="added", service_key=service_key(database), think=0.1
+        )
+        with load, service:
+            load.wait_for(10)
+            service.wait_for(1)
+    assert faults(database, load, service) == ""
+    load.acknowledged["never stored"] = "user_1", False
+    database.rows("UPDATE ledger_entries SET cost = cost + 1 WHERE idempotency_key = 'consume:user:k-0-0'")
+    assert faults(database, load, service) == "lost 1, double 1, off the rows -1"
+
+
+@pytest.mark.full
+def test_a_spend_without_a_key_that_is_not_stored_counts_as_lost(ground: Ground) -> None:
+    database = ground.database("a_test", allowance=1_000)
+    with served(database.url, workers=1) as site, Keyless(site.port, ["user_1"], clients=2) as load:
+        wait_until(lambda: len(load.ids) > 10)
+    assert load.faults(database) == ""
+    load.ids.remove(next(iter(load.ids)))
+    load.ids.add("no such entry")
+    assert load.faults(database) == "without keys: lost 1, unasked 1"
 
 
 @pytest.mark.full

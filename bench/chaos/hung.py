@@ -106,7 +106,8 @@ def stopped_session(database: Database) -> Iterator[tuple[str, float]]:
     """
     busy = (
         "SELECT pid, state FROM pg_stat_activity WHERE datname = current_database() "
-        "AND pid <> pg_backend_pid() AND backend_type = 'client backend' ORDER BY state = 'active' DESC, state_change DESC LIMIT 1"
+        "AND pid <> pg_backend_pid() AND backend_type = 'client backend' "
+        "ORDER BY state = 'active' DESC, state_change DESC LIMIT 1"
     )
     database.rows("CREATE TABLE probe (number int)")
     for _ in range(TRIES):

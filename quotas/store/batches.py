@@ -8,7 +8,7 @@ other step is rare, or may wait for something else: a thread runs it.
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from copy import copy
 from functools import partial
 from math import inf
@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 from django.db import DataError, IntegrityError
 
+from quotas.rules.outcomes import Change
 from quotas.rules.values import Snapshot
 from quotas.store import sql, thread
 from quotas.store.errors import LostRace, Overdue
 from quotas.store.fold import fold
 from quotas.store.loop import Connections, LoopSession, RunInThread, in_time
-from quotas.store.statements import Statement, read_snapshots, statements_of_all, write_changes
+from quotas.store.statements import Statement, read_snapshots, statements_of_all, write, write_changes
 from quotas.store.steps import Attempt, Result, Step, Steps
 
 MAX_BATCH = 64
@@ -217,6 +218,8 @@ class Batches:
 
 
 async def _run(session: LoopSession, attempt: Attempt) -> bool:
+    if attempt.sent:  # decided already, by what was read for others too
+        return await session.run(write(attempt.sent, False, thread.dialect()))
     steps = attempt.steps()
     return await session.run(statements_of_all(steps, thread.dialect(), in_transaction=attempt.must_lock))
 
@@ -240,28 +243,32 @@ async def _run_together(
     accounts: defaultdict[str, list[tuple[Job, Snapshot]]] = defaultdict(list)
     snapshots = await session.run(read_snapshots([job.attempt for job in shared]))
     for job, snapshot in zip(shared, snapshots, strict=True):
-        if snapshot.state:
-            accounts[job.attempt.user_id].append((job, snapshot))
-        else:
-            alone.append(job)  # to open a row may wait for somebody who does the same
+        accounts[job.attempt.user_id].append((job, snapshot))
     changes, resting = [], []
     for found in accounts.values():
+        own = [job for job, _ in found]
+        is_missing = found[0][1].state is None  # to open the row may wait for somebody who does the same
         try:
-            change = fold([job.attempt for job, _ in found], [snapshot for _, snapshot in found])
+            change = None if is_missing and len(own) > 1 else _fold(found)
         except Exception:  # noqa: BLE001 - alone, only the one that causes it raises it
-            alone += [job for job, _ in found]
+            alone += own
             continue
-        if change:
+        if is_missing and (change or len(own) > 1):
+            alone += own
+        elif change:
             changes.append(change)
-        for job, _ in found:
-            if job.attempt.sent:
-                resting.append(job)
-            else:
+            resting += [job for job in own if job.attempt.sent]
+        for job in own:
+            if job.attempt.outcome and not job.attempt.sent:
                 report(job, True)
     stored = await session.run(write_changes(changes)) if changes else set()
     for job in resting:
         report(job, job.attempt.user_id in stored)
     return alone
+
+
+def _fold(found: Sequence[tuple[Job, Snapshot]]) -> Change | None:
+    return fold([job.attempt for job, _ in found], [snapshot for _, snapshot in found])
 
 
 def _is_foldable(job: Job) -> bool:

@@ -114,7 +114,7 @@ def write(change: Change, waits: bool, dialect: str) -> Statements[bool]:
 
 def read_snapshots(attempts: Sequence[Attempt]) -> Statements[list[Snapshot]]:
     """Return what each attempt decides from; those whose plan or usage is unknown read alone."""
-    found = (yield from _read_together(attempts)) if len(attempts) > 1 else [None]
+    found = (yield from _read_together(attempts)) if len(attempts) > 1 else [None] * len(attempts)
     snapshots = []
     for attempt, snapshot in zip(attempts, found, strict=True):
         if snapshot is None or (snapshot.state and not snapshot.state.is_usage_known):

@@ -171,6 +171,24 @@ def test_what_waits_for_no_row_of_its_own_goes_alone() -> None:
     assert with_plan.quota.quota_remaining == changed.quota.quota_remaining - 1
 
 
+def test_what_can_only_go_alone_needs_nobody_to_wait_with() -> None:
+    """A refund or a change of plan by itself, and users without a row, alone and together."""
+    opened(USER)
+    Plan.objects.create(name="pro", allowance=50)
+    entry = quotas.consume(USER, 3).entry
+
+    async def work(driver: Batches) -> None:
+        await driver.run_steps(quotas.refund.steps(USER, entry.id, reason="a test", actor=STAFF))
+        await driver.run_steps(quotas.change_plan.steps(USER, "pro", reason="a test", actor=STAFF))
+        await spend(driver, user_id="user_new")
+        news = [spend(driver, user_id=f"user_new_{number % 3}") for number in range(9)]
+        assert not any(isinstance(answer, Exception) for answer in await gathered(driver, news))
+
+    run(work)
+    assert [spent(f"user_new_{number}") for number in range(3)] == [3, 3, 3]
+    assert quotas.current(USER).quota_remaining == 50
+
+
 def test_a_guard_that_is_lost_sends_only_its_own_account_on(monkeypatch: pytest.MonkeyPatch) -> None:
     opened(*USERS)
     write_changes = batches.write_changes

@@ -28,7 +28,7 @@ from quotas.store.steps import Attempt, Result, Step, Steps
 
 MAX_BATCH = 64
 ATTEMPT_SECONDS = 5  # for an attempt, with the time that it waits for a connection
-BUSY_SECONDS = 1
+BUSY_SECONDS = 1  # after a lost race, in which changes of that row lock it first
 MAX_BUSY = 1_000  # rows
 ERRORS_OF_ONE = (LostRace, DataError, IntegrityError)  # the statement that raised it had no effect
 
@@ -195,6 +195,7 @@ class Batches:
         await session.execute(Statement(sql.BEGIN, {}))
         await session.execute(Statement(sql.LOCK[thread.dialect()], {"user_id": jobs[0].attempt.user_id}))
         del self.aside[account]
+        jobs = [job for job in jobs if not job.is_over]
         if len(jobs) > 1 and self.may_share:
             alone = await _run_together(session, jobs, lambda *result: done.append(result))
         else:

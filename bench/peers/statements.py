@@ -29,6 +29,8 @@ TABLES = """
         plan_version bigint NOT NULL,
         quota_limit bigint,
         balance_after bigint NOT NULL,
+        period_consumed bigint,
+        period_given bigint,
         last_reset_date timestamptz NOT NULL,
         anchor_at timestamptz NOT NULL,
         resets_at timestamptz NOT NULL,
@@ -94,7 +96,8 @@ CONSUME = f"""
     ), written AS (
         INSERT INTO ledger_entries
         SELECT {{id}}::uuid, user_id, seq, 'consumed', {{cost}}::bigint, -{{cost}}::bigint, plan, plan_source,
-            plan_version, quota_limit, quota_remaining, last_reset_date, anchor_at,
+            plan_version, quota_limit, quota_remaining, quota_limit - quota_remaining, 0, last_reset_date,
+            anchor_at,
             last_reset_date + interval '1 day', period_seq, updated_at, 'user', user_id, '', '', '', NULL,
             {{key}}::text, {{fingerprint}}::text, NULL
         FROM done

@@ -27,7 +27,7 @@ from psycopg.types.json import JsonbDumper
 from psycopg.types.numeric import Int8Dumper
 
 from bench.crowd import BulkLoad, copy, multiply, run, sizes, use
-from bench.internals import Actor
+from bench.internals import MAX_BATCH, Actor
 from tests.tools.overheard import ENTRIES, QUOTAS, USER, Sent, blocks, explained, numbered, overheard
 from tests.tools.postgres import Server, engine
 
@@ -36,8 +36,7 @@ LONG, QUICK_LONG = 100_000, 10_000  # entries of one user in the largest databas
 CALLS = 100  # of each statement in each database
 WARM_UP = 15  # calls that are explained for their blocks, and not timed
 COMMITTED = "swap with its commit"
-BATCH = 64  # users; batches.MAX_BATCH
-READ, WRITE = BATCHES = f"snapshot, {BATCH} at once", f"swap, {BATCH} at once"
+READ, WRITE = BATCHES = f"snapshot, {MAX_BATCH} at once", f"swap, {MAX_BATCH} at once"
 STAFF = Actor("staff", "a bench")
 
 Pair = tuple[Sent, Sent]  # the statement for a user the first time, and again
@@ -70,7 +69,7 @@ def main() -> int:
         fill(server, users, long)
         rng = random.Random(20)
         alone = CALLS * len(statements())
-        needed = alone + CALLS * BATCH * len(BATCHES)
+        needed = alone + CALLS * MAX_BATCH * len(BATCHES)
         samples = {
             f"{count:,}": sample(count, rng.sample(range(2, count), min(needed, count - 2)))
             for count in users
@@ -225,7 +224,7 @@ def sample(users: int, numbers: Sequence[int]) -> tuple[str, dict[str, list[Pair
         several = cycle(rest)
         for name, capture_batch in statements_of_a_batch().items():
             with transaction.atomic():
-                pairs[name] = [capture_batch([*islice(several, BATCH)]) for _ in range(CALLS)]
+                pairs[name] = [capture_batch([*islice(several, MAX_BATCH)]) for _ in range(CALLS)]
                 transaction.set_rollback(True)
     run(f"VACUUM {QUOTAS}, {ENTRIES}")  # what was rolled back
     return database(users), pairs
@@ -248,7 +247,7 @@ def measure(server: Server, samples: Samples) -> dict[str, dict[str, Costs]]:
     costs: dict[str, dict[str, Costs]] = {}
     names = next(iter(samples.values()))[1]
     for name in names:
-        users = BATCH if name in BATCHES else 1
+        users = MAX_BATCH if name in BATCHES else 1
         pairs = {
             size: of[name]
             for size, (_, of) in samples.items()

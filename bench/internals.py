@@ -14,12 +14,18 @@ from quotas.rules import verbs
 from quotas.rules.outcomes import Change, Exhausted
 from quotas.rules.values import Actor, Entry, Plan, Request, Snapshot, State
 
+# growth.py measures a batch of the size that the event loop allows, and the chaos of held rows paces its
+# control by how long the site waits for one.
+from quotas.store.batches import MAX_BATCH
+
 # pgbench.py has PostgreSQL alone run exactly the statements that the store sends. A copy would soon differ.
 from quotas.store.rows import ENTRY_COLUMNS, PLAN_COLUMNS, STATE_COLUMNS, entry_names
-from quotas.store.sql import compare_and_swap, snapshot_query
+from quotas.store.sql import LOCK_SECONDS, compare_and_swap, snapshot_query
 
 __all__ = [
     "ENTRY_COLUMNS",
+    "LOCK_SECONDS",
+    "MAX_BATCH",
     "PLAN_COLUMNS",
     "STATE_COLUMNS",
     "Actor",

@@ -38,7 +38,7 @@ def token(user: str) -> str:
 class Client:
     """One connection, reused for all requests if `keep_alive`, and replaced when it is lost.
 
-    With a `service_key` it is a service, else the user whom each request names.
+    With a `service_key` it sends as that service, without one as the user that each request names.
     """
 
     def __init__(

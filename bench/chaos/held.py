@@ -3,31 +3,34 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import psycopg
 
 from bench.chaos.client import Client, Load, wait_until
 from bench.chaos.crashes import faults
 from bench.chaos.ground import Database, Finding, served
+from bench.internals import LOCK_SECONDS
+from tests.tools.holds import row_half_opened, row_held
 
 SECONDS = 12
 HELD, FREE = "user_held", "user_free"
 OTHERS = [f"user_{number}" for number in range(16)]
 CLIENTS, OTHER_CLIENTS = 24, 16
 THINK = 0.05  # seconds between two requests of the others: with idle processors, only waiting slows them
-LOCK_SECONDS = 3  # that the site waits for a row (quotas/store/sql.py)
 MAX_ANSWER = 6  # seconds
 MIN_RATE = 0.9  # of the rate without the hold
 
-Hold = Callable[[Database], AbstractContextManager[None]]
+Hold = Callable[[], AbstractContextManager[None]]
 
 
 def held_row(database: Database) -> Finding:
-    return despite(locked, database)
+    return despite(partial(row_held, database.url, HELD), database)
 
 
 def uncommitted_row(database: Database) -> Finding:
-    return despite(inserted, database, exists=False)
+    hold = partial(row_half_opened, database.url, HELD, like=OTHERS[0])
+    return despite(hold, database, exists=False)
 
 
 def prepared_row(database: Database) -> Finding:
@@ -35,28 +38,10 @@ def prepared_row(database: Database) -> Finding:
     database.rows("ALTER SYSTEM SET max_prepared_transactions = 2")
     database.server.restart()
     try:
-        return despite(prepared, database)
+        return despite(partial(prepared, database), database)
     finally:
         database.rows("ALTER SYSTEM RESET max_prepared_transactions")
         database.server.restart()
-
-
-@contextmanager
-def locked(database: Database) -> Iterator[None]:
-    with psycopg.connect(database.url) as holder:
-        holder.execute("SELECT 1 FROM challenge_quotas WHERE user_id = %s FOR UPDATE", [HELD])
-        yield
-
-
-@contextmanager
-def inserted(database: Database) -> Iterator[None]:
-    """Insert the row of a user who has none, do not commit, and roll back in the end."""
-    copy = """INSERT INTO challenge_quotas SELECT made.* FROM challenge_quotas AS q,
-        jsonb_populate_record(q, jsonb_build_object('user_id', %s::text)) AS made WHERE q.user_id = %s"""
-    with psycopg.connect(database.url) as holder:
-        holder.execute(copy, [HELD, OTHERS[0]])
-        yield
-        holder.rollback()
 
 
 @contextmanager
@@ -86,7 +71,7 @@ def despite(hold: Hold, database: Database, *, exists: bool = True) -> Finding:
             ]
             before = rate_beside(controls[0], others)
             kept = Load(site.port, [HELD], clients=CLIENTS, name="held", timeout=60)
-            with hold(database):
+            with hold():
                 began = time.monotonic()
                 kept.start()
                 time.sleep(SECONDS)

@@ -97,9 +97,8 @@ CONSUME = f"""
         INSERT INTO ledger_entries
         SELECT {{id}}::uuid, user_id, seq, 'consumed', {{cost}}::bigint, -{{cost}}::bigint, plan, plan_source,
             plan_version, quota_limit, quota_remaining, quota_limit - quota_remaining, 0, last_reset_date,
-            anchor_at,
-            last_reset_date + interval '1 day', period_seq, updated_at, 'user', user_id, '', '', '', NULL,
-            {{key}}::text, {{fingerprint}}::text, NULL
+            anchor_at, last_reset_date + interval '1 day', period_seq, updated_at, 'user', user_id, '', '',
+            '', NULL, {{key}}::text, {{fingerprint}}::text, NULL
         FROM done
     )
     SELECT 'new', {{id}}::uuid, seq, {{cost}}::bigint, plan, quota_limit, quota_remaining, last_reset_date,

@@ -1,12 +1,10 @@
 """Attempts that are carried out together: each has its own outcome, and an error of one is nobody else's."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
 
-import psycopg
 import pytest
 from django.db import DataError, OperationalError
 
@@ -19,6 +17,7 @@ from quotas.store.errors import LOCK_NOT_AVAILABLE, Overdue, sqlstate
 from quotas.store.statements import Statements
 from tests.conftest import USER
 from tests.tools.fast_path import outside
+from tests.tools.holds import row_half_opened
 from tests.tools.in_loop import (
     OTHER,
     held,
@@ -301,26 +300,12 @@ def test_a_row_that_stays_held_is_given_up_in_time_and_its_key_spends_once_later
     assert spent() == 1
 
 
-@contextmanager
-def half_opened(user_id: str) -> Iterator[None]:
-    """Insert the user's row in a transaction that does not end: whoever opens it too must wait."""
-    with psycopg.connect(url_of_the_test_database()) as other:
-        other.execute(
-            """INSERT INTO challenge_quotas
-            SELECT (jsonb_populate_record(q, jsonb_build_object('user_id', %s::text))).*
-            FROM challenge_quotas AS q WHERE user_id = %s""",
-            [user_id, USER],
-        )
-        yield
-        other.rollback()
-
-
 def test_a_statement_that_hangs_stops_nobody_else_for_long() -> None:
     opened(USER)
 
     async def work(driver: Batches) -> Any:
         await warmed(driver)
-        with half_opened("user_new"):
+        with row_half_opened(url_of_the_test_database(), "user_new", like=USER):
             stuck = [asyncio.create_task(spend(driver, "a key", "user_new")) for _ in range(24)]
             await until(lambda: bool(outside(waiting)))
             async with asyncio.timeout(2):

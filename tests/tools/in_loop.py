@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import Barrier
 from typing import Any
 
@@ -17,6 +17,7 @@ from quotas.store import loop
 from quotas.store.batches import Batches
 from quotas.store.statements import Statement
 from tests.conftest import USER
+from tests.tools.holds import row_held
 from tests.tools.site import url_of_the_test_database
 
 OTHER = "user_2"
@@ -56,12 +57,9 @@ def spent(user_id: str = USER) -> int:
     return LedgerEntry.objects.filter(user_id=user_id, kind="consumed").count()
 
 
-@contextmanager
-def held(user_id: str = USER) -> Iterator[None]:
+def held(user_id: str = USER) -> AbstractContextManager[None]:
     """Lock the user's row in another session."""
-    with psycopg.connect(url_of_the_test_database()) as other:
-        other.execute("SELECT 1 FROM challenge_quotas WHERE user_id = %s FOR UPDATE", [user_id])
-        yield
+    return row_held(url_of_the_test_database(), user_id)
 
 
 @contextmanager

@@ -37,5 +37,5 @@ def spend_together(user_ids: Sequence[str], key: str) -> None:
         for user_id in user_ids
     ]
     snapshots = run_statements(read_snapshots(attempts))
-    changes = [fold([attempt], [found]) for attempt, found in zip(attempts, snapshots, strict=True) if found]
-    assert run_statements(write_changes([change for change in changes if change])) == {*user_ids}
+    folded = [fold([attempt], [found]) for attempt, found in zip(attempts, snapshots, strict=True)]
+    assert run_statements(write_changes([change for change in folded if change])) == {*user_ids}

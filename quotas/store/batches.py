@@ -220,7 +220,7 @@ class Batches:
 
 async def _run(session: LoopSession, attempt: Attempt) -> bool:
     if attempt.sent:  # decided already, by what was read for others too
-        return await session.run(write(attempt.sent, False, thread.dialect()))
+        return await session.run(write(attempt.sent, thread.dialect(), waits=False))
     steps = attempt.steps()
     return await session.run(statements_of_all(steps, thread.dialect(), in_transaction=attempt.must_lock))
 

@@ -210,17 +210,17 @@ class LoopSession:
         return True
 
     def close(self, error: Exception | None = None) -> None:
-        self.leave(error or psycopg.OperationalError("the connection was closed"), self.raw.close)
-
-    def leave(self, error: Exception, close: Callable[[], object] = lambda: None) -> None:
-        """Use the connection no more: raise the error in whoever waits for a result."""
         if self.is_open:
-            self.is_open = False
-            self.loop.remove_reader(self.socket)
-            close()
-            self.on_close(self)
+            self.leave(error or psycopg.OperationalError("the connection was closed"))
+            self.raw.close()
+
+    def leave(self, error: Exception) -> None:
+        """Use the connection no more, and raise the error in whoever waits for a result."""
+        self.is_open = False
+        self.loop.remove_reader(self.socket)
         if self.pending and not self.pending.done():
             self.pending.set_exception(error)
+        self.on_close(self)
 
 
 class Connections:

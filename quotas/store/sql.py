@@ -187,6 +187,13 @@ def compare_and_swap(entries: int, *, waits: bool = True) -> str:
         """
 
 
+# The entries of exactly those users whose rows were written: each entry joins its own row.
+_ENTRIES_OF_DONE = f"""
+    {_ENTRIES} SELECT e.* FROM done
+    JOIN unnest({_arrays(ENTRY_ARRAYS, ENTRY_ARRAYS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})
+        ON e.user_id = done.user_id
+"""
+
 # Inserts the rows that are missing, and entries for only these. Row count: entries inserted.
 # Two requests may open the same row at once: the second waits, finds the row and inserts nothing.
 # Parameters: those of INSERT_ROW and INSERT_ENTRY as arrays, their names with an s.
@@ -195,15 +202,13 @@ OPEN_ROWS = f"""
         {_INSERT} SELECT '', s.* FROM unnest({_arrays(STATE_COLUMNS, STATE_COLUMNS.values())}) AS s
         WHERE {_WITH_TIMEOUT} ON CONFLICT (user_id) DO NOTHING RETURNING user_id
     )
-    {_ENTRIES} SELECT e.* FROM done
-    JOIN unnest({_arrays(ENTRY_ARRAYS, ENTRY_ARRAYS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})
-        ON e.user_id = done.user_id
+    {_ENTRIES_OF_DONE}
 """
 
 
-# Updates the rows that are still as they were read, and inserts the entries of exactly these: each entry
-# joins its own row. Returns their users. It locks the rows in the order of their users, as every such
-# statement does, so that two do not wait for each other, and passes over those that somebody else has locked.
+# Updates the rows that are still as they were read, and inserts their entries. Returns their users.
+# It locks the rows in the order of their users, as every such statement does, so that two do not wait for
+# each other, and passes over those that somebody else has locked.
 # Parameters: those of _UPDATE and of its entries as arrays, their names with an s; one row a user.
 SWAP_ROWS = f"""
     WITH asked AS (
@@ -219,11 +224,7 @@ SWAP_ROWS = f"""
         FROM asked JOIN held ON held.user_id = asked.user_id
         WHERE q.user_id = held.user_id AND q.seq = asked.seq_read RETURNING q.user_id
     ),
-    entered AS (
-        {_ENTRIES} SELECT e.* FROM done
-        JOIN unnest({_arrays(ENTRY_ARRAYS, ENTRY_ARRAYS.values())}) AS e ({", ".join(ENTRY_COLUMNS)})
-            ON e.user_id = done.user_id
-    )
+    entered AS ({_ENTRIES_OF_DONE})
     SELECT user_id FROM done
 """
 

@@ -16,6 +16,7 @@ from quotas.store.arrays import array_literals
 from quotas.store.errors import NoDefaultPlan
 from quotas.store.rows import (
     ENTRY_ARRAYS,
+    STATE_COLUMNS,
     SWAP_COLUMNS,
     entry_from,
     entry_parameters,
@@ -24,6 +25,8 @@ from quotas.store.rows import (
     state_parameters,
 )
 from quotas.store.steps import Attempt, DatabaseStep, DatabaseSteps, Read, Result, SnapshotQuery, Write
+
+MAX_ENTRIES_ALONE = 2  # of a change that has a statement of its own: more are quicker as arrays
 
 
 class Statement(NamedTuple):
@@ -35,9 +38,6 @@ class Statement(NamedTuple):
 
 
 Statements = Generator[Statement, Any, Result]
-
-
-MAX_ENTRIES_ALONE = 2  # of a change that has a statement of its own: more are quicker as arrays
 
 
 class FreshIds(dict[int, UUID]):
@@ -53,7 +53,7 @@ def statements_of(step: DatabaseStep, dialect: str, *, in_transaction: bool = Fa
     if isinstance(step, Read):
         return read_snapshot(step.user_id, step.query, dialect, in_transaction=in_transaction)
     if isinstance(step, Write):
-        statements = write(*step, dialect)
+        statements = write(step.change, dialect, waits=step.waits)
         return statements if in_transaction or dialect == "postgresql" else _in_transaction(statements)
     return was_written(*step)
 
@@ -95,7 +95,7 @@ def read_snapshot(
     return snapshot
 
 
-def write(change: Change, waits: bool, dialect: str) -> Statements[bool]:
+def write(change: Change, dialect: str, *, waits: bool) -> Statements[bool]:
     """Write the change if the row is still as it was read. Only on PostgreSQL it needs no transaction."""
     if change.snapshot.state is None:
         return (yield from insert_rows([change], dialect)) > 0
@@ -144,13 +144,16 @@ def write_changes(changes: Sequence[Change]) -> Statements[set[str]]:
     No two changes are of one user, and each is of a user who has a row.
     """
     if len(changes) == 1 and len(changes[0].entries) <= MAX_ENTRIES_ALONE:
-        is_written = yield from write(changes[0], False, "postgresql")
+        is_written = yield from write(changes[0], "postgresql", waits=False)
         return {changes[0].state.user_id} if is_written else set()
     states = [(*change.state, change.snapshot.state.seq) for change in changes if change.snapshot.state]
-    entries = [entry for change in changes for entry in change.entries]
-    arrays = array_literals(SWAP_COLUMNS, states) | array_literals(ENTRY_ARRAYS, entries)
+    arrays = array_literals(SWAP_COLUMNS, states) | _entry_arrays(changes)
     rows = yield Statement(sql.SWAP_ROWS, arrays, wants_rows=True)
     return {user_id for (user_id,) in rows}
+
+
+def _entry_arrays(changes: Iterable[Change]) -> dict[str, str]:
+    return array_literals(ENTRY_ARRAYS, [entry for change in changes for entry in change.entries])
 
 
 def was_written(user_id: str, entry_id: UUID) -> Statements[bool]:
@@ -161,10 +164,10 @@ def was_written(user_id: str, entry_id: UUID) -> Statements[bool]:
 def insert_rows(changes: list[Change], dialect: str) -> Statements[int]:
     """Insert the missing rows with their entries; return how many entries were inserted."""
     if dialect == "postgresql":
-        states = [state_parameters(change.state) for change in changes]
-        entries = [entry_parameters(entry) for change in changes for entry in change.entries]
-        arrays = {f"{name}s": [row[name] for row in rows] for rows in (states, entries) for name in rows[0]}
-        added: int = yield Statement(sql.OPEN_ROWS, arrays)
+        states = [change.state for change in changes]
+        added: int = yield Statement(
+            sql.OPEN_ROWS, array_literals(STATE_COLUMNS, states) | _entry_arrays(changes)
+        )
         return added
     added = 0
     for change in changes:

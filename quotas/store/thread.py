@@ -106,7 +106,7 @@ def vendor() -> str:
 
 def dialect() -> str:
     """Return which statements to use: sqlite, postgresql, or citus, whose tables are distributed."""
-    return "citus" if settings.DATABASE_IS_DISTRIBUTED else vendor()
+    return "citus" if settings.DATABASE_IS_DISTRIBUTED and vendor() == "postgresql" else vendor()
 
 
 def binary_cursor(raw: "psycopg.Connection[Any]") -> "psycopg.Cursor[tuple[Any, ...]]":

@@ -438,8 +438,8 @@ MUTANTS = [
     Mutant(
         "a batch stores the entries of a row whose guard was lost",
         SQL,
-        "            ON e.user_id = done.user_id\n    )\n    SELECT",
-        "            ON true\n    )\n    SELECT",
+        "        ON e.user_id = done.user_id\n",
+        "        ON true\n",
         ("store/test_batches.py::test_what_waits_is_read_once_and_written_once",),
         postgres=True,
     ),

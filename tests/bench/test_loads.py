@@ -44,7 +44,8 @@ def test_each_round_runs_every_system_at_every_cell_in_another_order() -> None:
     half = len(bench.asked) // 2
     first, second = bench.asked[:half], bench.asked[half:]
     assert sorted(first) == sorted(second) == sorted((port, *cell) for port in range(3) for cell in chosen)
-    assert first != second
+    assert [asked[1:] for asked in first] != [asked[1:] for asked in second]
+    assert [asked[0] for asked in first] != [asked[0] for asked in second]
     assert all(len(runs[cell][name]) == 2 for cell in chosen for name in sites)
 
 
@@ -81,6 +82,7 @@ def test_only_our_faults_are_ours_and_those_of_others_make_their_ratios_void() -
     assert "before, keyed at 64: 3 lost" in (loads.void(runs) or "")
     runs[Cell("keyed", 64)]["ours"] = [result(lost=1)]
     assert "keyed at 64: 1 lost" in loads.faults(runs, "ours")[0]
+    assert "ours" not in (loads.void(runs) or "")
 
 
 def test_the_row_of_the_build_before_is_there_only_with_one() -> None:

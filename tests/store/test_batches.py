@@ -12,7 +12,7 @@ from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.rules.outcomes import Change, Exhausted, KeyReused
 from quotas.rules.values import Actor
 from quotas.store import batches, commit, sql
-from quotas.store.batches import MAX_BATCH, Batches
+from quotas.store.batches import Batches
 from quotas.store.errors import LOCK_NOT_AVAILABLE, Overdue, sqlstate
 from quotas.store.statements import Statements
 from tests.conftest import USER
@@ -96,19 +96,22 @@ def test_a_batch_has_64_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(driver: Batches) -> None:
         await warmed(driver)
         with statements_sent(monkeypatch) as texts:
-            await gathered(driver, [read(driver) for _ in range(2 * MAX_BATCH + 1)])
+            await gathered(driver, [read(driver) for _ in range(64 + 64 + 1)])
         assert texts == ["read", "read together", "read together", "read"]
 
     run(work)
 
 
-def test_requests_of_one_account_see_what_those_before_them_leave() -> None:
+def test_requests_of_one_account_see_what_those_before_them_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     opened(USER)
 
     async def work(driver: Batches) -> list[Any]:
         await warmed(driver)
         requests = [spend(driver, None if number % 2 else f"key {number}") for number in range(25)]
-        return await gathered(driver, [*requests, read(driver)])
+        with statements_sent(monkeypatch) as texts:
+            found = await gathered(driver, [*requests, read(driver)])
+        assert texts == ["read", "read together", "write together"]  # nobody went alone, after an error
+        return found
 
     *answers, quota = run(work)
     assert [receipt.quota.quota_remaining for receipt in answers[:20]] == [*range(19, -1, -1)]
@@ -120,12 +123,17 @@ def test_requests_of_one_account_see_what_those_before_them_leave() -> None:
     assert [entry.kind for entry in entries] == ["opened"] + ["consumed"] * 20 + ["refused"]
 
 
-def test_a_key_that_comes_twice_in_a_batch_is_a_replay_and_with_other_words_refused() -> None:
+def test_a_key_that_comes_twice_in_a_batch_is_a_replay_and_with_other_words_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     opened(USER)
 
     async def work(driver: Batches) -> list[Any]:
         await warmed(driver)
-        return await gathered(driver, [spend(driver, "a key", cost=cost) for cost in (2, 2, 3)])
+        with statements_sent(monkeypatch) as texts:
+            found = await gathered(driver, [spend(driver, "a key", cost=cost) for cost in (2, 2, 3)])
+        assert texts == ["read", "read together", "write"]  # nobody went alone, after an error
+        return found
 
     first, replay, reused = run(work)
     assert (first.is_replay, replay.is_replay) == (False, True)
@@ -149,7 +157,8 @@ def test_what_waits_for_no_row_of_its_own_goes_alone() -> None:
     opened(*USERS)
     Plan.objects.create(name="pro", allowance=50)
     entry = quotas.consume(USER, 3).entry
-    ChallengeQuota.objects.filter(user_id=OTHER).update(usage_seq=None)
+    quotas.consume(OTHER, 5)
+    ChallengeQuota.objects.filter(user_id=OTHER).update(usage_seq=None, period_consumed=0)
 
     async def work(driver: Batches) -> list[Any]:
         refund = quotas.refund.steps(USER, entry.id, reason="a test", actor=STAFF)
@@ -165,7 +174,7 @@ def test_what_waits_for_no_row_of_its_own_goes_alone() -> None:
         return first + await gathered(driver, [spend(driver, user_id=user) for user in USERS[4:6]])
 
     new, other, plain, refunded, changed, again, with_plan = run(work)
-    assert [one.quota.quota_remaining for one in (new, other, plain, again)] == [19, 19, 19, 18]
+    assert [one.quota.quota_remaining for one in (new, other, plain, again)] == [19, 14, 19, 18]
     assert refunded.quota.quota_remaining == 20
     assert with_plan.quota.quota_remaining == changed.quota.quota_remaining - 1
 

@@ -128,7 +128,7 @@ ENTRIES = Check(
         ),
         "negative": ("balance_after < 0", "the balance is {balance_after}"),
         "allowance": (
-            "seq = period_seq AND balance_after <> allowance",
+            "seq = period_seq AND kind <> 'imported' AND balance_after <> allowance",
             "a period with an allowance of {allowance} begins with a balance of {balance_after}",
         ),
         "amount": (
@@ -139,6 +139,7 @@ ENTRIES = Check(
                 WHEN 'refunded' THEN delta < 0 OR delta > cost
                 WHEN 'refused' THEN delta <> 0
                 WHEN 'deleted' THEN delta <> 0
+                WHEN 'imported' THEN cost < 0
                 ELSE cost <> 0
             END
             """,
@@ -157,6 +158,8 @@ ENTRIES = Check(
         "usage": (
             """
             CASE
+                WHEN kind = 'imported' THEN given < 0
+                    OR consumed <> CASE WHEN is_unlimited THEN 0 ELSE cost END
                 WHEN seq = period_seq THEN consumed <> 0 OR given <> 0
                 WHEN kind = 'consumed' THEN used_more <> CASE WHEN is_unlimited THEN 0 ELSE cost END
                     OR given_more <> 0
@@ -172,15 +175,15 @@ ENTRIES = Check(
         "period": (
             """
             CASE
-                WHEN seq = period_seq THEN kind NOT IN ('opened', 'reset', 'plan_changed')
-                ELSE kind IN ('opened', 'reset')
+                WHEN seq = period_seq THEN kind NOT IN ('opened', 'imported', 'reset', 'plan_changed')
+                ELSE kind IN ('opened', 'imported', 'reset')
                     OR period_seq <> period_before AND kind <> 'plan_changed'
             END
             """,
             "{kind} in period {period_seq}, after an entry of period {period_before}",
         ),
         "state": (
-            "kind <> 'plan_changed' AND (is_other_plan AND NOT is_clock_mended "
+            "kind NOT IN ('imported', 'plan_changed') AND (is_other_plan AND NOT is_clock_mended "
             "OR is_other_term AND seq <> period_seq)",
             "{kind} changes the plan, its source or version, the limit, the anchor or the reset date",
         ),
@@ -198,6 +201,7 @@ ENTRIES = Check(
             "created at {created_at}, in the future of the database's clock: it was ahead. Reset the quota",
         ),
         "after deletion": ("kind_before = 'deleted'", "{kind} after the deletion"),
+        "import": ("kind = 'imported' AND seq <> 2", "seq {seq} is imported: only seq 2 can be"),
         "tie": (
             "is_tied <> (kind = 'refunded')",
             "{kind}: each refund, and no other entry, must name a consumption",
@@ -231,7 +235,8 @@ EMPTY = Check(
 )
 
 # A second proof, independent of the chain: it sums the costs of spends instead of their deltas. No more may
-# be spent in a period than the largest allowance in force in it and what staff gave. Releases before 0.2
+# be spent in a period than the largest allowance in force in it and what staff gave. Of an import that brings
+# more than the allowance, the allowance counts. Releases before 0.2
 # forgot at a change of plan what had been used: of their entries all deltas count as given, and refunds with
 # them. Of these a period whose first entry is missing is skipped: its allowance is unknown, and `gap` or
 # `lost prefix` reports it. So is one that has entries of both.
@@ -249,7 +254,12 @@ PERIODS = Check(
                 ELSE t.delta
             END) AS given,
             MAX(COALESCE(t.quota_limit, 0)) + MAX(t.period_given) AS most,
-            SUM(CASE WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost ELSE 0 END) AS taken,
+            SUM(CASE
+                WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost
+                WHEN t.kind = 'imported' AND t.cost < t.quota_limit THEN t.cost
+                WHEN t.kind = 'imported' THEN COALESCE(t.quota_limit, 0)
+                ELSE 0
+            END) AS taken,
             SUM(CASE
                 WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN COALESCE(r.refunded, 0) ELSE 0
             END) AS refunded
@@ -274,7 +284,7 @@ USAGE = Check(
     """
     SELECT t.user_id, t.seq, t.period_seq, t.period_consumed AS consumed, MIN(e.seq) AS first_seq,
         SUM(CASE
-            WHEN e.kind = 'consumed' AND e.quota_limit IS NOT NULL THEN e.cost
+            WHEN e.kind IN ('consumed', 'imported') AND e.quota_limit IS NOT NULL THEN e.cost
             WHEN c.quota_limit IS NOT NULL THEN -e.cost
             ELSE 0
         END) AS summed

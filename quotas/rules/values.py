@@ -16,6 +16,7 @@ ACTION_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 class EntryKind(StrEnum):
     OPENED = "opened"
+    IMPORTED = "imported"
     RESET = "reset"
     CONSUMED = "consumed"
     REFUSED = "refused"
@@ -210,6 +211,14 @@ class Snapshot(NamedTuple):
         See `verbs.reset` for a row that a clock that was ahead dated into the future.
         """
         return max(self.clock, self.state.updated_at) if self.state else self.clock
+
+
+class ImportedUsage(NamedTuple):
+    """What another service knew of a user: the units used in the running period, or those that remained."""
+
+    last_reset_date: datetime
+    used: int | None
+    remaining: int | None = None  # read if `used` is None
 
 
 class Request(NamedTuple):

@@ -31,6 +31,7 @@ from quotas.rules.values import (
     Actor,
     Entry,
     EntryKind,
+    ImportedUsage,
     OnChange,
     Plan,
     PlanSource,
@@ -54,6 +55,34 @@ def open_missing(snapshot: Snapshot, request: Request) -> Outcome:
     if snapshot.state:
         return _already_decided(snapshot, request) or _unchanged(snapshot, snapshot.state)
     return _open(snapshot, request)
+
+
+def import_usage(snapshot: Snapshot, request: Request, usage: ImportedUsage) -> Outcome:
+    """Open the quota in the period in which another service left it; leave an existing quota as it is.
+
+    It opens under the snapshot's target, if there is one, as staff's choice.
+    """
+    if snapshot.state:
+        return open_missing(snapshot, request)
+    changes: dict[str, Any] = {}
+    if target := snapshot.target:
+        snapshot = snapshot._replace(current_plan=target, plan_in_force=target)
+        changes["plan_source"] = PlanSource.STAFF.value
+    change = _open(snapshot, request)
+    begin, limit = usage.last_reset_date, change.state.quota_limit
+    used, given = usage.used, 0
+    if used is None:
+        used, given = usage_shown(limit, usage.remaining or 0)
+    counts = limit is not None  # what is spent under no limit does not count
+    changes |= {
+        "period_consumed": used if counts else 0,
+        "period_given": given if counts else 0,
+        "last_reset_date": begin,
+        "resets_at": period_end(snapshot.current_plan, begin, begin),
+        "anchor_at": begin,
+        "period_seq": change.state.seq + 1,
+    }
+    return _append(change, request, EntryKind.IMPORTED, cost=used, **changes)
 
 
 def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Outcome:

@@ -8,7 +8,7 @@ from typing import Any
 from django.db import OperationalError
 from uuid_utils.compat import uuid7
 
-from quotas.rules.outcomes import Change
+from quotas.rules.outcomes import Change, UnknownPlan
 from quotas.rules.values import Snapshot
 from quotas.store import sql
 from quotas.store.errors import TAKES_NO_WRITES, read_with_reconnect
@@ -42,12 +42,19 @@ def require_writes() -> None:
             raise OperationalError(TAKES_NO_WRITES)
 
 
-def open_many(user_ids: Iterable[str], decide: Decide) -> int:
-    """Insert the missing rows as `decide` opens them; return how many were inserted."""
-    blank: Snapshot = run_step(Read("", SnapshotQuery()))  # no user has this id: a snapshot without a row
+def open_many(user_ids: Iterable[str], decide: Decide, query: SnapshotQuery) -> int:
+    """Insert the missing rows as `decide` opens them; return how many were inserted.
+
+    Each must be opened with the same number of entries. Raises UnknownPlan for a target that does not exist.
+    """
+    blank: Snapshot = run_step(Read("", query))  # no user has this id: a snapshot without a row
+    if query.include and not blank.target:
+        raise UnknownPlan
     decided = [decide(blank._replace(user_id=user_id, entry_ids=FreshIds())) for user_id in user_ids]
     changes = [outcome for outcome in decided if isinstance(outcome, Change)]
-    return run_statements(insert_rows(changes, dialect())) if changes else 0
+    if not changes:
+        return 0
+    return run_statements(insert_rows(changes, dialect())) // len(changes[0].entries)
 
 
 def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:

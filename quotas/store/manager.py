@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
@@ -243,12 +243,41 @@ class QuotaManager(models.Manager[QuotaRow]):
         for user_id in profiles:
             _require_user_id(user_id)
         with transaction.atomic():
-            known = self._known(profiles)
-            missing = [user_id for user_id in profiles if user_id not in known]
-            made = direct.open_many(missing, partial(verbs.open_missing, request=Request(actor)))
+            opened = self._open_missing(profiles, partial(verbs.open_missing, request=Request(actor)))
             direct.note_profiles((user_id, email, at) for user_id, (email, at) in profiles.items() if at)
+        return opened
+
+    def import_many(
+        self,
+        usages: Mapping[str, values.ImportedUsage],
+        plan: str | None = None,
+        *,
+        reason: str,
+        actor: Actor,
+    ) -> Opened:
+        """Open the missing quotas of a batch as another service left them, all or none; `usages` by user id.
+
+        They get the given plan, as if staff had chosen it, or the default plan. Raises UnknownPlan.
+        """
+        for user_id in usages:
+            _require_user_id(user_id)
+        request = Request(actor, reason=reason)
+
+        def decide(snapshot: Snapshot) -> Outcome:
+            return verbs.import_usage(snapshot, request, usages[snapshot.user_id])
+
+        with transaction.atomic():
+            return self._open_missing(usages, decide, plan)
+
+    def _open_missing(
+        self, user_ids: Collection[str], decide: Callable[[Snapshot], Outcome], plan: str | None = None
+    ) -> Opened:
+        known = self._known(user_ids)
+        missing = [user_id for user_id in user_ids if user_id not in known]
+        query = SnapshotQuery(None, *_including(plan)) if plan else SnapshotQuery()
+        made = direct.open_many(missing, decide, query)
         tombstoned = sum(known.values())
-        return Opened(made, len(profiles) - made - tombstoned, tombstoned)
+        return Opened(made, len(user_ids) - made - tombstoned, tombstoned)
 
     def census(self, user_ids: Iterable[str]) -> Opened:
         """Return what `open_many` would return, without a change."""

@@ -277,11 +277,11 @@ NOTE_ASSIGNMENT = """
 _USAGE = """
     MIN(t.seq) AS first_seq, MAX(CASE WHEN t.kind = 'refused' THEN t.created_at END) AS refused_at,
     CAST(COALESCE(SUM(CASE
-        WHEN t.kind = 'consumed' AND t.quota_limit IS NOT NULL THEN t.cost
+        WHEN t.kind IN ('consumed', 'imported') AND t.quota_limit IS NOT NULL THEN t.cost
         WHEN c.quota_limit IS NOT NULL THEN -t.cost
     END), 0) AS bigint) AS consumed,
     CAST(COALESCE(SUM(CASE
-        WHEN t.kind = 'adjusted' THEN COALESCE(t.period_given - t.given_before, t.delta)
+        WHEN t.kind IN ('adjusted', 'imported') THEN COALESCE(t.period_given - t.given_before, t.delta)
     END), 0) AS bigint) AS given
     FROM counted AS t LEFT JOIN counted AS c ON c.id = t.refund_of
 """

@@ -28,7 +28,7 @@ from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
 from quotas.reports import audit
 from quotas.rules import outcomes, periods, values, verbs
 from quotas.rules.outcomes import Exhausted, Outcome, Refusal
-from quotas.rules.values import Actor, Entry, OnChange, Plan, Request, Snapshot, State
+from quotas.rules.values import Actor, Entry, ImportedUsage, OnChange, Plan, Request, Snapshot, State
 from quotas.store import commit, manager, plan_cache, statements
 from quotas.store.steps import SnapshotQuery
 from tests import ROOT
@@ -232,6 +232,30 @@ class Machine(RuleBasedStateMachine):
     @rule(user_id=users, actor=actors)
     def open_missing(self, user_id: str, actor: Actor) -> None:
         self.step("open_missing", user_id, rule=verbs.open_missing, actor=actor)
+
+    @rule(
+        user_id=users,
+        since=st.sampled_from([TICK, HOUR, DAY / 3, DAY, 31 * DAY]),
+        used=st.none() | st.sampled_from([0, 7, 20, 60]),
+        left=st.sampled_from([0, 13, 20, 60, values.MAX_UNITS]),
+        plan=st.sampled_from([None, *PLANS]),
+    )
+    def import_usage(
+        self, user_id: str, since: timedelta, used: int | None, left: int, plan: str | None
+    ) -> None:
+        is_missing = user_id not in self.model.states
+        usage = ImportedUsage(self.now - since, used, left)
+        opened = ChallengeQuota.objects.import_many({user_id: usage}, plan, reason="moved in", actor=STAFF)
+        assert opened.made == is_missing
+        if is_missing:
+            stored = LedgerEntry.objects.filter(user_id=user_id).order_by("seq").values_list("id", flat=True)
+            query = SnapshotQuery(None, "target", plan) if plan else SnapshotQuery()
+            found = self.model.find(user_id, self.now, tuple(stored), query)
+            request = Request(STAFF, reason="moved in")
+            outcome = verbs.import_usage(found, request, usage)
+            self.model.keep(outcome)
+            self.steps[name_of(None, outcome)] += 1
+        self.compare(user_id)
 
     @rule(
         user_id=users,
@@ -473,14 +497,15 @@ def assert_fair(ledger: list[Entry]) -> None:
     assert len(keys) == len(set(keys))
     assert all(entry.kind != "deleted" for entry in ledger[:-1])
     for entry in ledger:
-        assert entry.seq != entry.period_seq or entry.balance_after == (entry.quota_limit or 0)
+        if entry.seq == entry.period_seq and entry.kind != "imported":
+            assert entry.balance_after == (entry.quota_limit or 0)
         refunds = [refund for refund in ledger if refund.refund_of == entry.id]
         assert sum(refund.delta for refund in refunds) <= sum(refund.cost for refund in refunds) <= entry.cost
         assert all(refund.cost == 0 for refund in refunds if refund.period_seq > entry.seq)
     for period in {entry.period_seq for entry in ledger}:
         kinds = Counter(entry.kind for entry in ledger if entry.period_seq == period)
         assert kinds["refused"] <= 1
-        assert kinds["opened"] + kinds["reset"] + kinds["plan_changed"] >= 1
+        assert kinds["opened"] + kinds["imported"] + kinds["reset"] + kinds["plan_changed"] >= 1
 
 
 def run_for(verbs: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quotas.problems import of_refusal
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change, Refusal, Replay
-from quotas.rules.values import MAX_UNITS, Actor, Plan, Request, Snapshot, State
+from quotas.rules.values import MAX_UNITS, Actor, ImportedUsage, Plan, Request, Snapshot, State
 
 pytestmark = pytest.mark.once
 
@@ -205,6 +205,55 @@ def test_a_user_who_is_deleted_before_they_were_ever_seen_gets_a_tombstone() -> 
 
 def test_opening_leaves_a_due_quota_to_its_user() -> None:
     assert changed(verbs.open_missing(at(NOON + 9 * DAY, state_with(3)), USER)).entries == ()
+
+
+def imported(usage: ImportedUsage, plan: Plan = FREE, **more: Any) -> Change:
+    return changed(verbs.import_usage(at(NOON, None, plan, **more), STAFF, usage))
+
+
+@pytest.mark.parametrize(
+    ("plan", "usage", "left", "used", "given"),
+    [
+        (FREE, ImportedUsage(NOON - DAY / 3, None, 5), 5, 15, 0),
+        (FREE, ImportedUsage(NOON - DAY / 3, None, 26), 26, 0, 6),
+        (FREE, ImportedUsage(NOON - DAY / 3, 15), 5, 15, 0),
+        (FREE, ImportedUsage(NOON - DAY / 3, 50), 0, 50, 0),
+        (UNLIMITED, ImportedUsage(NOON - DAY / 3, 50), 0, 0, 0),
+        (UNLIMITED, ImportedUsage(NOON - DAY / 3, None, 5), 0, 0, 0),
+    ],
+)
+def test_an_imported_quota_continues_the_period_that_another_service_began(
+    plan: Plan, usage: ImportedUsage, left: int, used: int, given: int
+) -> None:
+    state = imported(usage, plan).state
+    assert (state.quota_remaining, state.period_consumed, state.period_given) == (left, used, given)
+    assert (state.last_reset_date, state.resets_at) == (NOON - DAY / 3, NOON + DAY * 2 / 3)
+
+
+def test_an_import_is_one_entry_after_the_opening() -> None:
+    opened, entry = imported(ImportedUsage(NOON - DAY / 3, 15)).entries
+    assert (opened.kind, opened.balance_after, opened.last_reset_date) == ("opened", 20, NOON)
+    assert (entry.kind, entry.cost, entry.delta, entry.balance_after) == ("imported", 15, -15, 5)
+    assert (entry.reason, entry.created_at, entry.period_seq) == ("a gift", NOON, 2)
+
+
+def test_an_imported_quota_resets_when_its_old_period_is_over() -> None:
+    state = imported(ImportedUsage(NOON - DAY, 15)).state
+    reset = changed(verbs.current(at(NOON, state), USER))
+    assert [entry.kind for entry in reset.entries] == ["reset"]
+    assert (reset.state.quota_remaining, reset.state.last_reset_date) == (20, NOON)
+
+
+def test_an_import_under_a_chosen_plan_is_staffs_choice() -> None:
+    pro = FREE._replace(name="pro", allowance=50)
+    state = imported(ImportedUsage(NOON, 15), target=pro).state
+    assert (state.plan, state.plan_source, state.quota_remaining) == ("pro", "staff", 35)
+
+
+def test_an_import_leaves_an_existing_quota_as_it_is() -> None:
+    state = state_with(3)
+    change = changed(verbs.import_usage(at(NOON + 2 * DAY, state), STAFF, ImportedUsage(NOON, 15)))
+    assert (change.state, change.entries) == (state, ())
 
 
 def test_a_request_that_was_carried_out_is_replayed_from_its_entry() -> None:

@@ -35,14 +35,16 @@ def usage_of(ledger: Sequence[Entry], first_seq: int) -> tuple[int, int]:
     """
     entries = ledger[first_seq - 1 :]
     consumptions = {
-        entry.id: entry for entry in entries if entry.kind == "consumed" and entry.quota_limit is not None
+        entry.id: entry
+        for entry in entries
+        if entry.kind in ("consumed", "imported") and entry.quota_limit is not None
     }
     consumed = sum(entry.cost for entry in consumptions.values())
     refunded = sum(entry.cost for entry in entries if entry.refund_of in consumptions)
     given = sum(
         (entry.period_given or 0) - (ledger[entry.seq - 2].period_given or 0)
         for entry in entries
-        if entry.kind == "adjusted"
+        if entry.kind in ("adjusted", "imported")
     )
     return consumed - refunded, given
 

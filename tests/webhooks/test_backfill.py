@@ -24,6 +24,7 @@ from quotas.rules.values import Actor
 from quotas.store import direct
 from quotas.store.commit import Decide
 from quotas.store.manager import Opened
+from quotas.store.steps import SnapshotQuery
 from tests.tools.clerk_api import CREATED_AT, ClerkAPI, make_user, make_users
 from tests.tools.site import url_of_the_test_database
 
@@ -184,8 +185,8 @@ def test_a_run_that_is_interrupted_within_a_page_leaves_nothing_of_that_page(
 ) -> None:
     clerk.users, made, open_many = make_users(1_200), list[int](), direct.open_many
 
-    def interrupted(user_ids: Iterable[str], decide: Decide) -> int:
-        made.append(open_many(user_ids, decide))
+    def interrupted(user_ids: Iterable[str], decide: Decide, query: SnapshotQuery) -> int:
+        made.append(open_many(user_ids, decide, query))
         if len(made) == 2:
             raise interruption
         return made[-1]
@@ -220,11 +221,11 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(clerk: ClerkAPI, monkeypatch: pytest.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     open_many, calls = direct.open_many, list[int]()
 
-    def terminated(user_ids: Iterable[str], decide: Decide) -> int:
+    def terminated(user_ids: Iterable[str], decide: Decide, query: SnapshotQuery) -> int:
         calls.append(1)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return open_many(user_ids, decide)
+        return open_many(user_ids, decide, query)
 
     monkeypatch.setattr(direct, "open_many", terminated)
     run = backfill()

@@ -404,7 +404,7 @@ export interface components {
             /** @description The entry's place in the user's ledger, from 1, without gaps. */
             seq: number;
             /** @enum {string} */
-            kind: "opened" | "reset" | "consumed" | "refused" | "refunded" | "adjusted" | "plan_changed" | "deleted";
+            kind: "opened" | "imported" | "reset" | "consumed" | "refused" | "refunded" | "adjusted" | "plan_changed" | "deleted";
             /** @description Units added; negative if taken away. */
             delta: number;
             balance_after: number;
@@ -462,7 +462,7 @@ export interface components {
             /** @description The entry's place in the user's ledger, from 1, without gaps. */
             seq: number;
             /** @enum {string} */
-            kind: "opened" | "reset" | "consumed" | "refused" | "refunded" | "adjusted" | "plan_changed" | "deleted";
+            kind: "opened" | "imported" | "reset" | "consumed" | "refused" | "refunded" | "adjusted" | "plan_changed" | "deleted";
             /** @description Units added; negative if taken away. */
             delta: number;
             balance_after: number;

@@ -2,6 +2,9 @@
 
 from argparse import ArgumentTypeError
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from quotas.rules.zones import zone
 
 FORMS = "2026-09-24 or 2026-09-24T08:00Z"  # examples of an instant
 
@@ -19,3 +22,10 @@ def instant(text: str) -> datetime:
     except ValueError:
         raise ArgumentTypeError(f"must be a day or an instant, such as {FORMS}") from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def time_zone(name: str) -> ZoneInfo:
+    try:
+        return zone(name)
+    except KeyError:
+        raise ArgumentTypeError("must be a time zone such as Europe/Berlin or UTC") from None

@@ -13,7 +13,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from quotas.models import ChallengeQuota, Plan
-from quotas.operations import citus
+from quotas.operations import citus, old_table
 from quotas.reports.audit import MAX_AHEAD
 from quotas.rules import zones
 from quotas.rules.values import NAMED_PERIODS
@@ -59,11 +59,24 @@ def faults_of_data(
 
 
 def _data_faults() -> Iterator[CheckMessage]:
+    if fault := old_table.foreign_tables_fault(connection):
+        yield Error(fault, id="quotas.E010")
+        return
+    yield from _move_faults()
     local = Plan.objects.exclude(timezone="UTC").filter(reset_policy__in=NAMED_PERIODS)
     yield from _zone_faults(set(local.values_list("timezone", flat=True)), datetime.now(UTC).date())
     soon = clock() + MAX_AHEAD
     yield from _clock_faults(ChallengeQuota.objects.filter(last_reset_date__gt=soon, deleted_at=None).count())
     yield from _allowance_faults(Plan.objects.filter(is_default=True).first())
+
+
+def _move_faults() -> Iterator[CheckMessage]:
+    if old_table.is_kept() and (users := old_table.rows_left_behind()):
+        yield Warning(
+            f"Users of {old_table.KEPT_TABLE} who have no quota here, counted up to a thousand: {users}.",
+            hint="Run manage.py import_quotas --in-place again, or drop that table if you no longer need it.",
+            id="quotas.W010",
+        )
 
 
 def _zone_faults(names: set[str], today: date) -> Iterator[CheckMessage]:

@@ -13,6 +13,7 @@ from django.core.management import CommandError, call_command
 
 from quotas.management.commands import migrate
 from quotas.models import ChallengeQuota, Plan
+from quotas.operations.old_table import MIGRATE_LOCK
 from tests import ROOT
 from tests.conftest import STAFF, USER
 from tests.store.test_faults import connected_to
@@ -85,7 +86,7 @@ def test_a_migrate_does_not_wait_for_ever(
 ) -> None:
     monkeypatch.setattr(migrate, "WAIT_SECONDS", 0)
     with psycopg.connect(server.url) as first, django_db_blocker.unblock(), connected_to(server.port):
-        first.execute("SELECT pg_advisory_xact_lock(%s)", [migrate.LOCK_KEY])  # as another migrate does
+        first.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATE_LOCK])  # as another migrate does
         with pytest.raises(CommandError, match="Another migrate is still at work"):
             call_command("migrate", verbosity=0)
         call_command("migrate", plan=True, verbosity=0)  # this changes nothing, and waits for nobody

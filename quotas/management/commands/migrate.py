@@ -11,9 +11,10 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.exceptions import IrreversibleError
 
+from quotas.operations.old_table import MIGRATE_LOCK
+
 WAIT_SECONDS = 600  # for another migrate; then this one fails, and can be run again
 SECONDS_BETWEEN_TRIES = 0.5
-LOCK_KEY = 5_117_020_923  # of this purpose; any number that no other program uses
 
 
 class Command(migrate.Command):
@@ -55,7 +56,7 @@ def _try_lock(holder: BaseDatabaseWrapper) -> bool:
     with holder.cursor() as cursor:
         # The transaction is idle while the migrations run, whatever limit the role has for that.
         cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK_KEY])
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [MIGRATE_LOCK])
         is_ours: bool = cursor.fetchone()[0]
     if not is_ours:
         holder.rollback()

@@ -1,0 +1,129 @@
+"""A run of `import_quotas`: from the rows of another service to quotas with a ledger."""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from zoneinfo import ZoneInfo
+
+from django.db import connection, reset_queries
+from tqdm import tqdm
+
+from quotas.models import ChallengeQuota, Plan
+from quotas.operations.import_sources import SourceRow, UnusableRow
+from quotas.operations.old_table import foreign_tables
+from quotas.rules.outcomes import UnknownPlan
+from quotas.rules.values import Actor, ImportedUsage
+from quotas.store.direct import clock
+from quotas.store.manager import Opened
+
+ACTOR = Actor(kind="command", id="import_quotas")
+USERS_PER_BATCH = 1_000  # in a transaction
+MAX_LISTED = 1_000  # rows that are left out, each with its reason; the others are counted
+
+# Of the rows of one user, the one that used most stays; of equal ones, that of the latest reset. A SQLite
+# database without a name spills to a file when it outgrows its cache, and vanishes when closed: memory does
+# not grow with the rows.
+SCRATCH = """
+    PRAGMA journal_mode = OFF;
+    CREATE TABLE usages (
+        user_id TEXT PRIMARY KEY, place TEXT, last_reset INTEGER, used INTEGER, remaining INTEGER
+    ) WITHOUT ROWID;
+"""
+FIND = "SELECT place, last_reset, used, remaining FROM usages WHERE user_id = ?"
+KEEP = "INSERT OR REPLACE INTO usages VALUES (?, ?, ?, ?, ?)"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Store = Callable[[Mapping[str, ImportedUsage]], Opened]  # of a batch of users, by id
+
+
+@dataclass(slots=True)
+class Import:
+    """One run, and its counts so far."""
+
+    zone: ZoneInfo  # of instants without an offset
+    report: Callable[[str], object]  # called with each line for the operator
+    rows: int = 0
+    left_out: int = 0
+    made: int = 0
+    present: int = 0
+    tombstoned: int = 0
+
+    def run(self, rows: Iterable[SourceRow], store: Store) -> None:
+        """Read all rows, then store their users batch by batch. Raises CannotRead."""
+        with closing(sqlite3.connect("")) as scratch:
+            scratch.executescript(SCRATCH)
+            now = clock()
+            for row in tqdm(rows, desc="reading", unit=" rows", disable=None):  # None: on a terminal only
+                self.rows += 1
+                self._read(row, now, scratch)
+            [[users]] = scratch.execute("SELECT count(*) FROM usages")
+            with tqdm(total=users, desc="importing", unit=" users", disable=None) as bar:
+                for batch in _batches(scratch):
+                    self._add(store(batch))
+                    bar.update(len(batch))
+                    reset_queries()  # under DEBUG Django keeps the text of every statement
+        if self.left_out > MAX_LISTED:
+            self.report(f"and {self.left_out - MAX_LISTED} more rows that were left out")
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"rows {self.rows}, imported {self.made}, already here {self.present}, "
+            f"deleted here {self.tombstoned}, left out {self.left_out}"
+        )
+
+    def _read(self, row: SourceRow, now: datetime, scratch: sqlite3.Connection) -> None:
+        try:
+            usage = row.usage(self.zone, now)
+        except UnusableRow as error:
+            self._leave_out(row.place, row.user_id, str(error))
+            return
+        seconds = (usage.last_reset_date - EPOCH) // datetime.resolution
+        read = (row.place, seconds, usage.used, usage.remaining)
+        if kept := scratch.execute(FIND, (row.user_id,)).fetchone():
+            read, other = sorted((read, kept), key=_rank, reverse=True)
+            reason = f"this user is there twice; {read[0]}, which used more or was reset later, counts"
+            self._leave_out(other[0], row.user_id, reason)
+        scratch.execute(KEEP, (row.user_id, *read))
+
+    def _leave_out(self, place: str, user_id: str, reason: str) -> None:
+        self.left_out += 1
+        if self.left_out <= MAX_LISTED:
+            self.report(f"{place}: {user_id!r:.60}: {reason}")
+
+    def _add(self, opened: Opened) -> None:
+        self.made += opened.made
+        self.present += opened.present
+        self.tombstoned += opened.tombstoned
+
+
+def store_for(plan: str | None, source: str, *, dry_run: bool) -> Store:
+    """Return the store that opens quotas under the plan (None: the default plan), or only counts them.
+
+    Raises UnknownPlan.
+    """
+    if dry_run and foreign_tables(connection):  # there is no table of ours yet
+        return lambda usages: Opened(len(usages), 0, 0)
+    if plan and not Plan.objects.filter(pk=plan).exists():
+        raise UnknownPlan
+    if dry_run:
+        return ChallengeQuota.objects.census
+    return partial(ChallengeQuota.objects.import_many, plan=plan, reason=f"from {source}"[:200], actor=ACTOR)
+
+
+def _rank(read: tuple[str, int, int | None, int | None]) -> tuple[int, int]:
+    _, seconds, used, remaining = read
+    return (-(remaining or 0) if used is None else used, seconds)
+
+
+def _batches(scratch: sqlite3.Connection) -> Iterator[dict[str, ImportedUsage]]:
+    """Yield the users in the order of their ids, so that two runs cannot deadlock."""
+    found = scratch.execute("SELECT user_id, last_reset, used, remaining FROM usages ORDER BY user_id")
+    while rows := found.fetchmany(USERS_PER_BATCH):
+        yield {
+            user_id: ImportedUsage(EPOCH + last_reset * datetime.resolution, used, remaining)
+            for user_id, last_reset, used, remaining in rows
+        }

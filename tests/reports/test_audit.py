@@ -19,7 +19,7 @@ from django.utils import timezone
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
 from quotas.reports import audit
 from quotas.rules.outcomes import Exhausted
-from quotas.rules.values import OnChange
+from quotas.rules.values import ImportedUsage, OnChange
 from tests.conftest import STAFF, USER
 from tests.tools.ledger import forget_usage
 from tests.tools.waiting import wait_until
@@ -281,6 +281,28 @@ def test_each_fault_is_found_in_a_ledger_that_states_only_the_balance(name: str)
 )
 def test_a_usage_that_does_not_follow_is_found(changes: dict[str, Any], expected: Seqs) -> None:
     entries(6).update(**changes)
+    assert found() == expected
+
+
+@pytest.mark.parametrize(
+    ("seq", "changes", "expected"),
+    [
+        (2, {}, set()),
+        (2, {"cost": 14}, {(2, "usage"), (3, "row's usage")}),
+        (
+            2,
+            {"kind": "reset"},
+            {(2, "state"), (2, "allowance"), (2, "amount"), (2, "usage"), (3, "row's usage")},
+        ),
+        (3, {"kind": "imported"}, {(3, "import"), (3, "period"), (3, "usage")}),
+        (3, {"cost": 6}, {(3, "amount"), (3, "usage"), (3, "overspend"), (3, "row's usage")}),
+    ],
+)
+def test_a_fault_of_an_import_is_found(seq: int, changes: dict[str, Any], expected: Seqs) -> None:
+    usage = ImportedUsage(timezone.now() - HOUR, used=15)
+    quotas.import_many({USER: usage}, reason="a test", actor=STAFF)
+    quotas.consume(USER, 2)
+    entries(seq).update(seq=seq, **changes)
     assert found() == expected
 
 

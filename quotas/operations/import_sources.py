@@ -174,7 +174,6 @@ def _postgresql_rows(parameters: dict[str, Any], table: str) -> Iterator[SourceR
         with psycopg.connect(**parameters) as session:
             session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             session.execute("SET LOCAL datestyle = 'ISO'")
-            session.execute("SET LOCAL timezone = 'UTC'")
             found = session.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(name)).description or []
             names = [column.name for column in found]
             order = _positions(names, f"--from: {table}")

@@ -302,7 +302,7 @@ def test_a_table_in_postgresql_is_read_with_naive_and_with_aware_times(
     old_database: psycopg.Connection[Any],
 ) -> None:
     url = f"postgresql+asyncpg://{url_of_the_test_database().partition('://')[2]}"
-    old_database.execute("ALTER ROLE CURRENT_USER SET timezone = 'Asia/Tokyo'")
+    old_database.execute("ALTER ROLE CURRENT_USER SET datestyle = 'German'")
     try:
         insert = f"INSERT INTO old_app.challenge_quotas ({COLUMNS}) VALUES (%s, 5, %s)"
         old_database.execute(insert, ("user_1", datetime(2026, 1, 10, 12)))  # noqa: DTZ001 - as the old app does
@@ -316,7 +316,7 @@ def test_a_table_in_postgresql_is_read_with_naive_and_with_aware_times(
         import_quotas("--from", url, "--table", "old_app.challenge_quotas", "--timezone", "Europe/Berlin")
         assert quotas.get(pk="user_3").last_reset_date == datetime(2026, 1, 10, 12, tzinfo=UTC)
     finally:
-        old_database.execute("ALTER ROLE CURRENT_USER RESET timezone")
+        old_database.execute("ALTER ROLE CURRENT_USER RESET datestyle")
 
 
 @pytest.mark.postgres

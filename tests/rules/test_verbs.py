@@ -244,6 +244,13 @@ def test_an_imported_quota_resets_when_its_old_period_is_over() -> None:
     assert (reset.state.quota_remaining, reset.state.last_reset_date) == (20, NOON)
 
 
+def test_the_periods_of_an_imported_quota_are_counted_from_its_old_clock() -> None:
+    anchored = FREE._replace(reset_policy="anchored")
+    state = imported(ImportedUsage(NOON - DAY / 3, 15), anchored).state
+    reset = changed(verbs.current(at(NOON + 2 * DAY, state, anchored), USER))
+    assert reset.state.last_reset_date == NOON + DAY * 5 / 3
+
+
 def test_an_import_under_a_chosen_plan_is_staffs_choice() -> None:
     pro = FREE._replace(name="pro", allowance=50)
     state = imported(ImportedUsage(NOON, 15), target=pro).state

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from quotas.rules.values import EntryKind
 from tests.site.test_settings import ROOT
 from tests.tools.forked import coverage_variables, manage
 
@@ -122,3 +123,8 @@ def test_after_the_tour_the_site_is_served_until_ctrl_c() -> None:
         demo.wait(15)
         demo.stdout.close()
     assert demo.returncode == 0
+
+
+def test_the_page_has_words_for_every_kind_of_entry() -> None:
+    script = (ROOT / "quotasite/static/demo/page.js").read_text()
+    assert [kind for kind in EntryKind if f'  {kind}: "' not in script] == []

@@ -193,6 +193,7 @@ async function showHistory(turn, { older = false } = {}) {
 
 const KINDS = {
   opened: "Quota opened",
+  imported: "Moved in from the earlier app",
   reset: "New period",
   consumed: "Challenge generated",
   refused: "Refused: used up",

@@ -81,8 +81,8 @@ class Import:
         except UnusableRow as error:
             self._leave_out(row.place, row.user_id, str(error))
             return
-        seconds = (usage.last_reset_date - EPOCH) // datetime.resolution
-        read = (row.place, seconds, usage.used, usage.remaining)
+        ticks = (usage.last_reset_date - EPOCH) // datetime.resolution
+        read = (row.place, ticks, usage.used, usage.remaining)
         if kept := scratch.execute(FIND, (row.user_id,)).fetchone():
             read, other = sorted((read, kept), key=_rank, reverse=True)
             reason = f"this user is there twice; {read[0]}, which used more or was reset later, counts"
@@ -115,8 +115,8 @@ def store_for(plan: str | None, source: str, *, dry_run: bool) -> Store:
 
 
 def _rank(read: tuple[str, int, int | None, int | None]) -> tuple[int, int]:
-    _, seconds, used, remaining = read
-    return (-(remaining or 0) if used is None else used, seconds)
+    _, last_reset, used, remaining = read
+    return (-(remaining or 0) if used is None else used, last_reset)
 
 
 def _batches(scratch: sqlite3.Connection) -> Iterator[dict[str, ImportedUsage]]:

@@ -221,6 +221,20 @@ def test_a_csv_file_may_have_any_order_and_names_used_or_remaining(
     assert quotas.get(pk="user_1").quota_remaining == 5
 
 
+@pytest.mark.parametrize(
+    ("column", "units", "left", "left_on_pro"), [("remaining", 26, 26, 106), ("used", 50, 0, 50)]
+)
+def test_more_than_the_allowance_counts_under_the_next_plan_too(
+    csv_file: CSVFile, column: str, units: int, left: int, left_on_pro: int
+) -> None:
+    Plan(name="pro", allowance=100, reset_policy="monthly").save()  # its period began before the imported one
+    import_quotas("--csv", csv_file(f"user_id,{column},last_reset\nuser_1,{units},{ago(HOUR)}\n"))
+    assert quotas.current("user_1").quota_remaining == left
+    assert list(audit.faults()) == []
+    assert quotas.change_plan("user_1", "pro", actor=STAFF).quota.quota_remaining == left_on_pro
+    assert list(audit.faults()) == []
+
+
 def test_a_line_of_a_csv_file_is_named_by_its_number(csv_file: CSVFile) -> None:
     text = f'user_id,used,last_reset,note\nuser_1,5,{ago(HOUR)},"two\nlines"\nuser_2\n'
     run = import_quotas("--csv", csv_file(text))

@@ -1,21 +1,16 @@
 """Figure 15: clients that begin a request and never finish it."""
 
-import os
 import shutil
 import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from statistics import median
 from typing import NamedTuple
 
-from bench.chaos.client import CONSUME, LOST, Client, token, wait_until
+from bench.chaos.client import CONSUME, LOST, Client, token
 from bench.chaos.ground import Database, Finding, served
-from tests import ROOT
-from tests.tools.postgres import free_port
+from tests.tools.nginx import nginx
 
 HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 KINDS = {
@@ -89,8 +84,8 @@ def behind_nginx(database: Database) -> Finding:
     """Hold stalled clients at nginx (deploy/nginx.conf) in front of the site: 400 must not harm others."""
     if not shutil.which("nginx"):
         return Finding("not run: nginx is not installed (apt-get install nginx-light)", False)
-    with served(database.url) as site, nginx(site.port) as port:
-        many = {kind: honest_despite(kind, 400, port) for kind in KINDS}
+    with served(database.url) as site, nginx(site.port, tls=False) as ports:
+        many = {kind: honest_despite(kind, 400, ports.https) for kind in KINDS}
     return Finding(f"400: {listed(many)}", all(map(is_unharmed, many.values())))
 
 
@@ -107,38 +102,3 @@ def is_unharmed(latency: Latency) -> bool:
 
 def listed(latencies: dict[str, Latency]) -> str:
     return ", ".join(f"{kind} {latency}" for kind, latency in latencies.items())
-
-
-@contextmanager
-def nginx(site: int) -> Iterator[int]:
-    """Run nginx with deploy/nginx.conf except for its ports; yield the port that it listens on."""
-    port = free_port()
-    conf = (ROOT / "deploy/nginx.conf").read_text()
-    conf = conf.replace("127.0.0.1:8000", f"127.0.0.1:{site}").replace(
-        "listen 80;", f"listen 127.0.0.1:{port};"
-    )
-    with tempfile.TemporaryDirectory(prefix="quotasite-nginx-") as scratch:
-        paths = "".join(
-            f"{name}_temp_path {scratch}/{name};\n"
-            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        user = "user root;" if os.geteuid() == 0 else ""
-        configuration = (
-            f"daemon off; worker_processes 1; pid {scratch}/pid; error_log {scratch}/errors; {user}\n"
-            f"events {{ worker_connections 2048; }}\nhttp {{ access_log off;\n{paths}{conf}}}\n"
-        )
-        file = Path(scratch, "nginx.conf")
-        file.write_text(configuration)
-        process = subprocess.Popen(["nginx", "-p", scratch, "-c", str(file)], stderr=subprocess.DEVNULL)
-        try:
-            wait_until(lambda: is_open(port))
-            yield port
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def is_open(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False

@@ -12,8 +12,9 @@ from bench.chaos.client import Client, Load, wait_until
 from bench.chaos.crashes import faults
 from bench.chaos.ground import Database, Finding, Ground, served
 from bench.chaos.hot import Adjustments, Keyless, service_key
-from bench.chaos.stalled import honest_despite, is_unharmed, nginx
+from bench.chaos.stalled import honest_despite, is_unharmed
 from tests import ROOT
+from tests.tools.nginx import nginx
 
 pytestmark = [pytest.mark.postgres, pytest.mark.once]
 
@@ -86,8 +87,9 @@ def test_a_spend_without_a_key_that_is_not_stored_counts_as_lost(ground: Ground)
 
 @pytest.mark.full
 def test_400_stalled_clients_hurt_nobody_behind_nginx(ground: Ground) -> None:
-    with served(ground.database("a_test", allowance=1_000_000).url) as site, nginx(site.port) as port:
-        assert is_unharmed(honest_despite("webhook", 400, port))
+    database = ground.database("a_test", allowance=1_000_000)
+    with served(database.url) as site, nginx(site.port, tls=False) as ports:
+        assert is_unharmed(honest_despite("webhook", 400, ports.https))
 
 
 @pytest.mark.full

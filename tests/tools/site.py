@@ -38,10 +38,12 @@ def running(
     workers: int = 3,
     port: int | None = None,
     line: str = "",
+    folder: Path = ROOT,
     log: Path | None = None,
     **environment: str,
 ) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
-    """As `served`, but yield the master process too, which the block may end. `line` replaces the Procfile's.
+    """As `served`, but yield the master process too, which the block may end. `line` replaces the Procfile's,
+    and `folder` the checkout.
 
     The output goes to `log`, if that is given, and must never contain a secret.
     """
@@ -50,7 +52,7 @@ def running(
     with TemporaryDirectory() as scratch, (log or Path(scratch) / "log").open("w+b") as output:
         process = subprocess.Popen(
             ["/bin/sh", "-c", "exec " + line],
-            cwd=ROOT,
+            cwd=folder,
             env={
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "TMPDIR": scratch,

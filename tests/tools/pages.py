@@ -1,0 +1,31 @@
+"""The commands of the documents: what stands in their ```sh blocks, and which of them no test can run."""
+
+import re
+
+from tests import ROOT
+
+# What the documents name before it exists: commands, a page. Remove each when it exists: a test demands it.
+NOT_THERE_YET = frozenset({"apply_plans", "check_webhooks", "docs/move-in.md"})
+
+PAGES = ("deploy", "operations", "connections", "clerk", "develop-locally")
+
+
+def text_of(page: str) -> str:
+    return (ROOT / f"docs/{page}.md").read_text()
+
+
+def blocks_of(page: str, language: str) -> list[str]:
+    """Return the texts of a page's code blocks in a language, without their indentation."""
+    found = re.finditer(rf"^( *)```{language}\n(.*?)^ *```", text_of(page), re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{match[1]}", "", match[2], flags=re.MULTILINE) for match in found]
+
+
+def commands_of(page: str) -> list[str]:
+    """Return the lines of a page's ```sh blocks, in order."""
+    return [line for block in blocks_of(page, "sh") for line in block.splitlines() if line.strip()]
+
+
+def not_run() -> dict[str, str]:
+    """Return the commands that the last table of deploy.md lists, with the reasons."""
+    table = text_of("deploy").partition("## What no test runs")[2]
+    return dict(re.findall(r"^\| `(.+?)` \| (.+) \|$", table, re.MULTILINE))

@@ -5,6 +5,8 @@ import os
 import re
 import shlex
 import subprocess
+import sys
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import yaml
 from tests.operations.test_deploy_checks import GOOD
 from tests.site.test_settings import ROOT
 from tests.tools.forked import manage
+from tests.tools.postgres import Server, free_port
+from tests.tools.site import running
 
 pytestmark = pytest.mark.once
 
@@ -52,6 +56,7 @@ CONTAINER_KEYS = {
     "depends_on",
     "restart",
     "stop_grace_period",
+    "logging",
 }
 
 
@@ -152,18 +157,17 @@ def test_no_secret_is_written_down() -> None:
     }
     values = {variable["key"] for variable in WEB["envVars"] if "value" in variable}
     assert not values & secret
-    ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert {".env", ".git", ".venv", "*.sqlite3*"} <= set(ignored)
 
 
 def test_they_run_the_python_and_the_postgresql_that_we_name() -> None:
     [least] = re.findall(r'requires-python = ">=([0-9.]+)"', (ROOT / "pyproject.toml").read_text())
-    [image] = re.findall(r"^FROM python:([0-9.]+)-slim$", DOCKERFILE, re.MULTILINE)
+    [image] = re.findall(r"^FROM python:([0-9.]+)-slim-bookworm$", DOCKERFILE, re.MULTILINE)
     [render] = [variable["value"] for variable in WEB["envVars"] if variable["key"] == "PYTHON_VERSION"]
     assert re.fullmatch(rf"{re.escape(least)}\.[0-9]+", render)  # Render requires all three numbers
-    assert image == least
+    assert re.fullmatch(rf"{re.escape(least)}\.[0-9]+", image)  # a patch version: each build has the same one
     [database] = RENDER["databases"]
-    assert COMPOSE["services"]["database"]["image"] == f"postgres:{database['postgresMajorVersion']}"
+    major = database["postgresMajorVersion"]
+    assert re.fullmatch(rf"postgres:{major}\.[0-9]+-bookworm", COMPOSE["services"]["database"]["image"])
 
 
 def test_the_blueprint_has_only_what_render_knows() -> None:
@@ -182,7 +186,7 @@ def test_the_blueprint_has_only_what_render_knows() -> None:
 
 def test_the_containers_have_only_what_compose_knows_and_wait_for_each_other() -> None:
     services: dict[str, dict[str, Any]] = COMPOSE["services"]
-    assert set(COMPOSE) == {"x-service", "services", "volumes"}
+    assert set(COMPOSE) == {"x-logging", "x-service", "services", "volumes"}
     assert all(set(service) <= CONTAINER_KEYS for service in services.values())
     assert services["release"]["depends_on"] == {"database": {"condition": "service_healthy"}}
     assert services["web"]["depends_on"] == {"release": {"condition": "service_completed_successfully"}}
@@ -190,3 +194,103 @@ def test_the_containers_have_only_what_compose_knows_and_wait_for_each_other() -
     assert volume in COMPOSE["volumes"]
     assert "ports" not in services["database"]
     assert all(port.startswith("127.0.0.1:") for port in services["web"]["ports"])
+
+
+def test_no_container_fills_the_disk_with_its_log() -> None:
+    limits = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
+    assert [service["logging"] for service in COMPOSE["services"].values()] == [limits] * 3
+
+
+# The image, without Docker
+
+
+PAGES = ["/healthz", "/readyz", "/api/docs", "/api/schema", "/static/quotas/admin.css", "/admin/login/"]
+PROGRAMS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder /app of the image: what `COPY . .` finds after .dockerignore."""
+    folder = tmp_path_factory.mktemp("app")
+    for path in context():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes((ROOT / path).read_bytes())
+    return folder
+
+
+def context() -> list[Path]:
+    """Return the files that Docker would send to the build."""
+    folders = [folder for folder in ROOT.iterdir() if folder.name not in (".git", ".venv")]
+    files = [path for folder in folders for path in (folder, *folder.rglob("*")) if path.is_file()]
+    return [path for path in (file.relative_to(ROOT) for file in files) if not is_ignored(path)]
+
+
+def is_ignored(path: Path) -> bool:
+    """Judge by the last pattern that matches the file or a folder above it, as Docker does."""
+    ignored = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pattern = re.escape(line.removeprefix("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+            if any(re.fullmatch(pattern, part.as_posix()) for part in (path, *path.parents)):
+                ignored = not line.startswith("!")
+    return ignored
+
+
+def test_the_image_holds_what_runs_and_nothing_else(image: Path) -> None:
+    folders, files = {"quotas", "quotasite", "templates", "webhooks"}, {"LICENSE", "manage.py", "Procfile"}
+    assert {path.name for path in image.iterdir()} - {"plans.toml"} == folders | files | {"requirements.txt"}
+    others = [
+        ".env",
+        ".env.production",
+        "quotasite.sqlite3",
+        "quotas.dump",
+        "tests/conftest.py",
+        ".git/config",
+    ]
+    assert all(is_ignored(Path(name)) for name in others)
+    assert is_ignored(Path("quotas/rules/__pycache__/verbs.cpython-311.pyc"))
+    assert re.findall(r"^COPY (\S+)", DOCKERFILE, re.MULTILINE) == ["requirements.txt", "."]
+    assert re.search(r"^USER nobody$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_image_checks_migrates_and_serves_with_its_files_alone(image: Path) -> None:
+    release = PROCFILE["release"].replace("--deploy", "--deploy --database default")
+    with Server(fsync=False, in_memory=True) as server:
+        environment = {"PATH": PROGRAMS, **GOOD, "DATABASE_URL": server.url}
+        done = subprocess.run(in_shell(release), cwd=image, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        line = shlex.join(of_image())
+        with running(server.url, workers=1, folder=image, line=line, TRUSTED_PROXY="1") as (port, _):
+            assert [status(port, path) for path in PAGES] == [200] * len(PAGES)
+            assert [probe(check, port).returncode for check in health_checks()] == [0, 0]
+
+
+def test_a_server_that_does_not_answer_is_not_healthy() -> None:
+    for check in health_checks():
+        done = probe(check, free_port())
+        assert done.returncode == 1
+        assert "Connection refused" in done.stderr
+
+
+def test_the_image_serves_and_asks_the_usual_port_if_no_other_is_named() -> None:
+    [exposed] = re.findall(r"^EXPOSE ([0-9]+)$", DOCKERFILE, re.MULTILINE)
+    assert exposed == EXAMPLE["PORT"]
+    assert all(exposed in check[-1] for check in health_checks())
+
+
+def health_checks() -> list[list[str]]:
+    """Return the commands by which the image, and compose, ask whether the server is healthy."""
+    [of_docker] = re.findall(r"^ +CMD (.*)$", DOCKERFILE, re.MULTILINE)
+    return [json.loads(of_docker), in_shell(COMPOSE["services"]["web"]["healthcheck"]["test"])]
+
+
+def probe(command: list[str], port: int) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, env={"PATH": PROGRAMS, "PORT": str(port)}, capture_output=True, text=True)
+
+
+def status(port: int, path: str) -> int:
+    client = HTTPConnection("127.0.0.1", port, timeout=10)
+    client.request("GET", path, headers={"X-Forwarded-Proto": "https"})
+    answer = client.getresponse()
+    client.close()
+    return answer.status

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import ssl
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from django.core.management import get_commands, load_command_class
 from quotas.models import ChallengeQuota
 from tests import ROOT
 from tests.tools.nginx import HOST, nginx
-from tests.tools.pages import NOT_THERE_YET
+from tests.tools.pages import NOT_THERE_YET, checkout_in
 from tests.tools.site import running, served, url_of_the_test_database
 
 UNIT = ROOT / "deploy/quotasite.service"
@@ -111,11 +110,7 @@ def test_the_units_command_is_the_server_of_the_checkouts_virtual_environment(ch
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout whose .venv is the environment that runs the tests."""
-    for name in ("manage.py", "Procfile", "quotasite", "quotas", "webhooks", "templates"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    return tmp_path
+    return checkout_in(tmp_path)
 
 
 # cron

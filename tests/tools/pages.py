@@ -1,13 +1,16 @@
 """The commands of the documents: what stands in their ```sh blocks, and which of them no test can run."""
 
 import re
+import sys
+from pathlib import Path
 
 from tests import ROOT
 
 # What the documents name before it exists: commands, a page. Remove each when it exists: a test demands it.
 NOT_THERE_YET = frozenset({"apply_plans", "check_webhooks", "docs/move-in.md"})
 
-PAGES = ("deploy", "operations", "connections", "clerk", "develop-locally")
+OPERATORS = ("deploy", "operations", "connections", "clerk")
+PAGES = (*OPERATORS, "develop-locally")
 
 
 def text_of(page: str) -> str:
@@ -29,3 +32,12 @@ def not_run() -> dict[str, str]:
     """Return the commands that the last table of deploy.md lists, with the reasons."""
     table = text_of("deploy").partition("## What no test runs")[2]
     return dict(re.findall(r"^\| `(.+?)` \| (.+) \|$", table, re.MULTILINE))
+
+
+def checkout_in(folder: Path) -> Path:
+    """Make `folder` a checkout of this repository, whose .venv is the environment that runs the tests."""
+    for path in ROOT.iterdir():
+        if path.name not in (".git", ".venv", ".env"):
+            (folder / path.name).symlink_to(path)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder

@@ -95,7 +95,7 @@ def test_whoever_follows_the_pages_has_a_sound_service_and_a_backup(server: Serv
             needs_clerk = re.search("backfill_quotas|report_drift", line)
             assert (done.returncode != 0) == bool(needs_clerk), f"{line}\n{done.stderr}"
             assert not needs_clerk or "CLERK_SECRET_KEY" in done.stderr
-    with running(url, workers=1, line=serve, folder=folder) as (port, _):
+    with running(url, workers=1, line=serve, folder=folder, PATH="/usr/bin:/bin") as (port, _):
         for line in questions:
             done = run(
                 line.replace("https://quota.example.com", f"http://127.0.0.1:{port}"), folder, environment
@@ -137,8 +137,8 @@ def database(server: Server) -> str:
 def test_the_service_needs_only_the_rows(server: Server, database: str) -> None:
     url = url_of(server, database, "quotasite_web")
     with served(url, workers=1) as port, closing(HTTPConnection("127.0.0.1", port)) as client:
-        assert ask(client, "POST", "/api/v1/quota/consume", "user_1", b"{}") == 201
-        assert ask(client, "GET", "/readyz", "user_1") == 200
+        spends = [ask(client, "POST", "/api/v1/quota/consume", "user_1", b"{}") for _ in range(2)]
+        assert (spends, ask(client, "GET", "/readyz", "user_1")) == ([201, 201], 200)
     for command in ("createsuperuser --noinput --email s@example.com", "audit_ledger", "clearsessions"):
         done = manage(*command.split(), DATABASE_URL=url, **ANSWERS)
         assert done.returncode == 0, done.stderr

@@ -13,7 +13,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests import ROOT
-from tests.tools.pages import NOT_THERE_YET
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -102,9 +101,8 @@ def test_the_links_between_the_pages_hold() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("clients/*.md")]:
         for target, _, section in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text()):
             path = page.parent / target if target else page
-            if str(path.relative_to(ROOT)) not in NOT_THERE_YET:
-                assert path.exists(), f"{page.name} links to {target}"
-                assert not section or section in sections_of(path), f"{page.name}: {target}#{section}"
+            assert path.exists(), f"{page.name} links to {target}"
+            assert not section or section in sections_of(path), f"{page.name}: {target}#{section}"
 
 
 def sections_of(page: Path) -> set[str]:

@@ -3,8 +3,8 @@
 import hashlib
 import secrets
 from collections.abc import Iterable
-from datetime import datetime, timedelta
-from typing import Any, ClassVar, NoReturn
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Literal, NoReturn
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
@@ -390,10 +390,15 @@ class HourlyTotal(models.Model):
         return f"{self.hour:%Y-%m-%d %H:00}: {self.spent} spent, {self.refused} refused"
 
 
+class CannotRotate(Exception):
+    """The service key cannot be rotated; the text says why, and what to do."""
+
+
 class ServiceKey(models.Model):
     """The key by which one of the product's own servers signs in. Its text is shown once and not stored."""
 
     SCOPES: ClassVar = ("read", "consume", "refund", "adjust", "admin")
+    ACTIVE: ClassVar = Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=Now()))
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     name = models.CharField(max_length=100, help_text="Who uses it, such as: api server.")
@@ -423,6 +428,40 @@ class ServiceKey(models.Model):
         key = cls(name=name, prefix=prefix, digest=digest, scopes=sorted(scopes), expires_at=expires_at)
         key.save(force_insert=True)
         return key, text
+
+    @property
+    def state(self) -> Literal["active", "expired", "revoked"]:
+        if self.revoked_at:
+            return "revoked"
+        return "expired" if self.expires_at and self.expires_at <= datetime.now(UTC) else "active"
+
+    def revoke(self) -> bool:
+        """Revoke the key; return False if it was revoked before, which leaves the time as it was."""
+        unrevoked = ServiceKey.objects.filter(pk=self.pk, revoked_at=None)
+        return unrevoked.update(revoked_at=datetime.now(UTC)) > 0
+
+    def rotate(
+        self, overlap: timedelta, new_expires_at: datetime | None = None
+    ) -> tuple["ServiceKey", str, datetime]:
+        """Store a new key with this one's name and scopes, and let this one expire after the overlap.
+
+        Return the new key, its text, and when this one expires. Raises CannotRotate.
+        """
+        with transaction.atomic():
+            # One rotation at a time. Look for the others after the wait: a new one may be there by then.
+            old = ServiceKey.objects.select_for_update(no_key=True).get(pk=self.pk)
+            if old.state != "active":
+                raise CannotRotate(f"{old} is {old.state}: create a new key.")
+            if other := ServiceKey.objects.filter(self.ACTIVE, name=old.name).exclude(pk=old.pk).first():
+                raise CannotRotate(
+                    f"{other} is active too: if {old} was rotated already, use that one. "
+                    "Only the single active key of a name can be rotated: revoke the other one first."
+                )
+            if old.expires_at and new_expires_at is None:
+                raise CannotRotate(f"{old} has a limited life: say with --days how long the new one lives.")
+            ends_at = min(datetime.now(UTC) + overlap, old.expires_at or datetime.max.replace(tzinfo=UTC))
+            ServiceKey.objects.filter(pk=old.pk).update(expires_at=ends_at)
+            return *self.make(old.name, old.scopes, new_expires_at), ends_at
 
     @staticmethod
     def digest_of(text: str) -> str:

@@ -43,11 +43,10 @@ class KeyStateFilter(admin.SimpleListFilter):
         return [(state, state) for state in ("active", "expired", "revoked")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        is_revoked, is_expired = Q(revoked_at__isnull=False), Q(expires_at__lte=Now())
         wanted = {
-            "active": ~is_revoked & (Q(expires_at=None) | Q(expires_at__gt=Now())),
-            "expired": ~is_revoked & is_expired,
-            "revoked": is_revoked,
+            "active": ServiceKey.ACTIVE,
+            "expired": Q(revoked_at=None, expires_at__lte=Now()),
+            "revoked": Q(revoked_at__isnull=False),
         }
         return queryset.filter(wanted.get(self.value() or "", Q()))
 
@@ -104,9 +103,8 @@ class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.action(description="Revoke", permissions=["revoke"])
     def revoke(self, request: HttpRequest, keys: QuerySet[ServiceKey]) -> None:
-        revoked = list(keys.filter(revoked_at=None))
+        revoked = [key for key in keys if key.revoke()]
         for key in revoked:
-            keys.filter(pk=key.pk, revoked_at=None).update(revoked_at=datetime.now(UTC))
             self.log_change(request, key, "Revoked.")
         result = f"Keys revoked: {len(revoked)} of {len(keys)}."
         text = f"{result} They stop working within {KEY_CACHE_SECONDS} seconds."
@@ -134,8 +132,4 @@ class ServiceKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display
     def state(self, key: ServiceKey) -> SafeString:
-        if key.revoked_at:
-            return chip("revoked", "deleted")
-        if key.expires_at and key.expires_at <= datetime.now(UTC):
-            return chip("expired", "low")
-        return chip("active", "healthy")
+        return chip(key.state, {"revoked": "deleted", "expired": "low", "active": "healthy"}[key.state])

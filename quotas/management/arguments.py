@@ -1,10 +1,14 @@
 """Argument types of the commands."""
 
+import re
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from quotas.rules.zones import zone
+
+from quotas.rules.values import USER_ID
 
 FORMS = "2026-09-24 or 2026-09-24T08:00Z"  # examples of an instant
 
@@ -13,6 +17,21 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError("must be a whole number from 1")
     return int(text)
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,10}", text) or not low <= int(text) <= high:
+            raise ArgumentTypeError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def user_id(text: str) -> str:
+    if not USER_ID.fullmatch(text):
+        raise ArgumentTypeError("must be a user's id, as Clerk's dashboard shows it: user_…")
+    return text
 
 
 def instant(text: str) -> datetime:

@@ -5,7 +5,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from quotas.management.arguments import whole
 from quotas.management.failures import explain_database_errors
+from quotas.management.service_keys import MAX_DAYS, show_once
 from quotas.models import ServiceKey
 
 
@@ -14,16 +16,19 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", help="what uses it, such as 'api server'")
-        parser.add_argument("--scopes", nargs="+", required=True, choices=ServiceKey.SCOPES, metavar="SCOPE")
-        parser.add_argument("--days", type=int, help="days until it expires (default: never)")
+        parser.add_argument(
+            "--scopes",
+            nargs="+",
+            required=True,
+            choices=ServiceKey.SCOPES,
+            metavar="SCOPE",
+            help=f"what it may do: {', '.join(ServiceKey.SCOPES)} (docs/api.md); grant no more than it needs",
+        )
+        parser.add_argument("--days", type=whole(1, MAX_DAYS), help="days until it expires (default: never)")
 
     def handle(self, *, name: str, scopes: list[str], days: int | None, **options: Any) -> None:
-        if not 1 <= len(name) <= 100:
-            raise CommandError("The name must have 1 to 100 characters.")
-        if days is not None and not 1 <= days <= 3_660:
-            raise CommandError("--days must be from 1 to 3660.")
+        if not 1 <= len(name) <= 100 or not name.isprintable():
+            raise CommandError("The name must have 1 to 100 characters, all of them printable.")
         expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
         with explain_database_errors():
-            key, text = ServiceKey.make(name, set(scopes), expires_at)
-        self.stderr.write(f"{key}: {', '.join(key.scopes)}. Store it now, it is not shown again:")
-        self.stdout.write(text)
+            show_once(self, *ServiceKey.make(name, set(scopes), expires_at))

@@ -31,6 +31,7 @@ DEBUG = env_bool("DEBUG")
 SECRET_KEY_IS_SET = bool(env_text("SECRET_KEY"))
 # A random key signs staff out at each restart, and workers do not share it: quotas.E002 reports it.
 SECRET_KEY = env_text("SECRET_KEY") or get_random_secret_key()
+SECRET_KEY_FALLBACKS = env_list("SECRET_KEY_FALLBACKS")
 ALLOWED_HOSTS = env_hosts("ALLOWED_HOSTS")
 CSRF_TRUSTED_ORIGINS = env_origins("CSRF_TRUSTED_ORIGINS", may_have_wildcard=True)
 # With a pooler in transaction mode no cursor and no prepared statement may outlive a transaction.

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.once
         "audit_ledger",
         "create_service_key name --scopes read",
         "distribute_tables",
+        "export_user user_1",
         "list_service_keys",
         "revoke_service_key name",
         "rotate_service_key name",

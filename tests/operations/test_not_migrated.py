@@ -21,6 +21,7 @@ COMMANDS = [
     "backfill_quotas --ids {ids}",
     "changepassword alice",
     "create_service_key name --scopes read",
+    "export_user user_1",
     "list_service_keys",
     "revoke_service_key name",
     "rotate_service_key name",

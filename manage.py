@@ -5,15 +5,15 @@ import os
 import sys
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import execute_from_command_line
 from django.db import Error
 
 from quotas.management.failures import database_fault
+from quotasite.management.help import Utility
 
 if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "quotasite.settings")
     try:
-        execute_from_command_line(sys.argv)
+        Utility(sys.argv).execute()
     except ImproperlyConfigured as error:
         sys.exit(f"manage.py: {error}")
     except Error as error:  # of Django's own commands too, such as createsuperuser

@@ -471,6 +471,13 @@ def test_one_user_can_be_audited_and_told_as_json() -> None:
     assert lines[3]["faults"] == 3
 
 
+@pytest.mark.django_db
+def test_a_user_who_does_not_exist_is_not_sound() -> None:
+    with pytest.raises(CommandError, match=r"^There is no user user_typo here\.$") as failure:
+        call_command("audit_ledger", "--user", "user_typo", "--json")
+    assert failure.value.returncode == 2
+
+
 class Spenders:
     """Eight threads that spend for three users during the block."""
 

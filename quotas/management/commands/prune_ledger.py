@@ -21,7 +21,13 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--older-than", type=positive, metavar="DAYS", required=True)
+        parser.add_argument(
+            "--older-than",
+            type=positive,
+            metavar="DAYS",
+            required=True,
+            help="remove periods that ended more than DAYS ago: at least 35, or twice the longest period",
+        )
         parser.add_argument(
             "--dry-run", action="store_true", help="count what would be removed, and remove nothing"
         )

@@ -20,7 +20,7 @@ TOKEN_LIFE = 3_600  # seconds
 
 
 class Command(BaseCommand):
-    help = "Run the tour over HTTP on a temporary database, then serve the site. Needs no settings."
+    help = "Run the tour over HTTP on a temporary database and serve the site. Needs no settings."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:

@@ -21,7 +21,13 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--older-than", type=positive, metavar="DAYS", required=True)
+        parser.add_argument(
+            "--older-than",
+            type=positive,
+            metavar="DAYS",
+            required=True,
+            help=f"remove deliveries that were handled more than DAYS ago: at least {MIN_AGE_DAYS}",
+        )
         parser.add_argument(
             "--dry-run", action="store_true", help="count what would be removed, and remove nothing"
         )

@@ -1,9 +1,9 @@
 """Run everything: `python -m tests [--full] [--coverage] [pytest arguments]`.
 
-The first half is every test that uses our database, on PostgreSQL (DATABASE_URL, or a throw-away server). The
-second runs concurrently and is printed afterwards: the portable tests again, on SQLite, and those that have a
-database of their own or none (`once`). Together they are the whole suite. The exit code is 0 if both passed,
-and with `--coverage` if they also cover enough.
+The first half is every test that uses our database, on PostgreSQL (TEST_DATABASE_URL, or a throw-away
+server). The second runs concurrently and is printed afterwards: the portable tests again, on SQLite, and
+those that have a database of their own or none (`once`). Together they are the whole suite. The exit code is
+0 if both passed, and with `--coverage` if they also cover enough.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     arguments = [*(["--full"] if options.full else []), *chosen]
     with tempfile.TemporaryDirectory(prefix="quotasite-sqlite-") as folder, open_output(folder) as output:
         environment = {**os.environ, **(coverage_gaps.variables(folder) if options.coverage else {})}
-        sqlite = {**environment, "DATABASE_URL": f"sqlite:///{folder}/quotasite.sqlite3"}
+        sqlite = {**environment, "TEST_DATABASE_URL": f"sqlite:///{folder}/quotasite.sqlite3"}
         second = start(["--half=second", *arguments], sqlite, output)
         try:
             first_code = run_first_half(["--half=first", *arguments], environment)
@@ -70,8 +70,8 @@ def open_output(folder: str) -> IO[str]:
 
 
 def run_first_half(arguments: list[str], environment: Mapping[str, str]) -> int:
-    own = environment.get("DATABASE_URL", "").strip()
-    where = "the database of DATABASE_URL" if own else "a throw-away PostgreSQL"
+    own = environment.get("TEST_DATABASE_URL", "").strip()
+    where = "the server of TEST_DATABASE_URL" if own else "a throw-away PostgreSQL"
     title = f"First half, every test that uses our database, on {where}"
     print(f"\n{title}:", flush=True)
     child = start(arguments, environment)

@@ -15,7 +15,7 @@ def suite(*arguments: str) -> Callable[[Database], Finding]:
 
     def run(_: Database) -> Finding:
         command = [sys.executable, "-m", "pytest", "-q", *arguments]
-        environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+        environment = {name: value for name, value in os.environ.items() if name != "TEST_DATABASE_URL"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         counted = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", done.stdout.splitlines()[-1])
         return Finding(f"tests: {', '.join(counted) or 'none'}", done.returncode == 0)

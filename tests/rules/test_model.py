@@ -544,7 +544,7 @@ def test_10000_verbs_do_on_sqlite_what_the_model_does(
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--full", "-q", test],
         cwd=ROOT,
-        env=os.environ | {"DATABASE_URL": f"sqlite:///{tmp_path}/model.sqlite3"},
+        env=os.environ | {"TEST_DATABASE_URL": f"sqlite:///{tmp_path}/model.sqlite3"},
         text=True,
         capture_output=True,
     )

@@ -1,7 +1,8 @@
 """PostgreSQL for the tests: a throw-away server, and the pytest plugin that gives the suite one.
 
-Load the plugin with `-p tests.tools.postgres`: the settings are read before any conftest.py. If DATABASE_URL
-is set, no server is started and that database is used, whatever it is.
+Load the plugin with `-p tests.tools.postgres`: the settings are read before any conftest.py. If
+TEST_DATABASE_URL is set, no server is started and that database is used, whatever it is. DATABASE_URL is
+ignored: in somebody's shell it may name a database in use.
 """
 
 import importlib.util
@@ -241,7 +242,7 @@ class Server:
                 return programs
         raise RuntimeError(
             "Found no PostgreSQL programs that run here: install requirements-test.txt or "
-            "your system's package postgresql, or set DATABASE_URL to a server of your own."
+            "your system's package postgresql, or set TEST_DATABASE_URL to a server of your own."
         )
 
     def _can_run(self, programs: Path) -> bool:
@@ -320,6 +321,7 @@ class Server:
 
 
 SHARED = pytest.StashKey[Server]()
+IGNORED = pytest.StashKey[str]()
 SOURCES = {"any": FINDERS, "path": (on_path,), "debian": (of_debian,), "wheel": WHEEL}
 
 
@@ -335,32 +337,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--postgres-from",
         choices=SOURCES,
         default="any",
-        help="which PostgreSQL programs to use if DATABASE_URL is not set (any: the first found)",
+        help="which PostgreSQL programs to use if TEST_DATABASE_URL is not set (any: the first found)",
     )
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
     """Set DATABASE_URL before pytest-django reads the settings: even its first hook comes after a wrapper."""
-    if not os.environ.get("DATABASE_URL", "").strip():
-        start_shared_server(early_config)
+    before = os.environ.get("DATABASE_URL", "")
+    early_config.stash[IGNORED] = before
+    early_config.add_cleanup(lambda: os.environ.update(DATABASE_URL=before))
+    own = os.environ.get("TEST_DATABASE_URL", "").strip()
+    os.environ["DATABASE_URL"] = own or start_shared_server(early_config)
     return (yield)
 
 
-def start_shared_server(config: pytest.Config) -> None:
+def start_shared_server(config: pytest.Config) -> str:
     """Start the suite's server, for speed without fsync and in memory; stop it when pytest ends."""
     server = Server(fsync=False, in_memory=True, finders=SOURCES[config.known_args_namespace.postgres_from])
     config.add_cleanup(server.close)
     server.start()
-    os.environ["DATABASE_URL"] = server.url
-    config.add_cleanup(lambda: os.environ.update(DATABASE_URL=""))
     config.stash[SHARED] = server
+    return server.url
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     server = config.stash.get(SHARED, None)
-    source = f"a throw-away server of {server.programs}" if server else "from DATABASE_URL"
-    return f"database: {engine(os.environ['DATABASE_URL'])}, {source}"
+    source = f"a throw-away server of {server.programs}" if server else "from TEST_DATABASE_URL"
+    lines = [f"database: {engine(os.environ['DATABASE_URL'])}, {source}"]
+    if config.stash[IGNORED].strip():
+        lines.append("DATABASE_URL is ignored, as it may be in use; TEST_DATABASE_URL names the tests'.")
+    return lines
 
 
 def engine(url: str) -> str:

@@ -1,5 +1,7 @@
 """Tests of the test tools: the throw-away server, the wire in front of it, the halves, forked starts."""
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -261,3 +263,28 @@ def test_clients_share_the_list_of_static_files_no_longer_than_the_settings(sett
     assert statuses() == statuses() == [200, 404]
     settings.STATIC_URL = "files/"
     assert statuses() == [404, 200]
+
+
+def database_of_a_run(tmp_path: Path, **environment: str) -> str:
+    """Return the lines about the database at the beginning of a pytest run without tests."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", tmp_path],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 5, done.stderr  # nothing to run
+    return "\n".join(re.findall(r"^database: .*|^DATABASE_URL .*", done.stdout, re.MULTILINE))
+
+
+def test_the_tests_leave_the_database_of_the_shell_alone(tmp_path: Path) -> None:
+    shown = database_of_a_run(tmp_path, DATABASE_URL="postgres://somebody:hunter2@127.0.0.1:1/production")
+    assert re.search(r"database: PostgreSQL .+ at 127.0.0.1, a throw-away server of ", shown)
+    assert "DATABASE_URL is ignored" in shown
+    assert "hunter2" not in shown
+
+
+def test_the_tests_use_the_database_that_is_named_for_them(tmp_path: Path) -> None:
+    shown = database_of_a_run(tmp_path, TEST_DATABASE_URL=f"sqlite:///{tmp_path}/mine.sqlite3")
+    assert re.fullmatch(r"database: SQLite [0-9.]+, from TEST_DATABASE_URL", shown)

@@ -37,7 +37,7 @@ def run(project: Path, killers: set[str], *, postgres: bool) -> tuple[int, str]:
         + ["-p", "tests.tools.mutants", "--hypothesis-profile=unshrunk"]
         + [f"tests/{killer}" for killer in sorted(killers)],
         cwd=project,
-        env=os.environ | {"DATABASE_URL": database, "PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"TEST_DATABASE_URL": database, "PYTHONDONTWRITEBYTECODE": "1"},
         text=True,
         capture_output=True,
     )

@@ -29,6 +29,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = env_bool("DEBUG")
 SECRET_KEY_IS_SET = bool(env_text("SECRET_KEY"))
+DATABASE_URL_IS_SET = bool(env_text("DATABASE_URL"))
 # A random key signs staff out at each restart, and workers do not share it: quotas.E002 reports it.
 SECRET_KEY = env_text("SECRET_KEY") or get_random_secret_key()
 SECRET_KEY_FALLBACKS = env_list("SECRET_KEY_FALLBACKS")

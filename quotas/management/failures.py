@@ -5,10 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
 
+from django.conf import settings
 from django.core.management.base import CommandError
 from django.db import Error
 
 from quotas.store.errors import is_not_migrated, is_unavailable
+
+NO_DATABASE_URL = (
+    "DATABASE_URL is not set, so this is the SQLite file in the project. The demo has a database of its own, "
+    "and prints a service key for it."
+)
 
 
 @contextmanager
@@ -27,7 +33,8 @@ def database_fault(error: Exception) -> str:
     """Return what is wrong with the database, for an operator; "" if the error is a bug."""
     if is_not_migrated(error):
         missing = str(error).strip().partition("\n")[0]
-        return f"The database (DATABASE_URL) lacks migrations ({missing}): run manage.py migrate."
+        rest = "" if settings.DATABASE_URL_IS_SET else f" {NO_DATABASE_URL}"
+        return f"The database (DATABASE_URL) lacks migrations ({missing}): run manage.py migrate.{rest}"
     if is_unavailable(error):
         return f"The database (DATABASE_URL) cannot be used: {str(error).strip()}"
     return ""

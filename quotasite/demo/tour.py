@@ -6,6 +6,7 @@ loopback. Everything else is the product itself.
 
 import logging
 import random
+import re
 import secrets
 import textwrap
 import threading
@@ -14,7 +15,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import httpx
@@ -22,16 +22,22 @@ from django.contrib.auth.models import User
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
 from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import DateTimeField, F
 from django.test.utils import override_settings
 
-from quotas.models import ChallengeQuota, LedgerEntry, Plan
+from quotas.models import ChallengeQuota, LedgerEntry, Plan, ServiceKey
 from quotas.rules import outcomes, values, verbs
+from quotas.store.direct import note_profiles
+from quotas.store.statements import insert_rows
+from quotas.store.thread import dialect, run_statements
 from quotasite.demo.pretend_clerk import ISSUER, ORIGIN, USER_COUNT, PretendClerk
 
 NEW_USER, LATE_USER = "user_demo_new", "user_demo_late"
 HISTORY_USERS, HISTORY_DAYS = 300, 30
+SCOPES = ("read", "consume", "refund")  # of the service key
+PRO_ACTIONS = {"generate": 5, "translate": 1}
+UUID_IN_PATH = re.compile(r"/[0-9a-f-]{36}")
 
 
 class DemoFailed(Exception):
@@ -44,6 +50,7 @@ class Tour:
     def __init__(self, clerk: PretendClerk, base_url: str, write: Callable[[str], None]) -> None:
         self.clerk, self.write = clerk, write
         self.http = httpx.Client(base_url=base_url, timeout=30)
+        self.key = ServiceKey.make("demo server", SCOPES)[1]
 
     def run(self) -> None:
         """Show the main job from end to end. Raises DemoFailed at the first unexpected result."""
@@ -53,6 +60,9 @@ class Tour:
             self.full_again_after_a_day()
             self.missing_row_is_made()
             self.backfill()
+            self.plan_is_billed()
+            self.server_spends()
+            self.state_is_explained()
 
     def delivery_makes_a_row(self) -> None:
         self.write("\n1. Someone signs up: Clerk delivers a signed user.created.")
@@ -95,6 +105,36 @@ class Tour:
         if (made := ChallengeQuota.objects.count() - before) != USER_COUNT:
             raise DemoFailed(f"the backfill should make {USER_COUNT} rows; it made {made}")
 
+    def plan_is_billed(self) -> None:
+        self.write("\n6. This user subscribes to pro in Clerk: a delivery gives them the plan.")
+        Plan.objects.create(name="pro", allowance=500, actions=PRO_ACTIONS)
+        item = {"id": "item_1", "updated_at": 1_700_000_000_000, "plan": {"slug": "pro"}}
+        paid = {**item, "payer": {"user_id": LATE_USER}}
+        body, headers = self.clerk.delivery("subscriptionItem.active", paid)
+        self.expect(self.http.post("/webhooks/clerk", content=body, headers=headers), 200, status="success")
+
+    def server_spends(self) -> None:
+        self.write("\n7. Your server spends for them with a service key. Its work fails, so it refunds.")
+        action = {"action": "generate", "metadata": {"job": "17"}}
+        spent = self.serve("consume", action, key="job-17")
+        self.expect(spent, 201, cost=PRO_ACTIONS["generate"], action="generate")
+        again = self.serve("consume", action, key="job-17")
+        self.expect(again, 201, cost=PRO_ACTIONS["generate"], action="generate")
+        if again.headers.get("Idempotent-Replayed") != "true":
+            raise DemoFailed("the second request should be a replay of the first")
+        self.write("   The second request had the same Idempotency-Key, so it spent nothing.")
+        refund_path = f"consumptions/{spent.json()['id']}/refund"
+        refund = self.serve(refund_path, {"reason": "the work failed"}, key="job-17-refund")
+        self.expect(refund, 201, amount=PRO_ACTIONS["generate"])
+
+    def state_is_explained(self) -> None:
+        self.write("\n8. Why do they have what they have? The ledger explains it.")
+        answer = self.serve("explain")
+        self.expect(answer, 200, plan_source="billing")
+        for entry in reversed(answer.json()["entries"]):
+            change, left = f"{entry['delta']:+}", entry["balance_after"]
+            self.write(f"   {entry['kind']:14} {change:>5}  {left:>4} left  {entry['reason'] or ''}".rstrip())
+
     @property
     def allowance(self) -> int:
         return Plan.objects.get(is_default=True).allowance or 0
@@ -106,11 +146,21 @@ class Tour:
         headers = {"Authorization": f"Bearer {self.clerk.token(user_id)}"}
         return self.http.post(path, json={}, headers=headers)
 
+    def serve(self, path: str, body: object = None, key: str = "") -> httpx.Response:
+        """Send what a server sends for the user: a body is posted, without one it reads."""
+        headers = {"Authorization": f"Bearer {self.key}"} | ({"Idempotency-Key": key} if key else {})
+        method, path = "POST" if body else "GET", f"/api/v1/users/{LATE_USER}/{path}"
+        return self.http.request(method, path, json=body, headers=headers)
+
     def expect(self, answer: httpx.Response, status: int, /, **members: object) -> None:
         """Write the exchange, and require its status and members."""
         body = answer.json()
         summary = f"{body['code']}: {body['detail']}" if "code" in body else answer.text
-        request = f"{answer.request.method:4} {answer.request.url.path}"
+        if "quota" in body:
+            shown = ", ".join(f"{name} {value}" for name, value in members.items())
+            summary = f"{shown}, {body['quota']['quota_remaining']} left"
+        path = UUID_IN_PATH.sub("/{id}", answer.request.url.path)
+        request = f"{answer.request.method:4} {path}"
         self.write(f"   {request:30} {answer.status_code}  {textwrap.shorten(summary, 110)}")
         self.check(answer, status, members, body)
 
@@ -134,16 +184,11 @@ def seed_history() -> None:
     """Make users with 30 days of history, computed by the rules under a simulated clock."""
     plan = Plan.objects.get(is_default=True).value
     chance = random.Random(20)  # noqa: S311 - the same history each time
-    states: list[values.State] = []
-    entries: list[values.Entry] = []
-    for number in range(HISTORY_USERS):
-        state, history = _history(f"user_history_{number:03}", plan, chance)
-        states.append(state)
-        entries.extend(history)
-    ChallengeQuota.objects.bulk_create(
-        ChallengeQuota(email=f"{state.user_id}@example.com", **_model_arguments(state)) for state in states
-    )
-    LedgerEntry.objects.bulk_create(LedgerEntry(**_model_arguments(entry)) for entry in entries)
+    changes = [_history(f"user_history_{number:03}", plan, chance) for number in range(HISTORY_USERS)]
+    with transaction.atomic():
+        run_statements(insert_rows(changes, dialect()))
+        ids = [change.state.user_id for change in changes]
+        note_profiles((user_id, f"{user_id}@example.com", datetime.now(UTC)) for user_id in ids)
 
 
 def make_staff() -> tuple[str, str]:
@@ -193,10 +238,8 @@ def with_page(clerk: PretendClerk) -> override_settings:
     )
 
 
-def _history(
-    user_id: str, plan: values.Plan, chance: random.Random
-) -> tuple[values.State, list[values.Entry]]:
-    """Return a user's state and ledger after a month of irregular spending."""
+def _history(user_id: str, plan: values.Plan, chance: random.Random) -> outcomes.Change:
+    """Return a new user's state and ledger after a month of irregular spending."""
     clock = datetime.now(UTC) - timedelta(days=HISTORY_DAYS)
     pause = timedelta(hours=chance.choices((0.4, 3, 12, 24, 48, 96), weights=(1, 2, 4, 4, 4, 4))[0])
     request = values.Request(values.Actor("user", user_id))
@@ -211,7 +254,7 @@ def _history(
             entries.extend(outcome.entries)
         weekend = 1.5 if clock.weekday() > 4 else 1
         clock += pause * chance.uniform(0.2, 1.8) * weekend
-    return state, entries
+    return outcomes.Change(snapshot, state, plan, tuple(entries))
 
 
 def _uuid7(instant: datetime, chance: random.Random) -> UUID:
@@ -220,14 +263,6 @@ def _uuid7(instant: datetime, chance: random.Random) -> UUID:
     return UUID(
         int=milliseconds << 80 | 7 << 76 | chance.getrandbits(12) << 64 | 2 << 62 | chance.getrandbits(62)
     )
-
-
-def _model_arguments(record: values.State | values.Entry) -> dict[str, Any]:
-    """Return the record as arguments of its model, where a quota's plan is a foreign key."""
-    columns = record._asdict()
-    if isinstance(record, values.State):
-        columns["plan_id"] = columns.pop("plan")
-    return columns
 
 
 def _bind(host: str, port: int) -> ThreadedWSGIServer:

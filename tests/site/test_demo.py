@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 from quotas.rules.values import EntryKind
+from tests.site.test_readme import CURLS
 from tests.site.test_settings import ROOT
 from tests.tools.forked import coverage_variables, manage
 
@@ -40,9 +42,18 @@ def test_the_tour_shows_the_main_job_and_ends_well() -> None:
         "201  20 times, down to 0",
         "429  quota_exhausted: Quota exhausted: 0 of 20 left, 20 more at ",
         "seen 1200, made 1200, already there 0",
+        "201  cost 5, action generate, 495 left",
+        "201  amount 5, 500 left",
+        "200  plan_source billing, 500 left",
         "All steps succeeded",
     ):
         assert shown in done.stdout
+
+
+def copy_site(folder: Path) -> None:
+    for name in ("manage.py", "quotasite", "quotas", "webhooks", "templates"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
 
 
 @pytest.mark.parametrize(
@@ -55,9 +66,7 @@ def test_the_tour_shows_the_main_job_and_ends_well() -> None:
 )
 def test_the_tour_fails_when_a_rule_is_broken(tmp_path: Path, path: str, rule: str, broken: str) -> None:
     """A copy of the site with one rule changed must not pass."""
-    for name in ("manage.py", "quotasite", "quotas", "webhooks", "templates"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
+    copy_site(tmp_path)
     source = (tmp_path / path).read_text()
     assert source.count(rule) == 1
     (tmp_path / path).write_text(source.replace(rule, broken))
@@ -80,6 +89,20 @@ def test_the_tour_leaves_every_other_database_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "mine.sqlite3").exists()
 
 
+def test_a_command_beside_the_demo_says_that_it_has_another_database(tmp_path: Path) -> None:
+    copy_site(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "manage.py", "create_service_key", "api server", "--scopes", "read"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], **coverage_variables()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    for said in ("DATABASE_URL is not set", "run manage.py migrate", "The demo has a database of its own"):
+        assert said in done.stderr
+
+
 def send(port: int, method: str, path: str, form: str = "", **headers: str) -> tuple[int, bytes]:
     client = HTTPConnection("127.0.0.1", port, timeout=10)
     content_type = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
@@ -88,41 +111,78 @@ def send(port: int, method: str, path: str, form: str = "", **headers: str) -> t
         return answer.status, answer.read()
 
 
-def test_after_the_tour_the_site_is_served_until_ctrl_c() -> None:
-    demo = subprocess.Popen(
-        [sys.executable, "-u", "manage.py", "demo", "8790"],
+@contextlib.contextmanager
+def demo(port: int, folder: Path, until: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Start the demo with its files below `folder`; yield it with its output up to the line with `until`."""
+    running = subprocess.Popen(
+        [sys.executable, "manage.py", "demo", str(port)],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **coverage_variables()},
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(folder), **coverage_variables()},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    assert demo.stdout
+    assert running.stdout
     try:
         output = ""
-        while "Ctrl-C" not in output:
-            output += (line := demo.stdout.readline())
+        while until not in output:
+            output += (line := running.stdout.readline())
             assert line, output
-        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/readyz", output)[0])
-        printed = set(re.findall(rf"http://127\.0\.0\.1:{port}(/\S*)", output))
-        answers = {path: send(port, "GET", path)[0] for path in printed}
-        assert answers == {
-            "/demo": 200,
-            "/admin/": 302,
-            "/api/docs": 200,
-            "/api/v1/quota": 401,  # the printed line has a token
-            "/healthz": 200,
-            "/readyz": 200,
-        }
-        status, body = send(port, "POST", "/demo/token", "user_id=user_demo_late")
-        assert status == 200
-        token = json.loads(body)["token"]
-        assert send(port, "GET", "/api/quota", Authorization=f"Bearer {token}")[0] == 200
+        yield running, output
     finally:
-        demo.send_signal(signal.SIGINT)
-        demo.wait(15)
-        demo.stdout.close()
-    assert demo.returncode == 0
+        if running.poll() is None:
+            running.send_signal(signal.SIGINT)
+            running.communicate(timeout=15)
+
+
+@pytest.fixture(scope="module")
+def served_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """All that the demo prints until it serves."""
+    with demo(8790, tmp_path_factory.mktemp("demo"), "Ctrl-C") as (_, output):
+        yield output
+
+
+def test_after_the_tour_the_site_is_served(served_demo: str) -> None:
+    port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/readyz", served_demo)[0])
+    printed = set(re.findall(rf"http://127\.0\.0\.1:{port}(/\S*)", served_demo))
+    answers = {path: send(port, "GET", path)[0] for path in printed}
+    assert answers == {"/demo": 200, "/admin/": 302, "/api/docs": 200, "/healthz": 200, "/readyz": 200}
+    status, body = send(port, "POST", "/demo/token", "user_id=user_demo_late")
+    assert status == 200
+    token = json.loads(body)["token"]
+    assert send(port, "GET", "/api/quota", Authorization=f"Bearer {token}")[0] == 200
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not on this machine")
+def test_the_lines_that_the_demo_prints_and_those_of_the_readme_can_be_pasted(served_demo: str) -> None:
+    variables, *printed = re.findall(r"^    (\S.*)$", served_demo, re.MULTILINE)
+    assert len(printed) == 2
+    for line in [*printed, *CURLS]:
+        done = subprocess.run(["sh", "-c", f"{variables}\n{line} -sSf"], capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_no_token_fills_the_screen(served_demo: str) -> None:
+    assert max(map(len, served_demo.splitlines())) < 150
+
+
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        (signal.SIGINT, "Ctrl-C"),
+        (signal.SIGTERM, "2. The SPA"),
+        (signal.SIGTERM, "Ctrl-C"),
+        (signal.SIGHUP, "Making"),
+    ],
+)
+def test_a_signal_leaves_no_folder_behind(tmp_path: Path, number: signal.Signals, when: str) -> None:
+    with demo(8830, tmp_path, when) as (running, _):
+        assert len(list(tmp_path.iterdir())) == 1
+        running.send_signal(number)
+        output, _ = running.communicate(timeout=15)
+    assert output.endswith("Stopped. Its database is removed.\n")
+    assert running.returncode == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_has_words_for_every_kind_of_entry() -> None:

@@ -1,6 +1,7 @@
 """Run the tour, then serve the site."""
 
 import re
+import signal
 import tempfile
 import threading
 import time
@@ -10,13 +11,12 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import connection
 
 from quotasite.demo import tour
 from quotasite.demo.pretend_clerk import PretendClerk
 
 ADDRESS = re.compile(r"(?:(127\.0\.0\.1|localhost):)?([0-9]{1,5})")
-TOKEN_LIFE = 3_600  # seconds
+TOKEN_LIFE = 12 * 3_600  # seconds
 
 
 class Command(BaseCommand):
@@ -33,35 +33,67 @@ class Command(BaseCommand):
         match = ADDRESS.fullmatch(addr)
         if not match or not 1 <= int(match[2]) <= 65_515:
             raise CommandError("The demo listens only on this machine: give a port, or 127.0.0.1:PORT.")
-        if connection.settings_dict["NAME"] != str(settings.BASE_DIR / "quotasite.sqlite3"):
+        if settings.DATABASE_URL_IS_SET:
             raise CommandError("The demo uses its own temporary database: unset DATABASE_URL first.")
+        end_by_signals()
         with tempfile.TemporaryDirectory(prefix="quotasite-demo-") as folder:
             try:
                 self.show(Path(folder), match[1] or "127.0.0.1", int(match[2]), once=once)
             except tour.DemoFailed as error:
                 raise CommandError(f"The tour failed: {error}.") from error
             except KeyboardInterrupt:
-                self.stdout.write("\nStopped. Its database is removed.")
+                self.say("\nStopped. Its database is removed.")
 
     def show(self, folder: Path, host: str, port: int, *, once: bool) -> None:
         started, clerk = time.monotonic(), PretendClerk()
         with tour.served(clerk, folder, host, port) as address:
-            self.stdout.write(f"Quotasite at {address}, on a temporary SQLite database.")
-            tour.Tour(clerk, address, self.stdout.write).run()
+            self.say(f"Quotasite at {address}, on a temporary SQLite database.")
+            shown = tour.Tour(clerk, address, self.say)
+            shown.run()
             seconds = time.monotonic() - started
-            self.stdout.write(self.style.SUCCESS(f"\nAll steps succeeded in {seconds:.1f} s."))
-            if once:
-                return
-            tour.seed_history()
-            name, password = tour.make_staff()
-            token = clerk.token(tour.LATE_USER, TOKEN_LIFE)
-            self.stdout.write(
-                f"\nPage    {address}/demo"
-                f"\nAdmin   {address}/admin/   name {name}, password {password}"
-                f"\nDocs    {address}/api/docs"
-                f"\nAPI     curl -H 'Authorization: Bearer {token}' {address}/api/v1/quota"
-                f"\nProbes  {address}/healthz  {address}/readyz"
-                "\n\nCtrl-C stops the demo and removes its database."
-            )
-            with tour.with_page(clerk):
-                threading.Event().wait()
+            self.say(self.style.SUCCESS(f"\nAll steps succeeded in {seconds:.1f} s."))
+            if not once:
+                self.stay(clerk, folder, address, shown.key)
+
+    def stay(self, clerk: PretendClerk, folder: Path, address: str, key: str) -> None:
+        """Serve users with a history, until a signal comes."""
+        self.say(f"Making {tour.HISTORY_USERS} users with {tour.HISTORY_DAYS} days of history …")
+        tour.seed_history()
+        name, password = tour.make_staff()
+        variables = {"SITE": address, "TOKEN": clerk.token(tour.LATE_USER, TOKEN_LIFE), "KEY": key}
+        lines = (f"export {variable}={value}\n" for variable, value in variables.items())
+        (folder / "env").write_text("".join(lines))
+        self.say(
+            f"\nPage    {address}/demo"
+            f"\nAdmin   {address}/admin/   name {name}, password {password}"
+            f"\nDocs    {address}/api/docs"
+            f"\nProbes  {address}/healthz  {address}/readyz"
+            f"\nKey     {key}   a service key: {', '.join(tour.SCOPES)}"
+            "\n\nFor the README's curl lines, run this in another terminal. It sets SITE, TOKEN and KEY:"
+            f"\n\n    . {folder}/env"
+            '\n    curl -H "Authorization: Bearer $TOKEN" $SITE/api/v1/quota'
+            f'\n    curl -H "Authorization: Bearer $KEY" $SITE/api/v1/users/{tour.LATE_USER}/explain'
+            "\n\nCtrl-C stops the demo and removes its database."
+        )
+        with tour.with_page(clerk):
+            threading.Event().wait()
+
+    def say(self, text: str) -> None:
+        """Write at once: a pipe would hold the lines back."""
+        self.stdout.write(text)
+        self.stdout.flush()
+
+
+def end_by_signals() -> None:
+    """Let each signal that ends a program raise KeyboardInterrupt, so that no folder is left behind."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+    def end(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)  # a second signal would interrupt the removal
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, end)

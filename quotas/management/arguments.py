@@ -6,9 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from quotas.rules.zones import zone
-
 from quotas.rules.values import USER_ID
+from quotas.rules.zones import zone
 
 FORMS = "2026-09-24 or 2026-09-24T08:00Z"  # examples of an instant
 

@@ -13,6 +13,7 @@ from django.http import HttpResponse
 
 from quotas.console import csv_export
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, ServiceKey
+from quotas.operations.old_table import KEPT_TABLE
 from quotasite.management.commands.export_user import TABLES
 from tests import ROOT
 from tests.api.test_service import Service
@@ -155,6 +156,13 @@ def test_a_person_without_a_row_is_exported_too(deliver: Callable[..., HttpRespo
     )
     exported = export(USER)
     assert (len(exported["webhook_events"]), exported["challenge_quotas"]) == (1, [])
+
+
+def test_the_old_table_of_an_import_in_place_is_exported_while_it_is_kept() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {KEPT_TABLE} (user_id varchar(128), quota_remaining integer)")
+        cursor.execute(f"INSERT INTO {KEPT_TABLE} VALUES ('{USER}', 7), ('{OTHER}', 8)")
+    assert export(USER)[KEPT_TABLE] == [{"user_id": USER, "quota_remaining": 7}]
 
 
 def test_an_unknown_id_is_said_in_one_line() -> None:

@@ -131,7 +131,7 @@ def demo(port: int, folder: Path, until: str) -> Iterator[tuple["subprocess.Pope
         yield running, output
     finally:
         if running.poll() is None:
-            running.send_signal(signal.SIGINT)
+            running.terminate()
             running.communicate(timeout=15)
 
 

@@ -89,6 +89,29 @@ class PlanRules(models.Model):
     RULES: ClassVar = ["allowance", "reset_policy", "period_seconds", "timezone", "actions"]
 
 
+class PlanManager(models.Manager["Plan"]):
+    def locked(self) -> dict[str, "Plan"]:
+        """Lock all plans until the transaction ends, each time in one order, and return them by name."""
+        return {plan.name: plan for plan in self.select_for_update(no_key=True).order_by("name")}
+
+    def choose_default(self, name: str) -> None:
+        """Make this plan the default. Raises ValidationError if it is archived."""
+        with transaction.atomic():
+            if self.locked()[name].is_archived:
+                raise ValidationError(f"The plan {name} is archived: unarchive it before it is the default.")
+            self.filter(is_default=True).exclude(pk=name).update(is_default=False)
+            self.filter(pk=name).update(is_default=True)
+
+    def archive(self, name: str, *, is_archived: bool = True) -> None:
+        """Archive a plan, or unarchive it. Raises ValidationError for the default plan."""
+        with transaction.atomic():
+            if is_archived and self.locked()[name].is_default:
+                raise ValidationError(
+                    f"{name} is the default plan: choose another one before you archive it."
+                )
+            self.filter(pk=name).update(is_archived=is_archived)
+
+
 class Plan(PlanRules):
     """A plan in its newest version: how many units a user gets, and when the quota resets."""
 
@@ -101,12 +124,19 @@ class Plan(PlanRules):
     version_id = models.UUIDField(null=True, editable=False)  # of the PlanVersion with these rules
     is_default = models.BooleanField(default=False, help_text="The plan of a user who has no other.")
     is_public = models.BooleanField(default=True, help_text="Whether GET /api/v1/plans lists it.")
+    # An archived plan stays with its users, and Clerk may still assign it; nobody else can choose it.
+    is_archived = models.BooleanField("archived", default=False, db_default=False)
+
+    objects = PlanManager()
 
     class Meta:
         db_table = "plans"
         ordering = ["name"]
         constraints = [
             models.UniqueConstraint("is_default", condition=Q(is_default=True), name="plans_one_default"),
+            models.CheckConstraint(
+                condition=~Q(is_archived=True, is_default=True), name="plans_default_not_archived"
+            ),
             models.CheckConstraint(
                 condition=Q(allowance__isnull=True) | Q(allowance__range=(0, MAX_UNITS)),
                 name="plans_allowance_in_range",

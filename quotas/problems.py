@@ -106,7 +106,7 @@ UNKNOWN_USER_ID = declare(
     404, "unknown_user_id", "The user id in the path is malformed: use the user's id from Clerk."
 )
 declare(404, "consumption_not_found", "This user has no consumption with this id, or it was pruned.")
-declare(404, "unknown_plan", "There is no plan with this name: see GET /api/v1/plans.")
+declare(404, "unknown_plan", "There is no plan with this name, or it is archived: see GET /api/v1/plans.")
 NOT_OPENED_YET = declare(404, "not_opened_yet", "This user had no quota at that time.")
 METHOD_NOT_ALLOWED = declare(
     405, "method_not_allowed", "This address does not support this method: see the Allow header."

@@ -85,4 +85,4 @@ def fitting(entries: Iterable[EntryMessage]) -> Iterator[EntryMessage]:
 
 
 def public_plans() -> list[Plan]:
-    return list(Plan.objects.filter(is_public=True))
+    return list(Plan.objects.filter(is_public=True, is_archived=False))

@@ -92,7 +92,11 @@ FOLLOW_CLERK = "*"  # in place of a plan's name: the plan that Clerk's assignmen
 
 def plan_choices() -> list[tuple[str, str]]:
     clerk = (FOLLOW_CLERK, "Clerk’s assignment: a paid plan first, then metadata, then the default plan")
-    return [("", "Choose a plan"), clerk, *((plan.name, plan.name) for plan in Plan.objects.all())]
+    return [
+        ("", "Choose a plan"),
+        clerk,
+        *((plan.name, plan.name) for plan in Plan.objects.filter(is_archived=False)),
+    ]
 
 
 class ChangePlanForm(ResetForm):

@@ -59,8 +59,12 @@ INCLUDES = {
         )""",
         "LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %(argument)s",
     ),
-    # Argument: plan name. The plan's current version.
-    "target": (f", {_select_list('t', PLAN_COLUMNS)}", "LEFT JOIN plans AS t ON t.name = %(argument)s"),
+    # Argument: plan name. The plan's current version. An archived plan is only for those who have it.
+    "target": (
+        f", {_select_list('t', PLAN_COLUMNS)}",
+        """LEFT JOIN plans AS t
+            ON t.name = %(argument)s AND (NOT t.is_archived OR t.name = q.plan_id)""",
+    ),
     # The plan that Clerk's assignments lead to, and its source. The latest assignment of the
     # highest rank counts: billing with a plan of ours, then metadata, then billing with the default plan or
     # an unknown one, as Clerk Billing gives to each sign-up. Without any, or of an unknown plan: the default.

@@ -370,6 +370,17 @@ def test_an_unknown_plan_is_not_found_and_stores_nothing(service):
     assert ChallengeQuota.objects.count() == 0
 
 
+def test_an_archived_plan_is_not_given_but_its_users_keep_it(service, api, pro):
+    service.put("plan", {"plan": "pro"})
+    Plan.objects.archive("pro")
+    assert service.put("plan", {"plan": "pro"}).json()["quota_remaining"] == 50
+    service.put("plan", {"plan": "free"})
+    refused = service.put("plan", {"plan": "pro"})
+    assert code(refused) == (404, "unknown_plan")
+    assert "or it is archived" in refused.json()["detail"]
+    assert [plan["name"] for plan in api.get("/api/v1/plans").json()["plans"]] == ["free"]
+
+
 def test_a_plan_for_a_user_without_a_quota_opens_it(service, pro):
     assert service.put("plan", {"plan": "pro"}).json()["quota_remaining"] == 50
     assert kinds() == ["opened", "plan_changed"]

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 
 import pytest
-from django.db import connection, transaction
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, connection, transaction
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -356,6 +357,46 @@ def test_an_unknown_plan_is_refused_and_stores_nothing(pro: Plan) -> None:
         change("gold")
     assert not ChallengeQuota.objects.exists()
     assert not LedgerEntry.objects.exists()
+
+
+def test_an_archived_plan_cannot_be_chosen_anew(pro: Plan) -> None:
+    Plan.objects.archive("pro")
+    with pytest.raises(UnknownPlan):
+        change("pro")
+    assert not ChallengeQuota.objects.exists()
+
+
+def test_who_has_an_archived_plan_keeps_it_and_may_be_given_it_again(pro: Plan) -> None:
+    change("pro")
+    Plan.objects.archive("pro")
+    ChallengeQuota.objects.consume(USER, 60)
+    shift(USER, timedelta(days=2))
+    assert ChallengeQuota.objects.current(USER).quota_remaining == 100
+    assert change("pro", OnChange.RESET).plan.name == "pro"
+    change("free")
+    with pytest.raises(UnknownPlan):
+        change("pro")
+    assert_sound(USER)
+
+
+def test_the_retry_of_a_choice_is_answered_after_the_plan_was_archived(pro: Plan) -> None:
+    done = change("pro", key="k")
+    change("free")
+    Plan.objects.archive("pro")
+    assert change("pro", key="k") == done
+
+
+def test_the_default_plan_cannot_be_archived_nor_an_archived_one_become_the_default(pro: Plan) -> None:
+    with pytest.raises(ValidationError, match="free is the default plan: choose another one"):
+        Plan.objects.archive("free")
+    Plan.objects.archive("pro")
+    with pytest.raises(ValidationError, match="The plan pro is archived: unarchive it"):
+        Plan.objects.choose_default("pro")
+    with pytest.raises(IntegrityError, match="plans_default_not_archived"), transaction.atomic():
+        Plan.objects.filter(name="free").update(is_archived=True)
+    Plan.objects.archive("pro", is_archived=False)
+    Plan.objects.choose_default("pro")
+    assert Plan.objects.get(is_default=True).name == "pro"
 
 
 def test_no_plan_is_the_default_one(pro: Plan) -> None:

@@ -116,6 +116,7 @@ class Database:
         }
         users = range(random.choice([1, 1, 2, 3]))
         self.accounts = {f"user_{number}": Account() for number in users}
+        self.is_pro_archived = False
         self.late: list[Late] = []
 
     # Faults
@@ -172,6 +173,11 @@ class Database:
         versions.append(versions[-1]._replace(version=len(versions) + 1, allowance=allowance))
         return allowance
 
+    def archive(self) -> str:
+        """Archive the plan pro, or unarchive it; return which."""
+        self.is_pro_archived = not self.is_pro_archived
+        return "archived" if self.is_pro_archived else "unarchived"
+
     def assign(self, user_id: str) -> bool:
         """As assign_plan: note Clerk's assignment and follow it, while the row is locked."""
         account = self.accounts[user_id]
@@ -217,7 +223,9 @@ class Database:
         elif query.include:
             plan = query.argument if query.include == "target" else account.assigned or "free"
             source = "staff" if query.include == "target" else "billing" if account.assigned else "default"
-            found = {"target": self.versions[plan][-1], "target_source": source}
+            is_hidden = query.include == "target" and plan == "pro" and self.is_pro_archived
+            is_known = not is_hidden or (state is not None and state.plan == "pro")
+            found = {"target": self.versions[plan][-1] if is_known else None, "target_source": source}
         return Snapshot(
             user_id=user_id,
             clock=self.clock,

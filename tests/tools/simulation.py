@@ -136,6 +136,8 @@ class Simulation:
                 self.record("clock", "jumped")
             case 1 if self.chance() < 0.3:
                 self.record("staff", f"gave the plan an allowance of {self.database.edit_plan()}")
+            case 2 if self.chance() < 0.3:
+                self.record("staff", f"{self.database.archive()} the plan pro")
             case _:
                 self.arrive()
 

@@ -451,6 +451,17 @@ def test_an_unknown_plan_of_a_long_name_is_warned_of_too(deliver):
     assert WebhookEvent.objects.get().status == "warning"
 
 
+def test_clerk_assigns_an_archived_plan_all_the_same(deliver):
+    """Whoever pays for a plan gets it."""
+    for name in ("pro", "beta"):
+        Plan.objects.archive(name)
+    deliver(*metadata("beta"))
+    assert plan() == ("beta", "metadata")
+    deliver(*item("active"))
+    assert plan() == ("pro", "billing")
+    assert_sound(USER)
+
+
 # The verb alone
 
 

@@ -118,7 +118,7 @@ class Plan(PlanRules):
     name = models.CharField(
         max_length=40,
         primary_key=True,
-        validators=[RegexValidator(r"\A[a-z0-9_-]{1,40}\Z", "Use a-z, 0-9, _ and -, at most 40.")],
+        validators=[RegexValidator(rf"\A{values.PLAN_NAME.pattern}\Z", "Use a-z, 0-9, _ and -, at most 40.")],
         help_text="The plan's slug in Clerk. It cannot be changed later.",
     )
     version_id = models.UUIDField(null=True, editable=False)  # of the PlanVersion with these rules
@@ -392,6 +392,8 @@ class PlanAssignment(models.Model):
     source = models.CharField(max_length=8, choices=Source)
     external_id = models.CharField(max_length=128, blank=True)  # of the billed item; "" for metadata
     plan = models.CharField(max_length=128, blank=True)  # its name in Clerk, perhaps unknown here; "" is none
+    # Of an item that costs nothing, as Clerk Billing gives one to each sign-up: nobody misses its plan here.
+    is_free = models.BooleanField(default=False, db_default=False)
     updated_at = models.DateTimeField()  # by Clerk's clock
 
     class Meta:

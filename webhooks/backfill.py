@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,7 +12,8 @@ from typing import NamedTuple
 from django.db import reset_queries
 from tqdm import tqdm
 
-from quotas.models import ChallengeQuota, PlanAssignment
+from quotas.models import ChallengeQuota, Plan, PlanAssignment
+from quotas.reports.waiting import MAX_PLANS_LISTED, Waiting, waiting_for_ours, waiting_for_unknown
 from quotas.rules.outcomes import Deleted
 from quotas.rules.values import Actor
 from quotas.store.manager import Opened
@@ -23,6 +25,7 @@ ACTOR = Actor(kind="command", id="backfill_quotas")
 USERS_PER_BATCH = 500  # in a transaction
 USERS_PER_REPORT = 10_000  # between the progress lines of a run without a terminal
 MAX_UNUSABLE_LISTED = 1_000  # at the end; the others are counted
+MAX_PLANS_COUNTED = 1_000  # by name, in a dry run
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -50,6 +53,7 @@ class Backfill:
     unusable: int = 0
     unusable_lines: list[str] = field(default_factory=list)
     plans: int = 0  # in Clerk's metadata, and new here
+    would_note: Counter[str] = field(default_factory=Counter)  # in a dry run: users by plan
     bad_lines: int = 0  # of a file of ids
     last: str = ""  # every user up to this id is done
 
@@ -74,6 +78,13 @@ class Backfill:
             self.report(line)
         if self.unusable > MAX_UNUSABLE_LISTED:
             self.report(f"and {self.unusable - MAX_UNUSABLE_LISTED} more unusable users")
+
+    def report_waiting(self) -> None:
+        """Name the plans that users wait for; in a dry run also those that it would let them wait for."""
+        known = {"", *Plan.objects.values_list("name", flat=True)}
+        unknown = [Waiting(plan, users) for plan, users in self.would_note.most_common() if plan not in known]
+        for found in (*waiting_for_ours(), *waiting_for_unknown(), *unknown[:MAX_PLANS_LISTED]):
+            self.report(found.sentence)
 
     @property
     def summary(self) -> str:
@@ -154,7 +165,20 @@ class Backfill:
         """Store each plan that is in the users' metadata and new here; return how many."""
         known = known_assignments(users)
         newer = ((user.user_id, newer_plan(user, known.get(user.user_id))) for user in users)
-        return sum(self.dry_run or _note_plan(user_id, *plan) for user_id, plan in newer if plan)
+        return sum(self._note_plan(user_id, *plan) for user_id, plan in newer if plan)
+
+    def _note_plan(self, user_id: str, plan: str, updated_at: datetime) -> bool:
+        if self.dry_run:
+            if plan in self.would_note or len(self.would_note) < MAX_PLANS_COUNTED:
+                self.would_note[plan] += 1
+            return True
+        source = PlanAssignment.Source.METADATA
+        try:
+            return ChallengeQuota.objects.assign_plan(
+                user_id, source, plan, updated_at=updated_at, actor=ACTOR
+            )
+        except Deleted:
+            return False
 
     def _add_opened(self, opened: Opened) -> None:
         self.made += opened.made
@@ -190,11 +214,3 @@ def _in_batches(users: list[ClerkUser]) -> Iterator[Batch]:
     for start in range(0, len(users), USERS_PER_BATCH):
         batch = users[start : start + USERS_PER_BATCH]
         yield Batch(batch, len(batch))
-
-
-def _note_plan(user_id: str, plan: str, updated_at: datetime) -> bool:
-    source = PlanAssignment.Source.METADATA
-    try:
-        return ChallengeQuota.objects.assign_plan(user_id, source, plan, updated_at=updated_at, actor=ACTOR)
-    except Deleted:
-        return False

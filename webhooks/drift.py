@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from quotas.models import ChallengeQuota, PlanAssignment
+from quotas.reports.waiting import waiting_among
 from webhooks.clerk.backend_api import find_users, walk_users
 from webhooks.clerk.payloads import ClerkUser, UnusablePayload, read_user
 
@@ -22,7 +23,10 @@ KINDS = {
     "orphan": "a row here, but not in Clerk",
     "email": "the e-mail differs",
     "plan": "the plan in Clerk's metadata differs",
+    "waiting": "Clerk assigned another plan, which the user does not have",
 }
+COMPARED = ("email", "plan", "waiting")  # kinds of which both values are shown
+
 
 # The users that the walk has seen, and those that differ. A SQLite database without a name is private, spills
 # to a file when it outgrows its cache, and vanishes when closed: memory does not grow with the users.
@@ -42,8 +46,8 @@ class Drift(NamedTuple):
     clerk: str | None
 
     def __str__(self) -> str:
-        both = self.kind in ("email", "plan")
-        values = f": {_shown(self.here)} here, {_shown(self.clerk)} in Clerk" if both else ""
+        is_compared = self.kind in COMPARED
+        values = f": {_shown(self.here)} here, {_shown(self.clerk)} in Clerk" if is_compared else ""
         return f"{self.user_id}: {self.kind}: {KINDS[self.kind]}{values}"
 
     @property
@@ -148,9 +152,10 @@ def _suspect(scratch: sqlite3.Connection, drifts: Iterator[Drift]) -> None:
 
 def _differences(user_ids: Collection[str], users: Mapping[str, ClerkUser]) -> Iterator[Drift]:
     """Compare these users, as Clerk returned them, with the database as it is now, in the given order."""
-    columns = ("email", "clerk_updated_at", "deleted_at")
+    columns = ("email", "clerk_updated_at", "deleted_at", "plan")
     rows = ChallengeQuota.objects.only(*columns).in_bulk(list(user_ids))
     assignments = known_assignments(users.values())
+    waiting = waiting_among(user_ids)
     for user_id in user_ids:
         user, row = users.get(user_id), rows.get(user_id)
         if row is None:
@@ -161,8 +166,11 @@ def _differences(user_ids: Collection[str], users: Mapping[str, ClerkUser]) -> I
                 yield Drift("orphan", user_id, "live", None)
         elif row.deleted_at is not None:
             yield Drift("tombstoned", user_id, "closed", "live")
-        elif user.updated_at is not None:
-            yield from _stale(user, user.updated_at, row, assignments.get(user_id))
+        else:
+            if user.updated_at is not None:
+                yield from _stale(user, user.updated_at, row, assignments.get(user_id))
+            if user_id in waiting:
+                yield Drift("waiting", user_id, row.plan_id, waiting[user_id])
 
 
 def _stale(

@@ -125,6 +125,7 @@ def _assign(event: WebhookEvent, source: PlanSource, plan: str) -> None:
         source.value,
         plan,
         external_id=event.external_id,
+        is_free=event.is_free_item,
         updated_at=event.updated_at,
         actor=CLERK,
         reason=event.type,

@@ -1,6 +1,6 @@
 """Console lists that stay fast on tables of any size."""
 
-from typing import Any, cast
+from typing import cast
 
 from django.contrib import admin
 from django.core.paginator import Paginator
@@ -10,25 +10,11 @@ from django.http import HttpRequest
 from django.utils.functional import cached_property
 
 from quotas.models import ChallengeQuota
-
-MAX_COUNTED = 10_000  # rows; a longer list shows "more than 10,000"
-
-
-class MoreThan(int):
-    """A count that stopped at a limit: `MoreThan(10_000)` equals 10,000 and reads "more than 10,000"."""
-
-    def __str__(self) -> str:
-        return f"more than {int(self):,}"
-
-
-def count_capped(rows: QuerySet[Any]) -> int:
-    """Count the rows; return MoreThan(MAX_COUNTED) if there are more than MAX_COUNTED."""
-    found = rows.order_by().values("pk")[: MAX_COUNTED + 1].count()
-    return found if found <= MAX_COUNTED else MoreThan(MAX_COUNTED)
+from quotas.reports.counts import count_capped
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg] # Django's is not generic at run time
-    """Counts at most MAX_COUNTED rows, so that the first page of a million rows comes at once."""
+    """Counts capped, so that the first page of a million rows comes at once."""
 
     @cached_property
     def count(self) -> int:

@@ -17,8 +17,9 @@ from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
 from quotas.console.display import QuotaDisplay, chip, period_in_words, read_clock
-from quotas.console.lists import count_capped, effective_quotas
+from quotas.console.lists import effective_quotas
 from quotas.models import ChallengeQuota, Plan, PlanRules, PlanVersion
+from quotas.reports.counts import count_capped
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.values import Actor, OnChange, Request
 

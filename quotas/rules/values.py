@@ -11,6 +11,7 @@ from uuid import UUID
 MAX_UNITS = 2_147_483_647
 MAX_PERIOD = timedelta(days=3_660)
 USER_ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")  # use fullmatch: `$` also matches before a final newline
+PLAN_NAME = re.compile(r"[a-z0-9_-]{1,40}")
 ACTION_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 

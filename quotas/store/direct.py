@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from django.db import OperationalError
+from django.db import OperationalError, transaction
 from uuid_utils.compat import uuid7
 
 from quotas.rules.outcomes import Change, UnknownPlan
@@ -64,10 +64,24 @@ def note_profiles(profiles: Iterable[tuple[str, str, datetime]]) -> int:
     )
 
 
-def note_assignment(user_id: str, source: str, external_id: str, plan: str, updated_at: datetime) -> bool:
+def note_assignment(
+    user_id: str, source: str, external_id: str, plan: str, updated_at: datetime, *, is_free: bool
+) -> bool:
     """Store Clerk's plan assignment unless a later one of its item is stored; return whether it was."""
-    item = {"user_id": user_id, "source": source, "external_id": external_id}
+    item = {"user_id": user_id, "source": source, "external_id": external_id, "is_free": is_free}
     return _written(sql.NOTE_ASSIGNMENT, id=uuid7(), **item, plan=plan, updated_at=updated_at) > 0
+
+
+def await_assignments() -> None:
+    """Wait until every assignment is committed that did not see the plans that are committed now.
+
+    Their transactions hold a lock of the table, as an insert does, until they end. Raises OperationalError
+    after LOCK_SECONDS.
+    """
+    if vendor() == "postgresql":  # SQLite has one writer at a time
+        with transaction.atomic():
+            execute(Statement(f"SET LOCAL lock_timeout = '{sql.LOCK_SECONDS}s'", {}))
+            execute(Statement("LOCK TABLE plan_assignments IN SHARE MODE", {}))
 
 
 def _written(text: str, **parameters: Any) -> int:

@@ -206,6 +206,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         plan: str,
         *,
         external_id: str = "",
+        is_free: bool = False,
         updated_at: datetime,
         actor: Actor,
         reason: str = "",
@@ -218,11 +219,20 @@ class QuotaManager(models.Manager[QuotaRow]):
         with transaction.atomic():
             self.open_missing(user_id, actor=actor)
             lock(user_id)  # always before the assignment's row: another order could deadlock
-            if not direct.note_assignment(user_id, source, external_id, plan, updated_at):
+            if not direct.note_assignment(user_id, source, external_id, plan, updated_at, is_free=is_free):
                 return False
-            request = Request(actor, reason=reason)
-            run_steps(self._commit(user_id, verbs.follow_assignments, request, _including(None)))
+            self.follow_assignments(user_id, actor=actor, reason=reason)
         return True
+
+    @Verb
+    def follow_assignments(self, user_id: str, *, actor: Actor, reason: str = "") -> Steps[bool]:
+        """Apply the plan that Clerk's assignments lead to, unless staff chose; return whether it was missing.
+
+        Raises Deleted.
+        """
+        request = Request(actor, reason=reason)
+        outcome = yield from self._commit(user_id, verbs.follow_assignments, request, _including(None))
+        return isinstance(outcome, Change) and bool(outcome.entries)
 
     def before_change(self, user_id: str, plan: str | None) -> Snapshot:
         """Return the snapshot from which a change of plan would be decided now; `plan` as in change_plan."""

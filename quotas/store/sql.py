@@ -48,6 +48,17 @@ def _arrays(names: Iterable[str], types: Iterable[str]) -> str:
     return ", ".join(f"%({name}s)s::{kind}[]" for name, kind in zip(names, types, strict=True))
 
 
+# Which of a user's assignments counts: billing with a plan of ours, then metadata, then billing with the
+# default plan or an unknown one, as Clerk Billing gives to each sign-up; of one rank the latest.
+# `a` is the assignment, `b` its plan; NULL if it is unknown.
+FIRST_ASSIGNMENT = """
+    ORDER BY CASE
+        WHEN a.source = 'billing' AND NOT {is_default} THEN 1
+        WHEN a.source = 'metadata' THEN 2
+        ELSE 3
+    END, a.updated_at DESC, a.id DESC LIMIT 1
+"""
+
 # What a snapshot may include besides the row: more columns and joins. Those with a parameter: `argument`.
 INCLUDES = {
     "": ("", ""),
@@ -65,19 +76,13 @@ INCLUDES = {
         """LEFT JOIN plans AS t
             ON t.name = %(argument)s AND (NOT t.is_archived OR t.name = q.plan_id)""",
     ),
-    # The plan that Clerk's assignments lead to, and its source. The latest assignment of the
-    # highest rank counts: billing with a plan of ours, then metadata, then billing with the default plan or
-    # an unknown one, as Clerk Billing gives to each sign-up. Without any, or of an unknown plan: the default.
+    # The plan that Clerk's assignments lead to, and its source. Without a known one it is the default.
     "clerk": (
         f", {_select_list('t', PLAN_COLUMNS)}, CASE WHEN k.name IS NULL THEN 'default' ELSE c.source END",
-        """LEFT JOIN plan_assignments AS c ON c.user_id = u.user_id AND c.id = (
+        f"""LEFT JOIN plan_assignments AS c ON c.user_id = u.user_id AND c.id = (
             SELECT a.id FROM plan_assignments AS a LEFT JOIN plans AS b ON b.name = a.plan
             WHERE a.user_id = u.user_id AND a.plan <> ''
-            ORDER BY CASE
-                WHEN a.source = 'billing' AND NOT b.is_default THEN 1
-                WHEN a.source = 'metadata' THEN 2
-                ELSE 3
-            END, a.updated_at DESC, a.id DESC LIMIT 1
+            {FIRST_ASSIGNMENT.format(is_default="b.is_default")}
         )
         LEFT JOIN plans AS k ON k.name = c.plan
         LEFT JOIN plans AS t
@@ -266,10 +271,11 @@ NOTE_PROFILE = """
 # arrival. Of two billing assignments of the same time, the end of the item wins. Of two metadata assignments
 # of the same time, the one that arrives last wins: the setting for the key was changed.
 NOTE_ASSIGNMENT = """
-    INSERT INTO plan_assignments (id, user_id, source, external_id, plan, updated_at)
-    VALUES (%(id)s, %(user_id)s, %(source)s, %(external_id)s, %(plan)s, %(updated_at)s)
+    INSERT INTO plan_assignments (id, user_id, source, external_id, plan, is_free, updated_at)
+    VALUES (%(id)s, %(user_id)s, %(source)s, %(external_id)s, %(plan)s, %(is_free)s, %(updated_at)s)
     ON CONFLICT (user_id, source, external_id) DO UPDATE
-    SET plan = excluded.plan, updated_at = excluded.updated_at
+    SET plan = excluded.plan, updated_at = excluded.updated_at,
+        is_free = excluded.is_free OR plan_assignments.is_free AND plan_assignments.plan = excluded.plan
     WHERE plan_assignments.updated_at < excluded.updated_at
         OR plan_assignments.updated_at = excluded.updated_at
             AND (excluded.source = 'metadata' OR plan_assignments.plan <> '' OR excluded.plan = '')

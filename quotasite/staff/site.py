@@ -22,9 +22,9 @@ from django.views.decorators.cache import never_cache
 
 from quotas.console.charts import daily_bars
 from quotas.console.display import duration_in_words, quota_url
-from quotas.console.lists import MoreThan, count_capped
 from quotas.models import ChallengeQuota
 from quotas.reports import totals
+from quotas.reports.counts import MoreThan, count_capped, count_in_words
 from quotas.reports.exhausted import MAX_EXHAUSTED, exhausted
 from quotas.reports.totals import Refusals, Totals
 from quotas.store.errors import is_statement_timeout, read_with_reconnect
@@ -79,10 +79,7 @@ class Overview(NamedTuple):
     @property
     def counts(self) -> tuple[str, str]:
         """The number of users and of exhausted users; either may read "about …" or "more than …"."""
-        users, exhausted = (
-            f"{count:,}" if type(count) is int else str(count) for count in (self.users, self.exhausted)
-        )
-        return users, exhausted
+        return count_in_words(self.users), count_in_words(self.exhausted)
 
     @property
     def today(self) -> tuple[str, str]:

@@ -11,8 +11,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from quotas.console import display, lists, quotas
+from quotas.console import display, quotas
 from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.reports import counts
 from quotas.rules.values import Actor
 from tests.tools.staff import ACTING, LIST, PAGE, SCRIPT, confirm, send, sign_in, text
 from webhooks.models import WebhookEvent
@@ -127,7 +128,7 @@ def test_counting_stops(staff: Client, make_quota: Make, monkeypatch: pytest.Mon
     for number in range(4):
         make_quota(f"user_{number}")
     assert "4 quotas" in text(staff.get(LIST))
-    monkeypatch.setattr(lists, "MAX_COUNTED", 3)
+    monkeypatch.setattr(counts, "MAX_COUNTED", 3)
     with CaptureQueriesContext(connection) as captured:
         assert "more than 3 quotas" in text(staff.get(LIST))
     assert any("LIMIT 4" in query["sql"] for query in captured)

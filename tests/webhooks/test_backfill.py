@@ -20,6 +20,7 @@ from pytest_django import Settings
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanAssignment
 from quotas.reports import audit
+from quotas.reports.waiting import give_plans
 from quotas.rules.values import Actor
 from quotas.store import direct
 from quotas.store.commit import Decide
@@ -486,6 +487,29 @@ def test_a_dry_run_tells_the_plans_and_notes_none(plans: ClerkAPI) -> None:
         backfill("--dry-run").out == "seen 2, would make 2, already there 0, tombstoned 0, odd 0, plans 1\n"
     )
     assert PlanAssignment.objects.count() == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_plans_that_users_wait_for_are_named_at_the_end(plans: ClerkAPI, options: list[str]) -> None:
+    names = ["gold", "gold", "pro", "Gold plan", None]
+    plans.users = [make_user(number, public_metadata={"plan": name}) for number, name in enumerate(names)]
+    run = backfill(*options)
+    assert run.err.splitlines() == [
+        "no plan gold: 2 users wait for it; add it with apply_plans or in the admin",
+        "no plan 'Gold plan': 1 user waits for it; add it with apply_plans or in the admin",
+    ]
+    assert run.exit_code == 0
+
+
+def test_a_plan_that_was_added_later_is_named_until_its_users_have_it(plans: ClerkAPI) -> None:
+    plans.users = [make_user(number, public_metadata={"plan": "gold"}) for number in range(3)]
+    backfill()
+    Plan(name="gold", allowance=7).save()
+    assert backfill().err == (
+        "plan gold: 3 users wait for it; give it with apply_plans or on its page in the admin\n"
+    )
+    assert sum(give_plans(Actor("command", "a test"))) == 3
+    assert backfill().err == ""
 
 
 def test_a_tombstone_gets_no_plan_and_stops_nobody(plans: ClerkAPI) -> None:

@@ -9,12 +9,14 @@ import pytest
 from django.db import connection
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanAssignment
+from quotas.reports.waiting import waiting_for_unknown
 from quotas.rules.values import Actor
 from quotas.store import thread
 from quotas.store.steps import Attempt, Read, Write
 from tests.conftest import STAFF, USER
 from tests.tools.ledger import assert_sound
 from tests.webhooks.test_webhook import DELETED, NOON, assert_handled, user
+from webhooks.handlers import apply
 from webhooks.models import WebhookEvent
 
 pytestmark = pytest.mark.django_db
@@ -460,6 +462,14 @@ def test_clerk_assigns_an_archived_plan_all_the_same(deliver):
     deliver(*item("active"))
     assert plan() == ("pro", "billing")
     assert_sound(USER)
+
+
+def test_the_free_item_of_a_sign_up_lets_nobody_wait_for_its_plan_also_when_it_is_applied_again(deliver):
+    deliver(*item("active", plan="free_user", amount=0))
+    apply(WebhookEvent.objects.get())  # the inbox does not store the amount
+    assert waiting_for_unknown() == []
+    deliver(*item("updated", plan="gold", status="active", at=NOON + MINUTE))
+    assert [(found.plan, found.users) for found in waiting_for_unknown()] == [("gold", 1)]
 
 
 # The verb alone

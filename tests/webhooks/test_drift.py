@@ -13,6 +13,7 @@ from django.db import OperationalError, connection
 from pytest_django import Settings
 
 from quotas.models import ChallengeQuota, Plan
+from quotas.reports.waiting import give_plans
 from quotas.rules.values import Actor
 from tests.tools.clerk_api import CREATED_AT, ClerkAPI, User, make_user, make_users
 from webhooks import drift
@@ -95,7 +96,7 @@ def test_without_drift_the_figures_are_told(same: ClerkAPI) -> None:
     (line,), error, exit_code = report()
     assert line.startswith(
         "3 users in Clerk, 3 live quotas here, 0 drifts "
-        "(missing 0, tombstoned 0, orphan 0, email 0, plan 0), in 0."
+        "(missing 0, tombstoned 0, orphan 0, email 0, plan 0, waiting 0), in 0."
     )
     assert (error, exit_code) == ("", 0)
 
@@ -167,6 +168,7 @@ def test_a_plan_of_which_a_later_assignment_is_known_is_no_drift(
 ) -> None:
     settings.CLERK_PLAN_METADATA_KEY = "plan"
     same.users[1] = make_user(2, public_metadata={"plan": "pro"})
+    Plan(name="team", allowance=500).save()
     at = datetime.fromtimestamp((CREATED_AT + 2_000 + later) / 1_000, UTC)
     ChallengeQuota.objects.assign_plan("user_000002", "metadata", "team", updated_at=at, actor=ACTOR)
     assert report().exit_code == exit_code
@@ -175,6 +177,29 @@ def test_a_plan_of_which_a_later_assignment_is_known_is_no_drift(
 def test_plans_are_not_compared_without_the_setting(same: ClerkAPI) -> None:
     same.users[1] = make_user(2, public_metadata={"plan": "pro"})
     assert report().exit_code == 0
+
+
+def test_who_waits_for_a_plan_is_a_drift_until_they_have_it(same: ClerkAPI, settings: Settings) -> None:
+    settings.CLERK_PLAN_METADATA_KEY = "plan"
+    same.users[1] = make_user(2, public_metadata={"plan": "pro"})
+    call_command("backfill_quotas", stdout=io.StringIO(), stderr=io.StringIO())
+    waiting = {"kind": "waiting", "user_id": "user_000002", "here": "free", "clerk": "pro"}
+    assert drifts() == [waiting]
+    Plan(name="pro", allowance=100).save()
+    assert report().lines == [
+        "user_000002: waiting: Clerk assigned another plan, which the user does not have: "
+        "'free' here, 'pro' in Clerk"
+    ]
+    assert sum(give_plans(ACTOR)) == 1
+    assert report().exit_code == 0
+
+
+def test_who_waits_for_what_they_pay_is_a_drift_too(same: ClerkAPI) -> None:
+    at = datetime.fromtimestamp(CREATED_AT / 1_000, UTC)
+    ChallengeQuota.objects.assign_plan(
+        "user_000003", "billing", "gold", external_id="item", updated_at=at, actor=ACTOR
+    )
+    assert kinds() == {"user_000003": "waiting"}
 
 
 def test_one_who_is_odd_in_clerk_is_compared_as_far_as_they_can_be_read(same: ClerkAPI) -> None:
@@ -198,6 +223,7 @@ def test_one_who_is_odd_in_clerk_is_compared_as_far_as_they_can_be_read(same: Cl
         "orphan": 0,
         "email": 0,
         "plan": 0,
+        "waiting": 0,
     }
 
 
@@ -216,7 +242,7 @@ def test_every_kind_is_told_kind_by_kind_and_counted(same: ClerkAPI) -> None:
         "user_000003",
     ]
     assert "5 users in Clerk, 3 live quotas here, 5 drifts" in result.error
-    assert "(missing 2, tombstoned 1, orphan 1, email 1, plan 0)" in result.error
+    assert "(missing 2, tombstoned 1, orphan 1, email 1, plan 0, waiting 0)" in result.error
     assert result.exit_code == 1
 
 

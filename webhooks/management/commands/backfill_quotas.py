@@ -55,6 +55,7 @@ class Command(BaseCommand):
                 explain_database_errors(then=lambda: run.rest),
             ):
                 run.from_clerk(after, since) if ids is None else run.from_ids(ids)
+                run.report_waiting()
         except (NotConfigured, CannotBegin) as error:
             raise CommandError(str(error)) from error
         except ClerkError as error:

@@ -1,0 +1,28 @@
+"""Counts that stop at a limit, so that a million rows are not counted for a page."""
+
+from typing import Any
+
+from django.db.models import QuerySet
+
+MAX_COUNTED = 10_000  # rows; a longer list shows "more than 10,000"
+
+
+class MoreThan(int):
+    """A count that stopped at a limit: `MoreThan(10_000)` equals 10,000 and reads "more than 10,000"."""
+
+    def __str__(self) -> str:
+        return f"more than {int(self):,}"
+
+
+def count_capped(rows: QuerySet[Any]) -> int:
+    """Count the rows; return MoreThan(MAX_COUNTED) if there are more than MAX_COUNTED."""
+    found = rows.order_by().values("pk")[: MAX_COUNTED + 1].count()
+    return found if found <= MAX_COUNTED else MoreThan(MAX_COUNTED)
+
+
+def count_in_words(count: int) -> str:
+    return f"{count:,}" if type(count) is int else str(count)
+
+
+def users_in_words(count: int) -> str:
+    return f"{count_in_words(count)} {'user' if count == 1 else 'users'}"

@@ -20,6 +20,7 @@ from quotas.store.manager import QuotaManager
 
 UNITS = (MinValueValidator(0), MaxValueValidator(MAX_UNITS))
 DAY_SECONDS = 86_400
+MAX_ACTIONS = 200  # of a plan: the console's form has two fields for each
 MAX_PERIOD_SECONDS = values.MAX_PERIOD // timedelta(seconds=1)
 
 
@@ -30,13 +31,27 @@ def validate_timezone(name: str) -> None:
         raise ValidationError("Name a time zone such as Europe/Berlin or UTC.") from None
 
 
+def validate_period(seconds: int | None) -> None:
+    if seconds is None or not 1 <= seconds <= MAX_PERIOD_SECONDS:
+        longest = f"{values.MAX_PERIOD.days} d"
+        raise ValidationError(f"Write a period of 1 s to {longest}, such as 24 h, 7 d, 30 min or 90 s.")
+
+
 def validate_actions(actions: object) -> None:
-    """Require {"name": cost}: names of 1 to 64 characters, costs from 1 to MAX_UNITS."""
-    if not isinstance(actions, dict) or not all(
-        values.ACTION_NAME.fullmatch(name) and type(cost) is int and 1 <= cost <= MAX_UNITS
-        for name, cost in actions.items()
-    ):
-        raise ValidationError('Write {"name": cost, …}, each cost a whole number from 1.')
+    """Require {"name": cost}. The error names each action that is wrong, and the fix."""
+    if not isinstance(actions, dict) or len(actions) > MAX_ACTIONS:
+        raise ValidationError(f"Give each action a name and a cost; at most {MAX_ACTIONS} actions.")
+    found = ((name, fault_of_action(name, cost)) for name, cost in actions.items())
+    if faults := [f"{name!r:.80}: {fault}" for name, fault in found if fault]:
+        raise ValidationError(faults)
+
+
+def fault_of_action(name: str, cost: object) -> str:
+    if not values.ACTION_NAME.fullmatch(name):
+        return "the name must have 1 to 64 of the characters A-Z a-z 0-9 _ . : -"
+    if type(cost) is not int or not 1 <= cost <= MAX_UNITS:
+        return f"the cost must be a whole number from 1 to {MAX_UNITS}"
+    return ""
 
 
 class PlanRules(models.Model):

@@ -13,7 +13,7 @@ from django.db import reset_queries
 from tqdm import tqdm
 
 from quotas.models import ChallengeQuota, Plan, PlanAssignment
-from quotas.reports.waiting import MAX_PLANS_LISTED, Waiting, waiting_for_ours, waiting_for_unknown
+from quotas.reports.waiting import Waiting, sentences, waiting_for_ours, waiting_for_unknown
 from quotas.rules.outcomes import Deleted
 from quotas.rules.values import Actor
 from quotas.store.manager import Opened
@@ -83,8 +83,8 @@ class Backfill:
         """Name the plans that users wait for; in a dry run also those that it would let them wait for."""
         known = {"", *Plan.objects.values_list("name", flat=True)}
         unknown = [Waiting(plan, users) for plan, users in self.would_note.most_common() if plan not in known]
-        for found in (*waiting_for_ours(), *waiting_for_unknown(), *unknown[:MAX_PLANS_LISTED]):
-            self.report(found.sentence)
+        for sentence in sentences([*waiting_for_ours(), *waiting_for_unknown(), *unknown]):
+            self.report(sentence)
 
     @property
     def summary(self) -> str:

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
 
-from quotas.console.display import QuotaDisplay, display_of, read_clock
+from quotas.console.display import QuotaDisplay, display_of
 from quotas.models import ChallengeQuota, Plan
 from quotas.problems import of_refusal
+from quotas.reports.current import read_clock
 from quotas.rules import verbs
 from quotas.rules.outcomes import Change, Outcome, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, OnChange, Quota, Request, Snapshot

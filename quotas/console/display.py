@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
 
 from django.contrib.admin.utils import quote
 from django.urls import reverse
@@ -11,19 +10,10 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.reports.current import read_clock, state_of
 from quotas.rules import values
+from quotas.rules.durations import duration_in_words
 from quotas.rules.values import Quota
-
-UNITS_OF_TIME = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-
-
-def duration_in_words(seconds: int) -> str:
-    """Format a duration: 5400 gives "1 h 30 min"."""
-    parts = []
-    for unit, size in UNITS_OF_TIME:
-        count, seconds = divmod(seconds, size)
-        parts += [f"{count} {unit}"] if count else []
-    return " ".join(parts) or "0 s"
 
 
 def period_in_words(plan: values.Plan) -> str:
@@ -62,13 +52,8 @@ class QuotaDisplay:
 
     @property
     def state(self) -> str:
-        """healthy, low (at most a fifth is left), exhausted or deleted."""
-        limit, remaining = self.quota.quota_limit, self.quota.quota_remaining
-        if self.is_deleted:
-            return "deleted"
-        if limit is None or remaining * 5 > limit:
-            return "healthy"
-        return "low" if remaining else "exhausted"
+        """healthy, low, exhausted or deleted."""
+        return "deleted" if self.is_deleted else state_of(self.quota)
 
     @property
     def chip(self) -> SafeString:
@@ -119,11 +104,6 @@ class QuotaDisplay:
         seconds = self.quota.seconds_to_reset
         step = 1 if seconds < 60 else 60 if seconds < 86_400 else 3_600
         return time_tag(self.quota.resets_at, duration_in_words(math.ceil(seconds / step) * step))
-
-
-def read_clock(quota: ChallengeQuota) -> datetime:
-    """Return the database's clock at the read of `quota`: the rules use no other clock."""
-    return cast(datetime, quota.now)  # type: ignore[attr-defined] # annotated by effective_quotas
 
 
 def display_of(quota: ChallengeQuota) -> QuotaDisplay:

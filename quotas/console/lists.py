@@ -5,11 +5,9 @@ from typing import cast
 from django.contrib import admin
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
-from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
-from quotas.models import ChallengeQuota
 from quotas.reports.counts import count_capped
 
 
@@ -38,9 +36,3 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # Django's is n
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
-
-
-def effective_quotas() -> QuerySet[ChallengeQuota]:
-    """Return quotas with everything that their display needs, so that no row costs a query of its own."""
-    quotas = ChallengeQuota.objects.annotate(now=Now())
-    return quotas.prefetch_related("plan__versions")  # one Plan for all its rows, unlike select_related

@@ -1,7 +1,5 @@
 """Plans in the console: an edit is saved only after a preview of the users that it affects."""
 
-from collections import Counter
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from django import forms
@@ -16,55 +14,9 @@ from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 
-from quotas.console.display import QuotaDisplay, chip, period_in_words, read_clock
-from quotas.console.lists import effective_quotas
-from quotas.models import ChallengeQuota, Plan, PlanRules, PlanVersion
-from quotas.reports.counts import count_capped
-from quotas.rules import outcomes, values, verbs
-from quotas.rules.values import Actor, OnChange, Request
-
-MAX_JUDGED = 1_000  # users that a preview evaluates by the rules
-STATES = ("healthy", "low", "exhausted")
-
-
-@dataclass(frozen=True, slots=True)
-class PlanImpact:
-    """How an edit of a plan affects its users: their number, and the states of those that were evaluated."""
-
-    users: int
-    judged: int
-    now: Counter[str]
-    saved: Counter[str]  # right after the edit is saved
-    counted: Counter[str]  # if the units used in the running period counted against the new allowance
-
-    @property
-    def is_sample(self) -> bool:
-        return self.judged < self.users
-
-    @property
-    def lines(self) -> list[tuple[SafeString, int, int, int]]:
-        return [
-            (chip(state, state), self.now[state], self.saved[state], self.counted[state]) for state in STATES
-        ]
-
-
-def impact_of(plan: values.Plan) -> PlanImpact:
-    """Evaluate by the rules how the users of the plan of this name would stand if it became `plan`."""
-    quotas = effective_quotas().filter(plan=plan.name, deleted_at=None)
-    judged = [quota.snapshot(read_clock(quota)) for quota in quotas.order_by()[:MAX_JUDGED]]
-    saved = [snapshot._replace(current_plan=plan) for snapshot in judged]
-    # Without a name: a change to the plan that a user already has moves no units.
-    moves = [snapshot._replace(target=plan._replace(name="")) for snapshot in judged]
-    counted = [verbs.change_plan(move, Request(Actor("", "")), OnChange.KEEP) for move in moves]
-    return PlanImpact(
-        users=count_capped(ChallengeQuota.objects.filter(plan=plan.name, deleted_at=None)),
-        judged=len(judged),
-        now=Counter(QuotaDisplay(verbs.effective(snapshot)).state for snapshot in judged),
-        saved=Counter(QuotaDisplay(verbs.effective(snapshot)).state for snapshot in saved),
-        counted=Counter(
-            QuotaDisplay(change.quota).state for change in counted if isinstance(change, outcomes.Change)
-        ),
-    )
+from quotas.console.display import period_in_words
+from quotas.models import Plan, PlanRules, PlanVersion
+from quotas.reports.plan_edits import edits_between, impact_of
 
 
 class JSONInput(forms.JSONField):
@@ -155,10 +107,8 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         form = self.get_form(request, plan, change=True)(request.POST, instance=plan)
         if not form.is_valid():
             return None
-        edited = [
-            (rule, old, getattr(plan, rule)) for rule, old in before.items() if old != getattr(plan, rule)
-        ]
-        if not edited:
+        edits = edits_between(before, {rule: getattr(plan, rule) for rule in PlanRules.RULES})
+        if not edits:
             return None
         context = {
             **self.admin_site.each_context(request),
@@ -166,7 +116,7 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "title": f"Save the plan {plan.name}",
             "plan": plan,
             "form": form,
-            "edited": edited,
+            "edits": edits,
             "impact": impact_of(plan.value),
         }
         return TemplateResponse(request, "admin/quotas/plan_confirm.html", context)

@@ -23,12 +23,13 @@ from django.views.decorators.http import require_safe
 from quotas.console import csv_export
 from quotas.console.actions import AdjustForm, ChangePlanForm, Preview, ResetForm, preview
 from quotas.console.charts import daily_bars
-from quotas.console.display import actor_label, display_of, period_in_words, quota_url, read_clock
+from quotas.console.display import actor_label, display_of, period_in_words, quota_url
 from quotas.console.ledger import LEDGER_CSV_COLUMNS, entry_cells
-from quotas.console.lists import ReadOnlyAdmin, effective_quotas
+from quotas.console.lists import ReadOnlyAdmin
 from quotas.models import ChallengeQuota, PlanRules
 from quotas.problems import of_refusal
 from quotas.reports.counts import MAX_COUNTED
+from quotas.reports.current import effective_quotas, read_clock
 from quotas.reports.exhausted import MAX_EXHAUSTED, exhausted
 from quotas.reports.totals import days_of_user
 from quotas.rules import outcomes, values, verbs

@@ -24,5 +24,7 @@ def count_in_words(count: int) -> str:
     return f"{count:,}" if type(count) is int else str(count)
 
 
-def users_in_words(count: int) -> str:
-    return f"{count_in_words(count)} {'user' if count == 1 else 'users'}"
+def users_in_words(count: int, one: str = "", many: str = "") -> str:
+    """Return "1 user" or "2 users", and the verb that fits, if it is given."""
+    noun, verb = ("user", one) if count == 1 else ("users", many)
+    return f"{count_in_words(count)} {noun} {verb}".rstrip()

@@ -16,7 +16,8 @@ from quotas.rules.values import PLAN_NAME, Actor
 from quotas.store.direct import await_assignments
 from quotas.store.sql import FIRST_ASSIGNMENT
 
-MAX_PLANS_LISTED = 20
+MAX_PLANS_COUNTED = 1_000  # by name
+MAX_PLANS_LISTED = 20  # where people read them
 MAX_NAME_SHOWN = 40  # characters: an unknown name is a stranger's text
 USERS_PER_PAGE = 5_000
 REASON = "waited for this plan"  # in the ledger
@@ -64,7 +65,7 @@ class Waiting(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        wait = f"{users_in_words(self.users)} {'waits' if self.users == 1 else 'wait'}"
+        wait = users_in_words(self.users, "waits", "wait")
         if self.is_known:
             return f"plan {self.shown}: {wait} for it; give it with apply_plans or on its page in the admin"
         return f"no plan {self.shown}: {wait} for it; add it with apply_plans or in the admin"
@@ -90,7 +91,7 @@ def waiting_for_ours(plan: str | None = None, *, most: int | None = None) -> lis
 
 
 def waiting_for_unknown(plan: str | None = None, *, most: int | None = None) -> list[Waiting]:
-    """The same for plans that do not exist here: at most MAX_PLANS_LISTED of them."""
+    """The same for plans that do not exist here."""
     return _counted(_UNKNOWN, plan, most)
 
 
@@ -101,15 +102,24 @@ def _counted(source: str, plan: str | None, most: int | None) -> list[Waiting]:
         SELECT CASE WHEN {_WAITS[source]} THEN l.plan ELSE '' END AS waits_for, COUNT(*),
             SUM(COUNT(*)) OVER ()
         {source.format(condition=f"{of_one} {limit}")}
-        GROUP BY waits_for ORDER BY 2 DESC, 1 LIMIT {MAX_PLANS_LISTED + 1}
+        GROUP BY waits_for ORDER BY 2 DESC, 1 LIMIT {MAX_PLANS_COUNTED + 1}
     """
     rows = _rows(text, [] if plan is None else [plan])
-    found = [
+    return [
         Waiting(name, users if most is None or looked_at <= most else MoreThan(users - 1), source is _OF_OURS)
         for name, users, looked_at in rows
         if name and plan in (None, name)
     ]
-    return found[:MAX_PLANS_LISTED]
+
+
+def sentences(found: Collection[Waiting]) -> Iterator[str]:
+    """Yield a sentence for each plan, and if there are more than MAX_PLANS_LISTED one for the rest."""
+    for number, waiting in enumerate(found):
+        if number == MAX_PLANS_LISTED:
+            more = len(found) - number
+            yield f"and {more:,} more plan{'' if more == 1 else 's'}"
+            return
+        yield waiting.sentence
 
 
 def waiting_among(user_ids: Collection[str]) -> dict[str, str]:

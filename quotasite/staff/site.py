@@ -21,12 +21,13 @@ from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
 
 from quotas.console.charts import daily_bars
-from quotas.console.display import duration_in_words, quota_url
+from quotas.console.display import quota_url
 from quotas.models import ChallengeQuota
 from quotas.reports import totals
 from quotas.reports.counts import MoreThan, count_capped, count_in_words
 from quotas.reports.exhausted import MAX_EXHAUSTED, exhausted
 from quotas.reports.totals import Refusals, Totals
+from quotas.rules.durations import duration_in_words
 from quotas.store.errors import is_statement_timeout, read_with_reconnect
 from quotasite.staff.lockout import LogInForm, is_locked_out, seconds_locked
 from webhooks.arrivals import Arrivals

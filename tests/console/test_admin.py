@@ -11,9 +11,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from quotas.console import display, quotas
+from quotas.console import quotas
 from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.reports import counts
+from quotas.rules.durations import duration_in_words
 from quotas.rules.values import Actor
 from tests.tools.staff import ACTING, LIST, PAGE, SCRIPT, confirm, send, sign_in, text
 from webhooks.models import WebhookEvent
@@ -79,7 +80,7 @@ def test_an_unlimited_quota_has_no_meter(staff: Client, make_quota: Make) -> Non
     ("seconds", "words"), [(0, "0 s"), (59, "59 s"), (5_400, "1 h 30 min"), (90_061, "1 d 1 h 1 min 1 s")]
 )
 def test_a_time_is_said_in_words(seconds: int, words: str) -> None:
-    assert display.duration_in_words(seconds) == words
+    assert duration_in_words(seconds) == words
 
 
 def test_the_time_to_the_reset_is_rounded_up(staff: Client, make_quota: Make, shift: Shift) -> None:

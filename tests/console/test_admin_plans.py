@@ -7,9 +7,8 @@ from datetime import timedelta
 import pytest
 from django.test import Client
 
-from quotas.console import plans
 from quotas.models import ChallengeQuota, Plan
-from quotas.reports import counts
+from quotas.reports import counts, plan_edits
 from quotas.rules.values import Actor
 from tests.tools.staff import SCRIPT, sign_in, text
 
@@ -91,7 +90,7 @@ def test_a_preview_of_many_says_that_it_is_a_sample(
 ) -> None:
     for number in range(4):
         make_quota(f"user_{number}")
-    monkeypatch.setattr(plans, "MAX_JUDGED", 2)
+    monkeypatch.setattr(plan_edits, "MAX_JUDGED", 2)
     monkeypatch.setattr(counts, "MAX_COUNTED", 3)
     shown = edit(root, allowance="5")
     assert "more than 3 users have this plan" in shown

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.once
 @pytest.mark.parametrize(
     "command",
     [
+        "apply_plans docs/plans.toml",
         "audit_ledger",
         "create_service_key name --scopes read",
         "distribute_tables",
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.once
         "list_service_keys",
         "revoke_service_key name",
         "rotate_service_key name",
+        "export_plans",
         "prune_inbox --older-than 90",
         "prune_ledger --older-than 400",
     ],

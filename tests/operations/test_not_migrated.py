@@ -17,6 +17,7 @@ from tests.tools.staff import LIST, Browser, send, sign_in
 
 PERSON = {"id": USER, "updated_at": 1_716_883_200_000, "email_addresses": []}
 COMMANDS = [
+    "apply_plans docs/plans.toml",
     "audit_ledger",
     "backfill_quotas --ids {ids}",
     "changepassword alice",
@@ -26,6 +27,7 @@ COMMANDS = [
     "revoke_service_key name",
     "rotate_service_key name",
     "createsuperuser --noinput --username alice --email a@example.com",
+    "export_plans",
     "prune_inbox --older-than 90",
     "prune_ledger --older-than 400",
 ]

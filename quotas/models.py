@@ -59,10 +59,10 @@ class PlanRules(models.Model):
 
     class ResetPolicy(models.TextChoices):
         ROLLING = "rolling", "rolling: a period after the last reset"
-        ANCHORED = "anchored", "anchored: every period, to the second, from the first day"
-        DAILY = "daily", "daily: at local midnight"
-        WEEKLY = "weekly", "weekly: on Monday at local midnight"
-        MONTHLY = "monthly", "monthly: on the day of the month of the first day"
+        ANCHORED = "anchored", "anchored: every period since the user’s first day, at the same time"
+        DAILY = "daily", "daily: every day at midnight"
+        WEEKLY = "weekly", "weekly: every Monday at midnight"
+        MONTHLY = "monthly", "monthly: at midnight, on the day of the month on which the user began"
 
     version = models.PositiveIntegerField(default=1, editable=False)
     allowance = models.BigIntegerField(
@@ -122,7 +122,7 @@ class PlanManager(models.Manager["Plan"]):
         with transaction.atomic():
             if is_archived and self.locked()[name].is_default:
                 raise ValidationError(
-                    f"{name} is the default plan: choose another one before you archive it."
+                    f"The plan {name} is the default: choose another default before you archive it."
                 )
             self.filter(pk=name).update(is_archived=is_archived)
 

@@ -64,11 +64,15 @@ class Waiting(NamedTuple):
         return shown_name(self.plan)
 
     @property
+    def in_words(self) -> str:
+        return users_in_words(self.users, "waits", "wait") + " for it"
+
+    @property
     def sentence(self) -> str:
-        wait = users_in_words(self.users, "waits", "wait")
+        wait = self.in_words
         if self.is_known:
-            return f"plan {self.shown}: {wait} for it; give it with apply_plans or on its page in the admin"
-        return f"no plan {self.shown}: {wait} for it; add it with apply_plans or in the admin"
+            return f"plan {self.shown}: {wait}; give it with apply_plans or on its page in the admin"
+        return f"no plan {self.shown}: {wait}; add it with apply_plans or in the admin"
 
     @property
     def can_be_added(self) -> bool:

@@ -618,7 +618,8 @@ EDITED = {
     "reset_policy": "weekly",
     "period_seconds": "3600",
     "timezone": "Europe/Berlin",
-    "actions": '{"draw": 5}',
+    "actions_name": "draw",
+    "actions_cost": "5",
 }
 
 
@@ -671,9 +672,9 @@ def test_a_plan_is_hidden_by_the_admin(root, api):
     ("wrong", "message"),
     [
         ({"timezone": "Mars/Olympus"}, "Name a time zone"),
-        ({"period_seconds": "0"}, "greater than or equal to 1"),
+        ({"period_seconds": "0"}, "Write a period of 1 s to 3660 d"),
         ({"reset_policy": "hourly"}, "not one of the available choices"),
-        ({"actions": '{"draw": 0}'}, "each cost a whole number"),
+        ({"actions_cost": "0"}, "the cost must be a whole number from 1"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(root, wrong, message):

@@ -1,7 +1,7 @@
 """The console in a real Chromium: each page at two widths, light and dark, under the site's own policy."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib.auth.models import Group, User
@@ -116,7 +116,15 @@ PAGES: dict[str, tuple[str, list[Step]]] = {
         "quotas/plan/free/change/",
         [("allowance", "5"), ("click", "[name=_save]"), ("see", "[name=confirmed]")],
     ),
+    "plan, faulty actions": (
+        "quotas/plan/pro/change/",
+        [("actions_name", "to draw"), ("click", "[name=_save]"), ("see", ".errornote")],
+    ),
     "plan, new": ("quotas/plan/add/", []),
+    "plan, default": ("quotas/plan/pro/default/", [("see", "button.default")]),
+    "plan, archive": ("quotas/plan/pro/archive/", [("see", "button.default")]),
+    "plan, give": ("quotas/plan/later/give/", [("see", "button.default")]),
+    "plan, impossible": ("quotas/plan/free/archive/", []),
     "keys": ("quotas/servicekey/", []),
     "key": ("quotas/servicekey/", [("click", "#result_list tbody th a"), ("see", "form[id$=_form]")]),
     "key, new": ("quotas/servicekey/add/", []),
@@ -162,6 +170,12 @@ def users(site: str, make_quota: Make, shift: Shift) -> None:
     ChallengeQuota.objects.adjust("user_006", 5, reason=SCRIPT * 3, actor=Actor("service", "key_" + "x" * 90))
     for name, delivered in (("user.created", "success"), ("session.created", "ignored")):
         WebhookEvent.objects.create(svix_id=f"msg_{name}", type=name, user_id="user_000", status=delivered)
+    for user_id, plan in (("user_010", "gold"), ("user_011", SCRIPT), ("user_012", "later")):
+        at = datetime(2026, 1, 1, tzinfo=UTC)
+        ChallengeQuota.objects.assign_plan(
+            user_id, "metadata", plan, updated_at=at, actor=Actor("webhook", "clerk")
+        )
+    Plan(name="later", allowance=5, is_archived=True).save()
     ServiceKey.make("batch", ["read", "consume"])
     Group.objects.get_or_create(name="Support")
     assert free.allowance == 20

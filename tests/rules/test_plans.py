@@ -387,7 +387,7 @@ def test_the_retry_of_a_choice_is_answered_after_the_plan_was_archived(pro: Plan
 
 
 def test_the_default_plan_cannot_be_archived_nor_an_archived_one_become_the_default(pro: Plan) -> None:
-    with pytest.raises(ValidationError, match="free is the default plan: choose another one"):
+    with pytest.raises(ValidationError, match="The plan free is the default: choose another"):
         Plan.objects.archive("free")
     Plan.objects.archive("pro")
     with pytest.raises(ValidationError, match="The plan pro is archived: unarchive it"):

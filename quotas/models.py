@@ -107,7 +107,9 @@ class PlanRules(models.Model):
 class PlanManager(models.Manager["Plan"]):
     def locked(self) -> dict[str, "Plan"]:
         """Lock all plans until the transaction ends, each time in one order, and return them by name."""
-        return {plan.name: plan for plan in self.select_for_update(no_key=True).order_by("name")}
+        list(self.select_for_update(no_key=True).order_by("name").values_list("name"))
+        # Read anew: a statement that waited for a lock does not see the rows that were added meanwhile.
+        return {plan.name: plan for plan in self.all()}
 
     def choose_default(self, name: str) -> None:
         """Make this plan the default. Raises ValidationError if it is archived."""

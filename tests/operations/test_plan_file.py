@@ -2,8 +2,9 @@
 
 import io
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from quotas.models import ChallengeQuota, Plan, PlanVersion
 from quotas.operations.plan_file import export, parse
+from quotas.reports.waiting import give_plans
 from quotas.rules.periods import RESET_POLICIES
 from quotas.rules.values import MAX_UNITS, Actor
 from tests import ROOT
@@ -270,6 +272,23 @@ def test_users_of_a_plan_that_was_added_earlier_get_it_too(apply: Callable[..., 
     ]
     assert run.err == "no plan gold: 1 user waits for it; add it with apply_plans or in the admin\n"
     assert [*ChallengeQuota.objects.values_list("plan_id", flat=True)] == ["pro", "free", "free"]
+
+
+def test_a_run_that_is_cut_off_while_it_gives_a_plan_goes_on_when_it_is_repeated(
+    apply: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_two(*given: Actor) -> Iterator[bool]:
+        yield from islice(give_plans(*given), 2)
+        raise KeyboardInterrupt
+
+    for number in range(5):
+        assign(f"user_{number}", "pro")
+    monkeypatch.setattr("quotas.management.commands.apply_plans.give_plans", give_two)
+    assert apply("[plans.pro]\nallowance = 100\n").error == (
+        "Interrupted: the plans are applied; 2 users got theirs. Run it again for the rest."
+    )
+    monkeypatch.undo()
+    assert "3 of 3 users who waited for a plan have it now." in apply("[plans.pro]\nallowance = 100\n").out
 
 
 names = st.from_regex(r"[a-z0-9_-]{1,40}", fullmatch=True)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from quotas.management.failures import explain_database_errors, explain_interrupt
 from quotas.operations import plan_changes
 from quotas.operations.plan_file import BadPlanFile, read_plans
+from quotas.reports.counts import users_in_words
 from quotas.reports.waiting import give_plans, sentences, waiting_for_ours, waiting_for_unknown
 from quotas.rules.values import Actor
 
@@ -31,7 +32,7 @@ class Command(BaseCommand):
     def handle(self, *, file: str, dry_run: bool, **options: Any) -> None:
         self.given, self.is_applied = 0, False
         try:
-            with explain_interrupt(self.progress), explain_database_errors():
+            with explain_interrupt(self.progress), explain_database_errors(then=lambda: "run it again."):
                 wanted = read_plans(file)
                 changes = plan_changes.compare(wanted) if dry_run else plan_changes.apply(wanted)
                 self.is_applied = not dry_run
@@ -48,7 +49,7 @@ class Command(BaseCommand):
     def progress(self) -> str:
         if not self.is_applied:
             return ": nothing was applied."
-        return f": the plans are applied, and {self.given} users got theirs. Run it again for the rest."
+        return f": the plans are applied; {users_in_words(self.given)} got theirs. Run it again for the rest."
 
     def give(self) -> None:
         if not (total := sum(found.users for found in waiting_for_ours())):

@@ -4,17 +4,33 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
+from typing import Any
 
-from django.conf import settings
-from django.core.management.base import CommandError
+from django.core.management import ManagementUtility
+from django.core.management.base import BaseCommand, CommandError
 from django.db import Error
 
-from quotas.store.errors import is_not_migrated, is_unavailable
+from quotas.operations.database_faults import database_fault
 
-NO_DATABASE_URL = (
-    "DATABASE_URL is not set, so this is the SQLite file in the project. The demo has a database of its own, "
-    "and prints a service key for it."
-)
+
+class CommandLine(ManagementUtility):
+    """Django's; but each command, Django's own too, ends with one line if the database cannot be used."""
+
+    def fetch_command(self, subcommand: str) -> BaseCommand:
+        command = super().fetch_command(subcommand)
+        execute = command.execute
+
+        def explained(*args: Any, **options: Any) -> str | None:
+            try:
+                return execute(*args, **options)
+            except Exception as error:
+                fault = database_fault(error)
+                if not fault or fault in str(error):
+                    raise
+                raise CommandError(fault, returncode=getattr(error, "returncode", 1)) from error
+
+        command.execute = explained  # type: ignore[method-assign] # of this object
+        return command
 
 
 @contextmanager
@@ -27,17 +43,6 @@ def explain_database_errors(*, then: Callable[[], str] = str, returncode: int = 
             raise
         advice = f"\nThen {rest}" if (rest := then()) else ""
         raise CommandError(f"{fault}{advice}", returncode=returncode) from error
-
-
-def database_fault(error: Exception) -> str:
-    """Return what is wrong with the database, for an operator; "" if the error is a bug."""
-    if is_not_migrated(error):
-        missing = str(error).strip().partition("\n")[0]
-        rest = "" if settings.DATABASE_URL_IS_SET else f" {NO_DATABASE_URL}"
-        return f"The database (DATABASE_URL) lacks migrations ({missing}): run manage.py migrate.{rest}"
-    if is_unavailable(error):
-        return f"The database (DATABASE_URL) cannot be used: {str(error).strip()}"
-    return ""
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from quotas.models import ChallengeQuota, Plan
 from quotas.operations import citus, old_table
+from quotas.operations.database_faults import database_fault, unapplied_migrations
 from quotas.reports.audit import MAX_AHEAD
 from quotas.rules import zones
 from quotas.rules.values import NAMED_PERIODS
@@ -36,13 +37,20 @@ def check_data(databases: Sequence[str] | None = None, **kwargs: Any) -> list[Ch
 
 @register(Tags.database)
 def check_connection(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Find what only a query shows; an unreachable database is not a fault of the settings."""
-    if "default" not in (databases or ()) or connection.vendor != "postgresql":
+    """Refuse a database that cannot be used, and find what only a query shows."""
+    if "default" not in (databases or ()):
         return []
     try:
-        return list(_database_faults())
-    except DatabaseError:
-        return []
+        connection.ensure_connection()
+        return list(_database_faults()) if connection.vendor == "postgresql" else []
+    except (DatabaseError, InterfaceError) as error:
+        return [Error(database_fault(error) or f"The database (DATABASE_URL): {error}", id="quotas.E011")]
+
+
+@register(Tags.database, deploy=True)
+def check_migrations(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Count the migrations to come: no fault, because a release checks first and migrates then."""
+    return faults_of_data(databases, _missing_migrations)
 
 
 def faults_of_data(
@@ -56,6 +64,15 @@ def faults_of_data(
             return list(find())
     except DatabaseError:
         return []
+
+
+def _missing_migrations() -> Iterator[CheckMessage]:
+    if missing := unapplied_migrations():
+        yield Info(
+            f"Migrations that are not applied yet: {len(missing)}, the first is {missing[0]}.",
+            hint="Run manage.py migrate.",
+            id="quotas.I003",
+        )
 
 
 def _data_faults() -> Iterator[CheckMessage]:

@@ -3,13 +3,15 @@
 import re
 import textwrap
 
-from django.core.management import ManagementUtility, get_commands, load_command_class
+from django.core.management import get_commands, load_command_class
+
+from quotas.management.failures import CommandLine
 
 OURS = ("quotasite", "webhooks", "quotas")
 WIDTH = 100
 
 
-class Utility(ManagementUtility):
+class Utility(CommandLine):
     def main_help_text(self, commands_only: bool = False) -> str:
         if commands_only or self.settings_exception:
             return super().main_help_text(commands_only)

@@ -8,7 +8,6 @@ from pathlib import Path
 from django.conf import settings
 from django.core.exceptions import BadRequest
 from django.db import DatabaseError, InterfaceError, connection
-from django.db.migrations.executor import MigrationExecutor
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
@@ -17,6 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from quotas.access.session_tokens import key_source
 from quotas.api.errors import problem_for
 from quotas.api.responses import Response, http_response, problem_http_response
+from quotas.operations.database_faults import unapplied_migrations
 from quotas.problems import BAD_REQUEST, NOT_MIGRATED, SERVER_ERROR, Problem, ProblemType
 from quotas.store.direct import require_writes
 from quotas.store.errors import read_with_reconnect
@@ -126,6 +126,4 @@ def _response(request: HttpRequest, problem: Problem, reason: str = "") -> HttpR
 
 def _unapplied_migrations() -> list[str]:
     require_writes()
-    executor = MigrationExecutor(connection)
-    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
-    return [f"{migration.app_label}.{migration.name}" for migration, _ in plan]
+    return unapplied_migrations()

@@ -1,8 +1,10 @@
 """The connection to the database: addresses of poolers, contradictory settings, and checks that query it."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 from django.core.checks import run_checks
 from django.db import connection
@@ -75,14 +77,16 @@ def test_the_mark_of_a_pooler_is_not_sent_to_the_database() -> None:
     ],
 )
 def test_a_contradiction_is_told_with_its_fix(check_id: str, environment: dict[str, str], hint: str) -> None:
-    done = manage("check", "--deploy", "--fail-level", "WARNING", **{**GOOD, **environment})
+    done = manage("check", "--deploy", "--offline", "--fail-level", "WARNING", **{**GOOD, **environment})
     assert done.returncode == 1
     assert f"({check_id})" in done.stderr
     assert hint in done.stderr
 
 
 def test_a_poolers_address_alone_is_clean() -> None:
-    done = manage("check", "--deploy", "--fail-level", "WARNING", **{**GOOD, "DATABASE_URL": NEON})
+    done = manage(
+        "check", "--deploy", "--offline", "--fail-level", "WARNING", **{**GOOD, "DATABASE_URL": NEON}
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -192,6 +196,97 @@ def test_migrate_stops_before_a_pooler_that_nobody_told_of() -> None:
         assert manage("migrate", "-v0", DATABASE_URL=bare, DATABASE_POOLED="on").returncode == 0
 
 
-def test_a_database_that_is_away_is_no_fault_of_the_settings() -> None:
-    done = manage("check", "--database", "default", DATABASE_URL="postgres://u@127.0.0.1:1/d")
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+# A database that cannot be used
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[str]:
+    """The URL of a server that asks its user `quota` for a password."""
+    with Server(fsync=False, in_memory=True, connections=20) as server:
+        url = server.add_user("quota", "hunter2")
+        with psycopg.connect(server.url, autocommit=True) as session:
+            session.execute("CREATE DATABASE own OWNER quota")
+        yield url.replace("/quotasite", "/own")
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("right", "wrong", "fix"),
+    [
+        ("hunter2", "hunter3", "Correct the user and the password in it"),
+        ("quota:", "stranger:", "Correct the user and the password in it"),
+        ("127.0.0.1", "database.invalid", "Correct the host in it"),
+        ("/own", "/other", "Create that database"),
+        ("/own", "/own?sslmode=require", "Correct sslmode"),
+        ("/own", "/own?connect_timeout=hunter2", "Correct the options"),
+    ],
+)
+@pytest.mark.parametrize("command", [("check", "--database", "default"), ("check", "--deploy")], ids=str)
+def test_a_database_that_cannot_be_used_is_refused_with_the_fix(
+    guarded: str, right: str, wrong: str, fix: str, command: tuple[str, ...]
+) -> None:
+    done = manage(*command, **{**GOOD, "DATABASE_URL": guarded.replace(right, wrong)})
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if "(quotas." in line]
+    assert "(quotas.E011) The database (DATABASE_URL) cannot be used: " in line
+    assert fix in line
+    assert "hunter3" not in done.stderr
+
+
+def test_a_closed_port_is_refused_with_the_fix() -> None:
+    done = manage("check", "--deploy", **{**GOOD, "DATABASE_URL": "postgres://u:hunter2@127.0.0.1:1/d"})
+    assert done.returncode == 1
+    assert (
+        "port 1 failed: Connection refused. Start the server, or correct the host and the port" in done.stderr
+    )
+    assert "hunter2" not in done.stderr
+
+
+@pytest.mark.postgres
+def test_a_release_can_be_checked_before_its_first_migrate(guarded: str) -> None:
+    done = manage("check", "--deploy", **{**GOOD, "DATABASE_URL": guarded})
+    assert done.returncode == 0, done.stderr
+    assert "(quotas.I003)" in done.stderr
+    assert "Run manage.py migrate." in done.stderr
+
+
+def test_the_settings_alone_can_be_checked() -> None:
+    done = manage("check", "--deploy", "--offline", **{**GOOD, "DATABASE_URL": "postgres://u@127.0.0.1:1/d"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Options of DATABASE_URL
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["schema=public", "connection_limit=5&pool_timeout=10", "supa=base-pooler.x", "statement_cache_size=0"],
+)
+def test_an_option_for_another_client_is_left_out(option: str) -> None:
+    read = read_setting(
+        "DATABASES['default']['OPTIONS']", DATABASE_URL=f"postgres://u@h/d?{option}&sslmode=require"
+    )
+    assert option.partition("=")[0] not in read
+    assert "'sslmode': 'require'" in read
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (
+            "schema=hunter2",
+            "the option schema, which PostgreSQL's client does not know: remove it. To use another",
+        ),
+        (
+            "ssl=true",
+            "the option ssl, which PostgreSQL's client does not know: remove it. To encrypt, set sslmode",
+        ),
+        ("sslmod=require", "the option sslmod, which"),
+        ("hunter2%20x=1", "an option, which"),
+    ],
+)
+def test_an_option_that_every_request_would_fail_by_is_refused_at_the_start(option: str, says: str) -> None:
+    done = manage("check", DATABASE_URL=f"postgres://u:hunter2@127.0.0.1:1/d?{option}")
+    assert done.returncode == 1
+    assert f"manage.py: DATABASE_URL has {says}" in done.stderr
+    assert "hunter2" not in done.stderr

@@ -51,7 +51,7 @@ def new_database(server: Server, name: str, options: str = "") -> str:
 
 def start(url: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "manage.py", "migrate"]
-    environment = {"PATH": os.environ["PATH"], "DATABASE_URL": url}
+    environment = {"PATH": os.environ["PATH"], "ENV_FILE": "", "DATABASE_URL": url}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 

@@ -127,7 +127,7 @@ def test_on_render_nothing_is_left_out_that_the_checks_demand() -> None:
     given = {
         variable["key"]: variable.get("value") or GOOD.get(variable["key"], "") for variable in WEB["envVars"]
     }
-    done = manage("check", "--deploy", RENDER="true", **given)
+    done = manage("check", "--deploy", "--offline", RENDER="true", **given)
     assert done.returncode == 0, done.stderr
 
 
@@ -136,7 +136,7 @@ def test_in_containers_nothing_is_left_out_that_the_checks_demand() -> None:
     url = re.sub(
         r"\$\{POSTGRES_PASSWORD[^}]*\}", "hunter2", COMPOSE["x-service"]["environment"]["DATABASE_URL"]
     )
-    done = manage("check", "--deploy", **{**given, "DATABASE_URL": url})
+    done = manage("check", "--deploy", "--offline", **{**given, "DATABASE_URL": url})
     assert done.returncode == 0, done.stderr
 
 

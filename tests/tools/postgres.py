@@ -223,6 +223,15 @@ class Server:
         self.stop()
         self.start()
 
+    def add_user(self, name: str, password: str, options: str = "") -> str:
+        """Create a user who must give a password; return the URL with which they connect."""
+        rules = self.data / "pg_hba.conf"
+        with psycopg.connect(self.url, autocommit=True) as session:
+            session.execute(f"CREATE ROLE {name} LOGIN {options} PASSWORD '{password}'")
+            rules.write_text(f"host all {name} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+            session.execute("SELECT pg_reload_conf()")
+        return self.url.replace("quotasite@", f"{name}:{password}@")
+
     def become_standby(self) -> None:
         """Restart as a standby of nobody: it only reads, until `SELECT pg_promote()`."""
         self.stop()

@@ -18,6 +18,11 @@ SECONDS_BETWEEN_TRIES = 0.5
 
 
 class Command(migrate.Command):
+    def check(self, *args: Any, **options: Any) -> None:
+        for alias in options.get("databases") or ():
+            connections[alias].ensure_connection()  # if this fails, no other check has anything to add
+        super().check(*args, **options)
+
     def handle(self, *args: Any, **options: Any) -> None:
         if options["plan"] or options["check_unapplied"]:  # it changes nothing
             super().handle(*args, **options)

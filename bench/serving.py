@@ -59,6 +59,7 @@ def served(server: str, database_url: str, *, checkout: Path = ROOT, **environme
         cwd=checkout,
         env={
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "ENV_FILE": "",
             "DATABASE_URL": database_url,
             "PORT": str(port),
             "WEB_CONCURRENCY": str(WORKERS),

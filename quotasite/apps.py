@@ -6,7 +6,7 @@ class QuotasiteConfig(AppConfig):
     name = "quotasite"
 
     def ready(self) -> None:
-        from quotasite import checks  # noqa: F401 - registers them
+        from quotasite import checks, variable_checks  # noqa: F401 - registers them
 
 
 class ConsoleConfig(admin.AdminConfig):

@@ -7,24 +7,93 @@ import base64
 import binascii
 import os
 import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
-from psycopg import IsolationLevel
+from dotenv.parser import Binding, parse_stream
+from psycopg import IsolationLevel, ProgrammingError
+from psycopg.conninfo import make_conninfo
 
 ENV = os.environ
+FILE_VARIABLE = "ENV_FILE"
+READ: set[str] = set()  # the names of all variables that were asked for
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 QUOTED = re.compile(r"([\"'`]).*\1|“.*”|‘.*’", re.DOTALL)
 HOST = re.compile(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9A-Fa-f:.]+\]")
 ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 ADDRESS = re.compile(r"(https?://[^/]+)(/[!-~]*)?", re.IGNORECASE)
+# Options of DATABASE_URL for the pools and caches of other clients, which mean nothing to this one.
+FOREIGN_OPTIONS = {
+    *("connection_limit", "pgbouncer", "pool_timeout", "socket_timeout", "statement_cache_size", "supa"),
+    "uselibpqcompat",
+}
+DEFAULT_SCHEMA = ("schema", "public")  # Prisma's way to name the schema that is used anyway
+OUR_OPTIONS = {"prepare_threshold"}  # of psycopg; all others are of libpq
+ADVICE = {
+    "schema": " To use another schema than public, ALTER ROLE … SET search_path.",
+    "ssl": " To encrypt, set sslmode=require.",
+}
 USUAL_PORTS = {"http://": 80, "https://": 443}
 MAX_PORT = 65_535
 
 
+class EnvFile(NamedTuple):
+    """What the file `.env` gave."""
+
+    path: Path
+    taken: frozenset[str]  # set by the file alone
+    outranked: frozenset[str]  # the environment has another value, which counts
+
+
+def load_env_file(folder: Path) -> EnvFile | None:
+    """Add the variables of `.env` to the environment. A variable that is there already stays, even if empty.
+
+    ENV_FILE names another file; if it is empty, none is read, as for the tests and the demo.
+    """
+    named = ENV.get(FILE_VARIABLE)
+    path = folder / ".env" if named is None else Path(named)
+    if named == "" or (named is None and not path.is_file()):
+        return None
+    try:
+        with path.open(encoding="utf-8") as stream:
+            given = dict(_assignments(path.name, [*parse_stream(stream)]))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ImproperlyConfigured(f"{path.name} cannot be read: {reason}.") from None
+    outranked = frozenset(name for name, value in given.items() if value and ENV.get(name, value) != value)
+    taken = frozenset(name for name, value in given.items() if value and name not in ENV)
+    ENV.update({name: value for name, value in given.items() if name not in ENV})
+    return EnvFile(path, taken, outranked)
+
+
+def _assignments(file: str, lines: list[Binding]) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        if not _is_usable(line):
+            text = line.original.string
+            blank_lines = text[: len(text) - len(text.lstrip())].count("\n")
+            raise ImproperlyConfigured(
+                f"{file}: line {line.original.line + blank_lines} must have the form NAME=value, or begin "
+                "with #."
+            )
+        if line.key:
+            yield line.key, line.value or ""
+
+
+def _is_usable(line: Binding) -> bool:
+    if line.error or "\0" in line.original.string:
+        return False
+    return line.key is None or (bool(NAME.fullmatch(line.key)) and line.value is not None)
+
+
 def env_text(name: str) -> str:
     """Return the value without the blanks around it, or "" if it is not set."""
+    READ.add(name)
     value = ENV.get(name, "").strip()
     if QUOTED.fullmatch(value):
         raise ImproperlyConfigured(
@@ -169,7 +238,8 @@ def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
     except ValueError:  # its message may hold the URL
         config = {}
     engine = config.get("ENGINE")
-    if engine == "django.db.backends.postgresql" and config.get("NAME"):
+    name = str(config.get("NAME", ""))
+    if engine == "django.db.backends.postgresql" and name and "@" not in name:  # a password may have a slash
         config["ENGINE"] = "quotas.store.postgresql"
         config["CONN_MAX_AGE"] = None  # stays open; the store replaces a dead one (quotas/store/errors.py),
         config["CONN_HEALTH_CHECKS"] = True  # and Django does before the ORM's first query of a request
@@ -187,10 +257,9 @@ def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
             # Of each transaction, whatever the role's default: under a stricter one a row lock is of no use.
             # Autocommit keeps that default (findings/isolation_level_in_autocommit.sh): errors.LostRace.
             "isolation_level": IsolationLevel.READ_COMMITTED,
-            **config.get("OPTIONS", {}),  # type: ignore[dict-item] # the URL's query overrides these
+            **_usable_options(config.get("OPTIONS", {})),  # type: ignore[arg-type] # the URL's override these
         }
-        config["OPTIONS"].pop("pgbouncer", None)  # type: ignore[attr-defined] # not an option of libpq
-    elif engine == "django.db.backends.sqlite3" and config.get("NAME"):
+    elif engine == "django.db.backends.sqlite3" and name:
         config["OPTIONS"] = {
             "transaction_mode": "IMMEDIATE",  # a change holds the write lock from its first read
             "timeout": 20,  # seconds
@@ -203,3 +272,22 @@ def env_database(default: str, *, is_pooled: bool) -> dict[str, object]:
             "The value is not shown, because it may hold a password."
         )
     return config
+
+
+def _usable_options(given: dict[str, object]) -> dict[str, object]:
+    """Leave out what is for other clients. Raises ImproperlyConfigured for what PostgreSQL's refuses."""
+    usable = {
+        name: value
+        for name, value in given.items()
+        if name not in FOREIGN_OPTIONS and (name, value) != DEFAULT_SCHEMA
+    }
+    for name in usable.keys() - OUR_OPTIONS:
+        try:
+            make_conninfo(**{name: "x"})
+        except ProgrammingError:
+            shown = f"the option {name}" if NAME.fullmatch(name) else "an option"
+            raise ImproperlyConfigured(
+                f"DATABASE_URL has {shown}, which PostgreSQL's client does not know: remove it."
+                f"{ADVICE.get(name, '')}"
+            ) from None
+    return usable

@@ -1,4 +1,4 @@
-"""The settings, read from the environment. `.env.example` explains each variable."""
+"""The settings, read from the environment and `.env`. `.env.example` explains each variable."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -21,11 +21,13 @@ from quotasite.environment import (
     env_publishable_key,
     env_text,
     env_url,
+    load_env_file,
     looks_pooled,
 )
 from quotasite.observing import json_logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+ENV_FILE = load_env_file(BASE_DIR)  # first: all that follows reads the environment
 
 DEBUG = env_bool("DEBUG")
 SECRET_KEY_IS_SET = bool(env_text("SECRET_KEY"))
@@ -79,9 +81,10 @@ CLERK_API_URL = env_url("CLERK_API_URL", "https://api.clerk.com/v1")
 # The demo page signs tokens with it. No variable sets it, only `manage.py demo`, for its own process.
 DEVELOPMENT_SIGNING_KEY = ""
 
+LOG_LEVEL = env_choice("LOG_LEVEL", "info", "warning", "error")
 if not DEBUG:  # in development, Django's own log lines are easier to read
     LOGGING_CONFIG = "quotasite.observing.json_logs.configure"
-    LOGGING = json_logs.configuration(env_choice("LOG_LEVEL", "info", "warning", "error"))
+    LOGGING = json_logs.configuration(LOG_LEVEL)
 METRICS_TOKEN = env_text("METRICS_TOKEN")
 PROMETHEUS_MULTIPROC_DIR = env_text("PROMETHEUS_MULTIPROC_DIR")  # read by prometheus-client too
 if not PROMETHEUS_MULTIPROC_DIR:
@@ -91,6 +94,18 @@ DATABASE_IS_DISTRIBUTED = env_bool("DATABASE_DISTRIBUTED")  # by Citus: other st
 FAST_LANE = env_bool("FAST_LANE", default=True)  # quotasite/serving/fast_path.py
 LANE_CONNECTIONS = env_int("LANE_CONNECTIONS", 8, 2, 256)  # database connections of a worker's event loop
 WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)  # threads of a worker, each with a database connection
+# For the shell that runs the Procfile's line `web:`; read here to refuse a release with a bad value.
+# HOST is refused by quotasite/checks.py only: some shells export it as the machine's name.
+HOST = env_text("HOST")
+SERVER_NUMBERS = {
+    name: (env_int(name, default, low, high), default)
+    for name, default, low, high in (
+        ("PORT", 8000, 1, 65_535),
+        ("WEB_CONCURRENCY", 2, 1, 256),
+        ("WORKER_CONNECTIONS", 2048, 1, 1_000_000),
+        ("KEEP_ALIVE_SECONDS", 60, 1, 60),
+    )
+}
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1024 * 1024  # bytes: the longest body that is read
 QUOTA_DEFAULT_ALLOWANCE_IS_SET = bool(env_text("QUOTA_DEFAULT_ALLOWANCE"))
 QUOTA_DEFAULT_ALLOWANCE = env_int("QUOTA_DEFAULT_ALLOWANCE", 20, 0, MAX_UNITS)
@@ -229,4 +244,9 @@ SILENCED_SYSTEM_CHECKS = [
     "axes.W002",  # no AxesMiddleware: quotasite/staff/site.py does its work for the login form only
     "security.W005",  # HSTS for subdomains: for the domain's owner to decide, not this service
     "security.W021",  # HSTS preload: the same
+    "security.W009",  # a weak SECRET_KEY: quotasite.E003 is an error
+    "security.W018",  # DEBUG: quotasite.E004 is an error
+    "security.W020",  # no ALLOWED_HOSTS: quotas.E003 is an error
 ]
+if DEBUG:  # it switches these off, so that they are nothing to mend by themselves
+    SILENCED_SYSTEM_CHECKS += ["security.W004", "security.W008", "security.W010", "security.W016"]

@@ -20,6 +20,7 @@ OF_APPS = [
     "tauri://localhost",
     "app://-",
 ]
+OF_THE_SERVER = ("PORT", "WEB_CONCURRENCY", "WEB_THREADS", "WORKER_CONNECTIONS", "KEEP_ALIVE_SECONDS")
 PUBLISHABLE = "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k"  # clerk.example.com$
 
 
@@ -86,6 +87,11 @@ NOT_HOSTS = [
         ("DATABASE_URL", "hunter2", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
         ("DATABASE_URL", "mysql://u:hunter2@db/x", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
         ("DATABASE_URL", "postgres://u:hunter2@db", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
+        ("DATABASE_URL", "postgres://u:12/hunter2@db/x", "postgres://USER:PASSWORD@HOST:PORT/NAME"),
+        *((name, "hunter2", "must be a whole number") for name in OF_THE_SERVER),
+        ("WEB_CONCURRENCY", "0", "from 1 to 256"),
+        ("KEEP_ALIVE_SECONDS", "61", "from 1 to 60"),
+        ("PORT", "65536", "from 1 to 65535"),
         ("DATABASE_POOLED", "hunter2", "must be one of: auto, on, off"),
         ("DEBUG", "hunter2", "must be 1 or 0"),
         ("QUOTA_DEFAULT_ALLOWANCE", "hunter2", "a whole number from 0 to 2147483647"),

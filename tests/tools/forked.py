@@ -35,10 +35,10 @@ OURS = ("quotas", "quotasite", "webhooks")
 
 
 def manage(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run manage.py with these variables and PATH only."""
+    """Run manage.py with these variables and PATH only, without the .env of whoever runs the tests."""
     with TemporaryDirectory(prefix="quotasite-manage-") as folder:
         outputs = Path(folder, "stdout"), Path(folder, "stderr")
-        variables = {"PATH": os.environ["PATH"], **environment}
+        variables = {"PATH": os.environ["PATH"], "ENV_FILE": "", **environment}
         code = run_forked([list(arguments), variables, *map(str, outputs)])
         texts = (path.read_text() for path in outputs)
         return subprocess.CompletedProcess(["manage.py", *arguments], code, *texts)

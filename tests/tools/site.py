@@ -56,6 +56,7 @@ def running(
             env={
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "TMPDIR": scratch,
+                "ENV_FILE": "",
                 "DATABASE_URL": database_url,
                 "PORT": str(port),
                 "WEB_CONCURRENCY": str(workers),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,6 +11,9 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.http.request import validate_host
 
 STRANGERS = ("https://stranger.invalid", "http://stranger.invalid:8080")  # origins that no pattern may match
+MIN_KEY_LENGTH = 32  # characters of SECRET_KEY: 128 bits in hexadecimal
+MIN_TOKEN_LENGTH = 16  # characters of METRICS_TOKEN
+LOCAL_HOSTS = {"localhost", ".localhost", "127.0.0.1", "[::1]"}
 
 
 @register(Tags.security, deploy=True)
@@ -46,6 +50,12 @@ def check_foreign_origins(**kwargs: Any) -> list[CheckMessage]:
 
 
 @register(Tags.security, deploy=True)
+def check_secrecy(**kwargs: Any) -> list[CheckMessage]:
+    """Find what strangers could guess or read."""
+    return list(_secrecy_faults())
+
+
+@register(Tags.security, deploy=True)
 def check_way_in(**kwargs: Any) -> list[CheckMessage]:
     """Find a host name, or a proxy, with which requests would not be what they seem."""
     return list(_way_in_faults())
@@ -63,7 +73,39 @@ def check_clerk_instance(**kwargs: Any) -> list[CheckMessage]:
     return list(_instance_faults())
 
 
+def _secrecy_faults() -> Iterator[CheckMessage]:
+    key, token = settings.SECRET_KEY, settings.METRICS_TOKEN
+    if len(key) < MIN_KEY_LENGTH or len(set(key)) < 5 or key.startswith("django-insecure-"):
+        yield Error(
+            "SECRET_KEY can be guessed: with it anyone could forge what the admin signs.",
+            hint="Set SECRET_KEY to what this prints: python -c "
+            '"import secrets; print(secrets.token_urlsafe(50))"',
+            id="quotasite.E003",
+        )
+    if settings.DEBUG:
+        yield Error(
+            "DEBUG is 1: error pages show source code and settings to everyone, and HTTPS is not enforced.",
+            hint="Set DEBUG=0, or unset it.",
+            id="quotasite.E004",
+        )
+    if token and len(token) < MIN_TOKEN_LENGTH:
+        yield Warning(
+            f"METRICS_TOKEN has fewer than {MIN_TOKEN_LENGTH} characters: strangers could guess it, and read "
+            "the figures of /metrics.",
+            hint="Set METRICS_TOKEN to a random text, the same as the scraper's.",
+            id="quotasite.W013",
+        )
+
+
 def _way_in_faults() -> Iterator[CheckMessage]:
+    try:
+        ip_address(settings.HOST or "0.0.0.0")  # noqa: S104 - the Procfile's default
+    except ValueError:
+        yield Error(
+            "HOST is not an IP address: the server would not start.",
+            hint="Set HOST to the address to listen on: 0.0.0.0, :: or 127.0.0.1; or unset it.",
+            id="quotasite.E005",
+        )
     if "*" in settings.ALLOWED_HOSTS:
         yield Warning(
             "ALLOWED_HOSTS has *: a request may name any host, and redirects and links lead there.",
@@ -109,6 +151,13 @@ def _party_faults() -> Iterator[CheckMessage]:
 
 
 def _instance_faults() -> Iterator[CheckMessage]:
+    if settings.CLERK_PUBLISHABLE_KEY.startswith("pk_test_") and set(settings.ALLOWED_HOSTS) - LOCAL_HOSTS:
+        yield Warning(
+            "CLERK_PUBLISHABLE_KEY is of a development instance (pk_test_): its users are not those of your "
+            "production instance, and Clerk limits their number.",
+            hint="Set CLERK_PUBLISHABLE_KEY to the pk_live_ key, unless this is a site for trials.",
+            id="quotasite.W014",
+        )
     key, secret, issuer = settings.CLERK_PUBLISHABLE_KEY, settings.CLERK_SECRET_KEY, settings.CLERK_ISSUER
     jwks = "" if settings.CLERK_JWT_KEY else settings.CLERK_JWKS_URL  # the PEM outranks it
     hosts = {url and urlsplit(url).netloc for url in (settings.CLERK_FRONTEND_API, issuer, jwks)}

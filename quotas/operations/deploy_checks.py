@@ -24,6 +24,14 @@ def check_storage(**kwargs: Any) -> list[CheckMessage]:
                 id="quotas.E001",
             )
         ]
+    if not settings.DATABASE_URL_IS_SET:
+        return [
+            Error(
+                "DATABASE_URL is not set: the quotas would be in a SQLite file in the folder of the code.",
+                hint=hint,
+                id="quotas.E010",
+            )
+        ]
     return [
         Warning(
             "The database is a SQLite file: it serves one machine, and is lost with that machine's disk.",

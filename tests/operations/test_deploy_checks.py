@@ -3,6 +3,7 @@
 import base64
 import re
 import runpy
+from pathlib import Path
 
 import pytest
 from pytest_django import Settings
@@ -19,7 +20,7 @@ GOOD = {
     "SECRET_KEY": "Qn7-wJ0r2xkU5yPz8Vb3LhTfC9sGdEmAa1R4oYi6KuNtXvBqZ2p",
     "ALLOWED_HOSTS": "quota.example.com",
     "DATABASE_URL": "postgres://quota:hunter2@db.example.com/quota",
-    "CLERK_PUBLISHABLE_KEY": "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k",
+    "CLERK_PUBLISHABLE_KEY": "pk_live_Y2xlcmsuZXhhbXBsZS5jb20k",
     "CLERK_AUTHORIZED_PARTIES": APP,
     "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
     "CORS_ALLOWED_ORIGINS": APP,
@@ -28,7 +29,7 @@ GOOD = {
 
 
 def test_a_good_environment_is_clean() -> None:
-    done = manage("check", "--deploy", "--fail-level", "WARNING", **GOOD)
+    done = manage("check", "--deploy", "--offline", "--fail-level", "WARNING", **GOOD)
     assert done.returncode == 0, done.stderr
     assert "no issues" in done.stdout
 
@@ -37,7 +38,7 @@ def test_the_example_with_these_filled_in_is_clean() -> None:
     """The example's values of all other variables can be used unchanged."""
     example = dict(re.findall(r"^([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert set(GOOD) < set(example)
-    done = manage("check", "--deploy", "--fail-level", "WARNING", **{**example, **GOOD})
+    done = manage("check", "--deploy", "--offline", "--fail-level", "WARNING", **{**example, **GOOD})
     assert done.returncode == 0, done.stderr
 
 
@@ -54,13 +55,15 @@ def test_the_example_with_these_filled_in_is_clean() -> None:
         {name: f"{APP},{','.join(OF_APPS)}" for name in ("CLERK_AUTHORIZED_PARTIES", "CORS_ALLOWED_ORIGINS")},
         {"CLERK_AUTHORIZED_PARTIES": f"{APP},{OF_APPS[0]}"},
         {"RENDER": "true"},
-        {"CLERK_SECRET_KEY": "sk_test_x", "CLERK_INSTANCE_ID": "ins_2ab"},
+        {"CLERK_SECRET_KEY": "sk_live_x", "CLERK_INSTANCE_ID": "ins_2ab"},
+        {"CLERK_PUBLISHABLE_KEY": "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k", "ALLOWED_HOSTS": "localhost,127.0.0.1"},
+        {"HOST": "::", "METRICS_TOKEN": "0123456789abcdef", "SECRET_KEY": "0123456789abcdef" * 2},
         {"CLERK_AUTHORIZED_PARTIES": f"{APP.upper()}:443/"},
     ],
     ids=str,
 )
 def test_other_good_environments_are_clean_too(changes: dict[str, str]) -> None:
-    done = manage("check", "--deploy", "--fail-level", "WARNING", **{**GOOD, **changes})
+    done = manage("check", "--deploy", "--offline", "--fail-level", "WARNING", **{**GOOD, **changes})
     assert done.returncode == 0, done.stderr
 
 
@@ -82,8 +85,14 @@ def test_other_good_environments_are_clean_too(changes: dict[str, str]) -> None:
         ("webhooks.E001", {"CLERK_WEBHOOK_SIGNING_SECRET": ""}, "Signing Secret"),
         ("webhooks.E002", {"CLERK_WEBHOOK_SIGNING_SECRET": f"{SECRET},sk_test_hunter2"}, "Item 2"),
         ("webhooks.E002", {"CLERK_WEBHOOK_SIGNING_SECRET": "whsec_hunter2"}, "Item 1"),
-        ("security.W018", {"DEBUG": "1"}, "DEBUG"),
-        ("security.W009", {"SECRET_KEY": "hunter2"}, "SECRET_KEY"),
+        ("quotas.E010", {"DATABASE_URL": ""}, "Set DATABASE_URL"),
+        ("quotasite.E003", {"SECRET_KEY": "hunter2"}, "secrets.token_urlsafe(50)"),
+        ("quotasite.E003", {"SECRET_KEY": "django-insecure-hunter2-0123456789-abcdefghij"}, "can be guessed"),
+        ("quotasite.E003", {"SECRET_KEY": "abcd" * 20}, "can be guessed"),
+        ("quotasite.E004", {"DEBUG": "1"}, "Set DEBUG=0"),
+        ("quotasite.E005", {"HOST": "hunter2"}, "the server would not start"),
+        ("quotasite.W013", {"METRICS_TOKEN": "hunter2"}, "Set METRICS_TOKEN"),
+        ("quotasite.W014", {"CLERK_PUBLISHABLE_KEY": "pk_test_Y2xlcmsuZXhhbXBsZS5jb20k"}, "pk_live_ key"),
         ("quotas.E004", {"CLERK_JWT_KEY": keys.public_pem[:200]}, "from BEGIN PUBLIC KEY to END"),
         ("quotasite.W001", {"ALLOWED_HOSTS": "quota.example.com,*"}, "own host names"),
         ("quotasite.W002", {"RENDER": "true", "TRUSTED_PROXY": ""}, "Set TRUSTED_PROXY=1"),
@@ -97,7 +106,7 @@ def test_other_good_environments_are_clean_too(changes: dict[str, str]) -> None:
         ("quotasite.W006", {"CLERK_JWKS_URL": "https://hunter2/.well-known/jwks.json"}, "KEY alone"),
         ("quotasite.W007", {"CLERK_ISSUER": "http://clerk.example.com"}, "Use https://"),
         ("quotasite.W007", {"CLERK_JWKS_URL": "http://clerk.example.com/jwks"}, "sign in as any user"),
-        ("quotasite.W008", {"CLERK_SECRET_KEY": "sk_live_hunter2"}, "beside the publishable key"),
+        ("quotasite.W008", {"CLERK_SECRET_KEY": "sk_test_hunter2"}, "beside the publishable key"),
         ("webhooks.E002", {"CLERK_WEBHOOK_SIGNING_SECRET": f"{SECRET} {SECRET}"}, "Item 1"),
         ("webhooks.E003", {"CLERK_INSTANCE_ID": "hunter2"}, "ins_…"),
     ],
@@ -105,11 +114,17 @@ def test_other_good_environments_are_clean_too(changes: dict[str, str]) -> None:
 def test_a_bad_environment_is_refused_with_an_id_and_a_hint(
     check_id: str, changes: dict[str, str], text: str
 ) -> None:
-    done = manage("check", "--deploy", "--fail-level", "WARNING", **{**GOOD, **changes})
+    done = manage("check", "--deploy", "--offline", "--fail-level", "WARNING", **{**GOOD, **changes})
     assert done.returncode == 1
     assert f"({check_id})" in done.stderr
     assert text in done.stderr
     assert "hunter2" not in done.stderr
+
+
+def test_debug_is_one_fault_and_nothing_that_follows_from_it() -> None:
+    done = manage("check", "--deploy", "--offline", **{**GOOD, "DEBUG": "1"})
+    assert done.returncode == 1
+    assert re.findall(r"\((\w+\.[A-Z]\d+)\)", done.stderr) == ["quotasite.E004"]
 
 
 @pytest.mark.parametrize(
@@ -152,8 +167,8 @@ def test_each_host_that_empties_its_disk_is_known(host: str, monkeypatch: pytest
     assert runpy.run_path(str(ROOT / "quotasite/settings.py"))["PLATFORM"] == host
 
 
-def test_sqlite_that_stays_is_only_a_warning() -> None:
-    done = manage("check", "--deploy", **{**GOOD, "DATABASE_URL": ""})
+def test_sqlite_that_was_chosen_is_only_a_warning(tmp_path: Path) -> None:
+    done = manage("check", "--deploy", **{**GOOD, "DATABASE_URL": f"sqlite:///{tmp_path}/x.sqlite3"})
     assert done.returncode == 0
     assert "(quotas.W001)" in done.stderr
 

@@ -2,11 +2,12 @@
 
 import hmac
 import os
+import re
 import sys
 from pathlib import Path
 
 from django.conf import settings
-from django.core.exceptions import BadRequest
+from django.core.exceptions import BadRequest, DisallowedHost
 from django.db import DatabaseError, InterfaceError, connection
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
@@ -31,6 +32,12 @@ METRICS_TOKEN_MISSING = ProblemType(
 ALIVE = Response(
     200, {"Content-Type": "application/json", "Cache-Control": "no-store"}, b'{"status": "alive"}', "ok"
 )
+UNKNOWN_HOST = ProblemType(
+    400,
+    BAD_REQUEST.code,
+    "This service does not answer to the host {host}: its operator must add it to ALLOWED_HOSTS.",
+)
+HOST = re.compile(r"([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")  # fit to be shown
 PROBE_PATHS = ("/healthz", "/readyz", "/metrics")
 JSON_PATHS = ("/api", "/webhooks", *PROBE_PATHS)
 
@@ -99,7 +106,10 @@ def _drop_gauges_of_ended_workers(folder: Path) -> None:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Return a 400: a BadRequest says why; else the request is suspicious, usually by its Host."""
+    """Return a 400: a BadRequest says why, and the hosts that are allowed are for nobody to know."""
+    host = HOST.fullmatch(request.META.get("HTTP_HOST", ""))
+    if isinstance(exception, DisallowedHost) and host:
+        return _response(request, UNKNOWN_HOST(host=host[1]))
     return _response(request, BAD_REQUEST(), str(exception) if isinstance(exception, BadRequest) else "")
 
 

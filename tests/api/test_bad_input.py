@@ -267,6 +267,23 @@ def test_another_host_is_refused(api, host, path):
     assert_problem(api.get(path, Host=host), 400, "bad_request")
 
 
+@pytest.mark.parametrize("host", ["quota.example.com", "quota.example.com:8000", "10.42.8.201"])
+@pytest.mark.parametrize("path", ["/api/quota", "/admin/login/"])
+def test_the_fix_for_an_unknown_host_is_named_but_no_host_that_is_allowed(api, host, path):
+    text = api.get(path, Host=host).content.decode()
+    name = host.partition(":")[0]
+    assert f"does not answer to the host {name}: its operator must add it to ALLOWED_HOSTS." in text
+    assert "testserver" not in text
+
+
+@pytest.mark.parametrize("host", ["<b>x</b>", "a b", "x" * 300, "a\u202eb", "{host}"])
+def test_a_host_that_is_none_is_not_repeated(api, host):
+    for path in ("/api/quota", "/admin/login/"):
+        answer = api.get(path, Host=host)
+        assert answer.status_code == 400
+        assert host not in answer.content.decode()
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -19,6 +19,11 @@ DATABASE_ERRORS = Counter("quotasite_database_errors", "Requests that failed bec
 DELIVERIES = Counter(
     "quotasite_webhook_deliveries", "Clerk's webhook deliveries by type and outcome.", ["type", "outcome"]
 )
+LAST_DELIVERY_AT = Gauge(
+    "quotasite_webhook_last_delivery_timestamp_seconds",
+    "Time of Clerk's last verified delivery, by the database; 0 is never.",
+    multiprocess_mode="livemostrecent",
+)
 KEY_FETCHES = Counter("quotasite_jwks_fetches", "Fetches of the keys at CLERK_JWKS_URL.", ["outcome"])
 KEYS_FETCHED_AT = Gauge(
     "quotasite_jwks_fetched_timestamp_seconds",

@@ -24,13 +24,8 @@ def check_arrivals(databases: Sequence[str] | None = None, **kwargs: Any) -> lis
 
 
 def _arrival_faults() -> Iterator[CheckMessage]:
-    if fault := Arrivals.now().fault:
-        hint = (
-            "Look at the webhook in Clerk's dashboard: is its address this service's, is it enabled, do its "
-            "attempts fail? If these are users who signed up before it was added, run manage.py "
-            "backfill_quotas."
-        )
-        yield Warning(fault, hint=hint, id="webhooks.W001")
+    for fault in Arrivals.now().faults:
+        yield Warning(fault, hint="manage.py check_webhooks lists the causes.", id="webhooks.W001")
 
 
 def _secret_faults() -> Iterator[CheckMessage]:

@@ -1,4 +1,4 @@
-"""The inbox: one row for each delivery that was handled."""
+"""The inbox, one row for each delivery that was handled; and the count of those that were refused."""
 
 from django.db import models
 
@@ -47,3 +47,20 @@ class WebhookEvent(models.Model):
 
     def __str__(self) -> str:
         return self.svix_id
+
+
+class DeliveryRefusals(models.Model):
+    """How often deliveries were refused on a day (UTC) for one of arrivals.REASONS, and nothing of them."""
+
+    day = models.DateField()
+    reason = models.CharField(max_length=16)
+    times = models.BigIntegerField()
+    last_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "webhook_refusals"
+        default_permissions = ()  # the overview shows the figures
+        constraints = [models.UniqueConstraint(fields=["day", "reason"], name="webhook_refusals_day_reason")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.reason}"

@@ -14,6 +14,7 @@ from quotas.store.errors import read_with_reconnect
 from webhooks.clerk import deliveries, payloads
 from webhooks.handlers import HANDLERS, handle
 from webhooks.models import WebhookEvent
+from webhooks.refusals import REFUSALS
 
 log = logging.getLogger(__name__)
 POST_ONLY = ProblemType(405, "method_not_allowed", "Send deliveries with POST.")
@@ -33,10 +34,12 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
     except deliveries.DeliveryRefused as error:
         log.warning("A delivery was refused: %s", error.detail)
         _count("unverified", "refused")
+        REFUSALS.add(error.reason)
         return problem_http_response(DELIVERY_REFUSED(detail=error.detail))
     except payloads.NotConfigured as error:
         log.error("A delivery cannot be verified: %s", error)
         _count("unverified", "failed")
+        REFUSALS.add("no_secret")
         return problem_http_response(NOT_CONFIGURED(detail=str(error), retry_after=300))
     try:
         status = _receive(delivery)

@@ -4,11 +4,12 @@ import hmac
 import os
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from django.conf import settings
 from django.core.exceptions import BadRequest, DisallowedHost
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
@@ -17,10 +18,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from quotas.access.session_tokens import key_source
 from quotas.api.errors import problem_for
 from quotas.api.responses import Response, http_response, problem_http_response
+from quotas.metrics import LAST_DELIVERY_AT
 from quotas.operations.database_faults import unapplied_migrations
 from quotas.problems import BAD_REQUEST, NOT_MIGRATED, SERVER_ERROR, Problem, ProblemType
 from quotas.store.direct import require_writes
 from quotas.store.errors import read_with_reconnect
+from webhooks.arrivals import last_delivery
 
 NOTHING_HERE = ProblemType(404, "not_found", "There is nothing at this address.")
 MIGRATIONS_MISSING = ProblemType(
@@ -85,12 +88,29 @@ def metrics(request: HttpRequest) -> HttpResponse:
     given = request.headers.get("Authorization", "").encode()
     if not hmac.compare_digest(given, f"Bearer {settings.METRICS_TOKEN}".encode()):
         return problem_http_response(METRICS_TOKEN_MISSING())
+    _note_last_delivery()
     registry = REGISTRY
     if settings.PROMETHEUS_MULTIPROC_DIR:
         _drop_gauges_of_ended_workers(Path(settings.PROMETHEUS_MULTIPROC_DIR))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def _note_last_delivery() -> None:
+    """Read it from the inbox, as a restart forgets what it counted; without a database it stays as it was."""
+
+    def read() -> datetime | None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            if connection.vendor == "postgresql":
+                cursor.execute("SET LOCAL statement_timeout = '1s'")
+            return last_delivery()
+
+    try:
+        last = read_with_reconnect(read)
+    except (DatabaseError, InterfaceError):
+        return
+    LAST_DELIVERY_AT.set(last.timestamp() if last else 0)
 
 
 def _drop_gauges_of_ended_workers(folder: Path) -> None:
@@ -106,7 +126,7 @@ def _drop_gauges_of_ended_workers(folder: Path) -> None:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Return a 400: a BadRequest says why, and the hosts that are allowed are for nobody to know."""
+    """Return a 400: a BadRequest says why, and no stranger learns which hosts are allowed."""
     host = HOST.fullmatch(request.META.get("HTTP_HOST", ""))
     if isinstance(exception, DisallowedHost) and host:
         return _response(request, UNKNOWN_HOST(host=host[1]))

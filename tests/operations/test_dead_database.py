@@ -26,6 +26,7 @@ COMMANDS = {
     "axes_reset_username alice": LACKS,
     "backfill_quotas --ids {folder}/ids": LACKS,
     "changepassword alice": LACKS,
+    "check_webhooks": LACKS,
     "clearsessions": LACKS,
     "create_service_key name --scopes read": LACKS,
     "createsuperuser --noinput --username alice --email a@example.com": LACKS,

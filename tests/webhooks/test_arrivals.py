@@ -13,7 +13,7 @@ from quotas.models import ChallengeQuota
 from quotas.rules.values import Actor
 from tests.tools.staff import sign_in, text
 from tests.webhooks.test_webhook import CREATED
-from webhooks.arrivals import Arrivals
+from webhooks.arrivals import OPENED_BY, Arrivals
 from webhooks.models import WebhookEvent
 
 pytestmark = pytest.mark.django_db
@@ -44,12 +44,14 @@ def test_quotas_are_counted_by_who_opened_them(
     ChallengeQuota.objects.current("user_5")
     ChallengeQuota.objects.current("user_2", actor=Actor("service", "api"))
     ChallengeQuota.objects.open_missing("user_3", actor=BACKFILL)
+    ChallengeQuota.objects.open_missing("user_6", actor=Actor("command", "import_quotas"))
+    ChallengeQuota.objects.open_missing("user_7", actor=Actor("command", "another"))
     open_by_a_request("user_4", 8 * DAY, shift)
-    arrivals = Arrivals.now()
-    assert arrivals.opened == {"webhook": 1, "user": 1, "service": 1, "command": 1}
+    assert Arrivals.now().opened == dict.fromkeys(OPENED_BY, 1)
     page = text(staff.get("/admin/"))
-    rows = re.findall(r'<th scope="row">(\w+) .*?</th><td class="number">(\d+)</td>', page)
-    assert rows == [("A", "1"), ("The", "1"), ("A", "1"), ("Staff", "1")]
+    rows = re.findall(r'<th scope="row">(\w+(?: \w+)?).*?</th><td class="number">(\d+)</td>', page)
+    labels = ("A delivery", "The user", "A server", "The backfill", "An import", "Staff")
+    assert rows == [(label, "1") for label in labels]
     assert "Clerk's last delivery was handled on" in page
 
 

@@ -346,7 +346,7 @@ def test_a_database_that_is_away_is_named_without_a_traceback() -> None:
         capture_output=True,
     )
     assert run.returncode == 1
-    assert "CommandError: The database (DATABASE_URL) cannot be used: connection failed" in run.stderr
+    assert "CommandError: The database (DATABASE_URL) cannot be used: connection to server" in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -349,7 +349,7 @@ def test_a_database_that_goes_away_is_an_unfinished_report(
     before_the_second_check(go_away)
     result = report()
     assert (result.error, result.exit_code) == (
-        "The database (DATABASE_URL) cannot be used: connection lost",
+        "The database (DATABASE_URL) cannot be used: connection lost.",
         2,
     )
 

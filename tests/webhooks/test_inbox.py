@@ -17,7 +17,7 @@ from tests.conftest import STAFF, USER
 from tests.webhooks.test_clerk_plans import MINUTE, item, metadata
 from tests.webhooks.test_webhook import CREATED, DELETED, LATEST, NOON, UPDATED, assert_handled
 from webhooks.handlers import HANDLERS
-from webhooks.models import WebhookEvent
+from webhooks.models import DeliveryRefusals, WebhookEvent
 
 pytestmark = pytest.mark.django_db
 LIST = "/admin/webhooks/webhookevent/"
@@ -269,6 +269,16 @@ def test_old_deliveries_are_removed_and_young_ones_stay(deliver):
     assert WebhookEvent.objects.get().pk == "msg_2"
 
 
+def test_old_refusals_are_removed_too(db):
+    for days in (31, 29):
+        at = datetime.now(UTC) - timedelta(days=days)
+        DeliveryRefusals.objects.create(day=at.date(), reason="signature", times=1, last_at=at)
+    prune("--older-than", "30", "--dry-run")
+    assert DeliveryRefusals.objects.count() == 2
+    prune("--older-than", "30")
+    assert DeliveryRefusals.objects.get().day == at.date()
+
+
 def test_many_go_batch_by_batch(deliver, monkeypatch):
     monkeypatch.setattr("webhooks.management.commands.prune_inbox.ROWS_PER_DELETE", 2)
     for n in range(5):
@@ -276,7 +286,7 @@ def test_many_go_batch_by_batch(deliver, monkeypatch):
         age(f"msg_{n}", 40)
     with CaptureQueriesContext(connection) as queries:
         assert prune("--older-than", "30") == "removed 5 deliveries\n"
-    assert sum(query["sql"].startswith("DELETE") for query in queries) == 3
+    assert sum(query["sql"].startswith('DELETE FROM "webhook_events"') for query in queries) == 3
 
 
 def test_an_event_that_was_forgotten_and_comes_again_changes_nothing(deliver):

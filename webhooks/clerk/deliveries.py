@@ -15,11 +15,14 @@ HEADERS_LIMIT = 8_192  # characters; a signature takes 47, and each one is compa
 
 
 class DeliveryRefused(Exception):
-    """A delivery that is not from Clerk, or cannot be parsed; `detail` is one sentence with the fix."""
+    """A delivery that is not from Clerk, or cannot be parsed.
 
-    def __init__(self, detail: str) -> None:
+    `reason` is one of those in webhooks/arrivals.py, `detail` one sentence with the fix.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
-        self.detail = detail
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,14 @@ def verify_delivery(body: bytes, headers: Mapping[str, str]) -> Delivery:
             return _read_delivery(signed["svix-id"], body)
     if "timestamp too" in fault:
         raise DeliveryRefused(
+            "timestamp",
             "The svix-timestamp is more than five minutes from this server's clock: "
-            "correct the clock, or resend the message."
+            "correct the clock, or resend the message.",
         )
     raise DeliveryRefused(
+        "signature",
         f"The signature does not match any of the {len(secrets)} configured secrets: set "
-        "CLERK_WEBHOOK_SIGNING_SECRET to this endpoint's own signing secret, and pass the body on unchanged."
+        "CLERK_WEBHOOK_SIGNING_SECRET to this endpoint's own signing secret, and pass the body on unchanged.",
     )
 
 
@@ -85,21 +90,25 @@ def _signed_headers(headers: Mapping[str, str]) -> dict[str, str]:
     signed = {name: given.get(name, "") for name in SIGNED_HEADERS}
     if missing := [name for name, value in signed.items() if not value]:
         raise DeliveryRefused(
-            f"The delivery lacks {', '.join(missing)}: make every proxy in front pass these headers on."
+            "headers",
+            f"The delivery lacks {', '.join(missing)}: make every proxy in front pass these headers on.",
         )
     if sum(map(len, signed.values())) > HEADERS_LIMIT:
         raise DeliveryRefused(
-            f"The svix headers are longer than {HEADERS_LIMIT} characters: send fewer signatures."
+            "malformed",
+            f"The svix headers are longer than {HEADERS_LIMIT} characters: send fewer signatures.",
         )
     if not DELIVERY_ID.fullmatch(signed["svix-id"]):
-        raise DeliveryRefused("The svix-id must be 1 to 128 letters, digits, dots, underscores or hyphens.")
+        raise DeliveryRefused(
+            "malformed", "The svix-id must be 1 to 128 letters, digits, dots, underscores or hyphens."
+        )
     return signed
 
 
 def _read_delivery(delivery_id: str, body: bytes) -> Delivery:
     envelope = _parse(body)
     if not isinstance(envelope, dict):
-        raise DeliveryRefused("The body is not a JSON object: send a Clerk event.")
+        raise DeliveryRefused("malformed", "The body is not a JSON object: send a Clerk event.")
     timestamp, data = envelope.get("timestamp"), envelope.get("data")
     instance_id = envelope.get("instance_id")
     return Delivery(

@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from quotas.management.arguments import positive
 from quotas.management.failures import explain_database_errors
-from webhooks.models import WebhookEvent
+from webhooks.models import DeliveryRefusals, WebhookEvent
 
 MIN_AGE_DAYS = 7  # Clerk resends an event for little more than one day
 ROWS_PER_DELETE = 5_000
@@ -42,6 +42,8 @@ class Command(BaseCommand):
             with explain_database_errors():
                 if dry_run:
                     removed = old.count()
+                else:
+                    DeliveryRefusals.objects.filter(day__lt=cut.date()).delete()
                 while not dry_run and (
                     batch := list(old.order_by("handled_at").values_list("pk", flat=True)[:ROWS_PER_DELETE])
                 ):

@@ -4,7 +4,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     """The database default lets the previous release add plans during a deploy."""
 
-    dependencies = [("quotas", "0014_ids_of_newest_versions")]
+    dependencies = [("quotas", "0015_imported_entries")]
 
     operations = [
         migrations.AddField(

@@ -77,7 +77,7 @@ def _missing_migrations() -> Iterator[CheckMessage]:
 
 def _data_faults() -> Iterator[CheckMessage]:
     if fault := old_table.foreign_tables_fault(connection):
-        yield Error(fault, id="quotas.E010")
+        yield Error(fault, id="quotas.E012")
         return
     yield from _move_faults()
     local = Plan.objects.exclude(timezone="UTC").filter(reset_policy__in=NAMED_PERIODS)

@@ -103,7 +103,7 @@ def test_tables_that_another_migrate_is_making_are_ours(database: psycopg.Connec
     with database.transaction():
         database.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATE_LOCK])
         done = manage("check", "--database", "default", DATABASE_URL=url_of(database))
-    assert (done.returncode, "quotas.E010" in done.stderr) == (0, False)
+    assert (done.returncode, "quotas.E012" in done.stderr) == (0, False)
 
 
 def test_a_schema_of_its_own_is_the_other_way_out(database: psycopg.Connection[Any]) -> None:

@@ -256,7 +256,9 @@ def test_the_image_holds_what_runs_and_nothing_else(image: Path) -> None:
 def test_the_image_checks_migrates_and_serves_with_its_files_alone(image: Path) -> None:
     with Server(fsync=False, in_memory=True) as server:
         environment = {"PATH": PROGRAMS, **GOOD, "DATABASE_URL": server.url}
-        done = subprocess.run(in_shell(PROCFILE["release"]), cwd=image, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            in_shell(PROCFILE["release"]), cwd=image, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         line = shlex.join(of_image())
         with running(server.url, workers=1, folder=image, line=line, TRUSTED_PROXY="1") as (port, _):

@@ -16,7 +16,7 @@ from psycopg import errors
 from tests import ROOT
 from tests.operations.test_deploy_checks import GOOD
 from tests.tools.forked import manage
-from tests.tools.pages import NOT_THERE_YET, OPERATORS, PAGES, blocks_of, checkout_in, commands_of, not_run
+from tests.tools.pages import OPERATORS, PAGES, blocks_of, checkout_in, commands_of, not_run
 from tests.tools.postgres import Server
 from tests.tools.site import ask, running, served
 
@@ -40,12 +40,7 @@ def test_every_command_that_is_listed_as_not_run_stands_in_a_page_and_is_one_of_
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_a_page_names_only_commands_that_exist(path: Path) -> None:
     named = set(re.findall(r"manage\.py ([a-z_]+)", path.read_text()))
-    assert named <= {*get_commands(), *NOT_THERE_YET}
-
-
-def test_what_was_not_there_yet_is_still_missing() -> None:
-    there = NOT_THERE_YET & set(get_commands())
-    assert not there, f"remove {there} from NOT_THERE_YET (tests/tools/pages.py)"
+    assert named <= set(get_commands())
 
 
 # The pages for operators, from top to bottom
@@ -86,7 +81,7 @@ def test_whoever_follows_the_pages_has_a_sound_service_and_a_backup(server: Serv
     environment = {**GOOD, **ANSWERS, "DATABASE_URL": url, "DIRECT_URL": url, "RESTORED_URL": restored}
     environment["PATH"] = f"{server.programs}{os.pathsep}{os.environ['PATH']}"
     folder, lines = checkout_in(tmp_path), [line for page in OPERATORS for line in commands_of(page)]
-    lines = [line for line in lines if line not in not_run() and not NOT_THERE_YET & set(line.split())]
+    lines = [line for line in lines if line not in not_run()]
     [serve] = [line for line in lines if "s/^web: //p" in line]
     questions = [line for line in lines if line.startswith("curl ")]
     for line in lines:

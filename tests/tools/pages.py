@@ -6,9 +6,6 @@ from pathlib import Path
 
 from tests import ROOT
 
-# Commands that the documents name before they exist. Remove each when it exists: a test demands it.
-NOT_THERE_YET = frozenset({"apply_plans", "check_webhooks"})
-
 OPERATORS = ("deploy", "operations", "connections", "clerk")
 PAGES = (*OPERATORS, "develop-locally")
 

@@ -3,7 +3,8 @@
 import re
 import textwrap
 
-from django.core.management import get_commands, load_command_class
+from django.core import management as django_management
+from django.core.management import find_commands, get_commands, load_command_class
 
 from quotas.management.failures import CommandLine
 
@@ -16,7 +17,7 @@ class Utility(CommandLine):
         if commands_only or self.settings_exception:
             return super().main_help_text(commands_only)
         commands = get_commands()
-        ours = sorted((name for name, app in commands.items() if app in OURS), key=_by_object)
+        ours = sorted(our_commands(), key=_by_object)
         column = max(map(len, ours)) + 2
         others = " ".join(sorted(set(commands) - set(ours)))
         return "\n".join(
@@ -31,6 +32,12 @@ class Utility(CommandLine):
                 textwrap.fill(others, WIDTH, initial_indent="    ", subsequent_indent="    "),
             )
         )
+
+
+def our_commands() -> set[str]:
+    """Return the names of our commands, without those of Django that we extend."""
+    django = find_commands(django_management.__path__[0])
+    return {name for name, app in get_commands().items() if app in OURS}.difference(django, ["runserver"])
 
 
 def _by_object(name: str) -> tuple[str, str]:

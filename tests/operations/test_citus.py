@@ -46,6 +46,7 @@ COPIED = [
     *("auth_user_user_permissions", "axes_accessattempt", "axes_accessattemptexpiration"),
     *("axes_accessfailurelog", "axes_accesslog", "django_admin_log", "django_content_type"),
     *("django_migrations", "django_session", "hourly_totals", "plan_versions", "plans", "service_keys"),
+    "webhook_refusals",
 ]
 FOREIGN_KEYS = [
     ("auth_group_permissions", "auth_group_permissio_permission_id_*_fk_auth_perm", "auth_permission(id)"),

@@ -3,11 +3,11 @@
 import pytest
 from django.core.management import get_commands, load_command_class
 
-from quotasite.management.help import OURS
+from quotasite.management.help import our_commands
 from tests.tools.forked import manage
 
 pytestmark = pytest.mark.once
-COMMANDS = sorted(name for name, app in get_commands().items() if app in OURS)
+COMMANDS = sorted(our_commands())
 
 
 def test_our_commands_come_first_with_what_they_do() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from quotas.console.display import duration_in_words
 from quotas.management.failures import explain_database_errors
+from quotas.rules.durations import duration_in_words
 from quotas.rules.values import rfc3339
 from webhooks.arrivals import DAYS, OPENED_BY, Arrivals
 from webhooks.causes import CAUSES

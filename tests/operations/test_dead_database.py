@@ -36,7 +36,7 @@ COMMANDS = {
     "export_plans": LACKS,
     "export_user user_1": LACKS,
     "flush --noinput": OK,
-    "import_quotas --csv docs/plans.toml": LACKS,
+    "import_quotas --csv {folder}/quotas.csv": LACKS,
     "inspectdb": OK,
     "list_service_keys": LACKS,
     "loaddata {folder}/group.json": LACKS,
@@ -80,6 +80,7 @@ def url() -> Iterator[str]:
 
 def run(command: str, url: str, folder: Path) -> tuple[int, str]:
     (folder / "ids").write_text("user_1\n")
+    (folder / "quotas.csv").write_text("user_id,used,last_reset\nuser_1,5,2026-01-01\n")
     (folder / "group.json").write_text('[{"model": "auth.group", "fields": {"name": "staff"}}]')
     password = {"DJANGO_SUPERUSER_PASSWORD": "a password of 23 chars"}
     done = manage(*command.format(folder=folder).split(), DATABASE_URL=url, DEBUG="1", **password)

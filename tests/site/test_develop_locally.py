@@ -61,9 +61,11 @@ def read_until(process: "subprocess.Popen[str]", pattern: str) -> "re.Match[str]
     raise AssertionError(seen)
 
 
-def test_an_app_of_the_named_origin_can_use_the_demo_with_the_token_it_prints(tmp_path: Path) -> None:
+def test_an_app_of_the_named_origin_can_use_the_demo_with_its_token(tmp_path: Path) -> None:
     with started(f"{DEMO} {free_port()}", checkout_in(tmp_path)) as demo:
-        token, url = read_until(demo, r"Bearer (eyJ[\w.-]+).* (http://\S+/api/v1/quota)$").groups()
+        variables = Path(read_until(demo, r"^    \. (/\S+/env)$")[1]).read_text()
+        site, token = re.findall(r"^export (?:SITE|TOKEN)=(\S+)$", variables, re.MULTILINE)
+        url = f"{site}/api/v1/quota"
         assert allowed(url, APP, Authorization=f"Bearer {token}")
         assert not allowed(url, OTHER, Authorization=f"Bearer {token}")
 

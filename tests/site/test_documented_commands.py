@@ -50,7 +50,6 @@ def test_a_page_names_only_commands_that_exist(path: Path) -> None:
 NEEDS = {
     "backfill_quotas": "CLERK_SECRET_KEY",
     "report_drift": "CLERK_SECRET_KEY",
-    "export_user": "user_2abc",
 }
 
 

@@ -20,8 +20,8 @@ MEANWHILE = "Another session changed the plans meanwhile, so nothing was applied
 
 class Command(BaseCommand):
     help = (
-        "Add, change and archive plans as in FILE (docs/plans.toml is an example), all or none, and choose "
-        "the default. Plans that FILE does not name stay as they are. Then give each plan to the users who "
+        "Make the plans as in FILE (docs/plans.toml is an example): add, change and archive them, all or none, "
+        "and choose the default. Plans that FILE does not name stay as they are. Then give each plan to the users who "
         "wait for it because Clerk assigned it before it existed here. A second run does nothing."
     )
 

@@ -20,9 +20,10 @@ MEANWHILE = "Another session changed the plans meanwhile, so nothing was applied
 
 class Command(BaseCommand):
     help = (
-        "Make the plans as in FILE (docs/plans.toml is an example): add, change and archive them, all or none, "
-        "and choose the default. Plans that FILE does not name stay as they are. Then give each plan to the users who "
-        "wait for it because Clerk assigned it before it existed here. A second run does nothing."
+        "Make the plans as in FILE (docs/plans.toml is an example): add, change and archive them, all or "
+        "none, and choose the default. Plans that FILE does not name stay. Then give each plan to "
+        "the users who wait for it because Clerk assigned it before it existed here. A second run does "
+        "nothing."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -27,9 +27,7 @@ OTHER_NAMES = {
     "SVIX_WEBHOOK_SECRET": ("CLERK_WEBHOOK_SIGNING_SECRET",),
 }
 MIN_LENGTH = 8  # of a name that a misspelt one may stand for: PORTS is not PORT
-LIKENESS = (
-    0.88  # of two names, from 0 to 1: METRIC_TOKEN and METRICS_TOKEN, not SECRET_KEY_BASE and SECRET_KEY
-)
+LIKENESS = 0.88  # of two names, from 0 to 1: METRIC_TOKEN is METRICS_TOKEN, DATABASE_URL_OLD not DATABASE_URL
 
 
 @register(Tags.security, deploy=True)

@@ -1,6 +1,9 @@
 """A database that is away, refuses the password or lacks tables: each command says so in a line or two."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import psycopg
 import pytest
 from django.core.management import get_commands
 
+from tests import ROOT
 from tests.tools.forked import manage
 from tests.tools.postgres import Server
 
@@ -117,6 +121,27 @@ def test_missing_tables_are_named_with_the_fix(url: str, tmp_path: Path, command
     assert code == (1 if says or command == "migrate --check" else 0)
     assert says in said
     assert (said.count("manage.py migrate"), len(said.splitlines()) <= 3) == (1 if says else 0, True)
+
+
+def test_the_reloader_of_runserver_ends_in_one_line_too(url: str) -> None:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "ENV_FILE": "",
+        "DATABASE_URL": url.replace("hunter2", "hunter3"),
+        "DEBUG": "1",
+        "RUN_MAIN": "true",  # as the process that serves
+    }
+    done = subprocess.run(
+        [sys.executable, "manage.py", "runserver", "127.0.0.1:0"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "CommandError: The database (DATABASE_URL) cannot be used: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_role_that_may_not_make_tables_is_named_with_the_fix(url: str) -> None:

@@ -37,7 +37,9 @@ class Command(BaseCommand):
 def _lines(arrivals: Arrivals) -> list[str]:
     lines = [f"Quotas opened in the last {DAYS.days} days:"]
     lines += [f"  {count:>9}  {label}" for label, count in arrivals.rows]
-    lines += [f"Refused deliveries in the last {DAYS.days} days:{'' if arrivals.refused else ' none'}"]
+    lines += [
+        f"Refused deliveries in the last {DAYS.days} days: {'at least' if arrivals.refused else 'none'}"
+    ]
     lines += [f"  {count:>9}  {why}; last {at:%Y-%m-%d %H:%M} UTC" for why, count, at in arrivals.refusals]
     if arrivals.last is None or arrivals.age is None:
         return [*lines, "Last verified delivery: none in the inbox"]

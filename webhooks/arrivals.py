@@ -29,11 +29,11 @@ OPENED_BY = {
 REASONS = {
     "signature": "The signature does not match CLERK_WEBHOOK_SIGNING_SECRET",
     "timestamp": "The time is off by more than five minutes: this server's clock, or an old message",
-    "no_secret": "CLERK_WEBHOOK_SIGNING_SECRET holds no usable secret",
+    "not_configured": "CLERK_WEBHOOK_SIGNING_SECRET holds no usable secret",
     "headers": "Svix's headers are missing: a stranger, or a proxy that drops them",
     "malformed": "The id or the body cannot be read",
 }
-OF_CLERK = ("signature", "timestamp", "no_secret")  # reasons that strangers seldom meet
+OF_CLERK = ("signature", "timestamp", "not_configured")  # reasons that strangers seldom meet
 
 
 class Refused(NamedTuple):

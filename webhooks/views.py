@@ -39,7 +39,7 @@ def clerk_webhook(request: HttpRequest) -> HttpResponse:
     except payloads.NotConfigured as error:
         log.error("A delivery cannot be verified: %s", error)
         _count("unverified", "failed")
-        REFUSALS.add("no_secret")
+        REFUSALS.add("not_configured")
         return problem_http_response(NOT_CONFIGURED(detail=str(error), retry_after=300))
     try:
         status = _receive(delivery)

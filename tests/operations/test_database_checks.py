@@ -255,6 +255,13 @@ def test_the_settings_alone_can_be_checked() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_database_that_nobody_named_is_not_asked() -> None:
+    """SQLite would make its file."""
+    done = manage("check", "--deploy", **{**GOOD, "DATABASE_URL": ""})
+    assert "(quotas.E010)" in done.stderr
+    assert "(quotas.I003)" not in done.stderr
+
+
 # Options of DATABASE_URL
 
 

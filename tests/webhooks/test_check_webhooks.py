@@ -99,15 +99,15 @@ def test_a_refused_delivery_is_counted_by_its_reason(deliver: Deliver, reason: s
     assert counts() == {reason: 1}
 
 
-def test_a_delivery_that_no_secret_can_verify_is_counted(deliver: Deliver, settings: Settings) -> None:
+def test_a_delivery_that_not_configured_can_verify_is_counted(deliver: Deliver, settings: Settings) -> None:
     settings.CLERK_WEBHOOK_SIGNING_SECRET = []
     assert deliver(*CREATED).status_code == 503
-    assert counts() == {"no_secret": 1}
+    assert counts() == {"not_configured": 1}
     assert "CLERK_WEBHOOK_SIGNING_SECRET holds no usable secret." in report()[1]
 
 
 def test_each_reason_has_its_words() -> None:
-    assert arrivals.REASONS.keys() == {*REFUSED, "no_secret"}
+    assert arrivals.REASONS.keys() == {*REFUSED, "not_configured"}
 
 
 def test_refusals_are_a_fault_until_a_delivery_arrives(deliver: Deliver) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import CommandParser
 from django.core.management.commands import check
 
@@ -14,6 +15,6 @@ class Command(check.Command):
         )
 
     def handle(self, *app_labels: Any, **options: Any) -> None:
-        if options["deploy"] and not options["offline"]:
+        if options["deploy"] and settings.DATABASE_URL_IS_SET and not options["offline"]:
             options["databases"] = options["databases"] or ["default"]
         super().handle(*app_labels, **options)

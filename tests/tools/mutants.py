@@ -516,8 +516,8 @@ MUTANTS = [
     Mutant(
         "metadata takes precedence over billing",
         SQL,
-        "WHEN a.source = 'billing' AND NOT b.is_default THEN 1",
-        "WHEN a.source = 'billing' AND NOT b.is_default THEN 3",
+        "WHEN a.source = 'billing' AND NOT {is_default} THEN 1",
+        "WHEN a.source = 'billing' AND NOT {is_default} THEN 3",
         (
             "webhooks/test_clerk_plans.py::test_the_top_source_counts_in_any_order[billing metadata staff]",
             "webhooks/test_clerk_plans.py::test_the_top_source_counts_in_any_order[metadata billing staff]",
@@ -526,7 +526,7 @@ MUTANTS = [
     Mutant(
         "the free item of a sign-up takes precedence over metadata",
         SQL,
-        "WHEN a.source = 'billing' AND NOT b.is_default THEN 1",
+        "WHEN a.source = 'billing' AND NOT {is_default} THEN 1",
         "WHEN a.source = 'billing' THEN 1",
         (
             "webhooks/test_clerk_plans.py::test_the_free_item_of_each_sign_up_takes_no_plan_away[before-free]",

@@ -136,7 +136,7 @@ def own_rows(table: str) -> Iterator[SourceRow]:
     """Yield the rows of a table in our own database. Raises CannotRead."""
     if connection.vendor == "sqlite":
         return _sqlite_rows(str(connection.settings_dict["NAME"]), table)
-    return _postgresql_rows(connection.get_connection_params(), table)
+    return _postgresql_rows(connection.get_connection_params(), table, "DATABASE_URL")
 
 
 def _sqlite_rows(path: str, table: str) -> Iterator[SourceRow]:
@@ -168,7 +168,7 @@ def _parameters(url: str) -> dict[str, Any]:
         ) from None
 
 
-def _postgresql_rows(parameters: dict[str, Any], table: str) -> Iterator[SourceRow]:
+def _postgresql_rows(parameters: dict[str, Any], table: str, place: str = "--from") -> Iterator[SourceRow]:
     name = sql.Identifier(*table.split("."))
     try:
         with psycopg.connect(**parameters) as session:
@@ -176,15 +176,19 @@ def _postgresql_rows(parameters: dict[str, Any], table: str) -> Iterator[SourceR
             session.execute("SET LOCAL datestyle = 'ISO'")
             found = session.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(name)).description or []
             names = [column.name for column in found]
-            order = _positions(names, f"--from: {table}")
+            order = _positions(names, f"{place}: {table}")
             columns = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(each)) for each in names)
             with session.cursor("rows") as cursor:
                 cursor.itersize = ROWS_PER_FETCH
                 yield from _numbered(
                     order, cursor.execute(sql.SQL("SELECT {} FROM {}").format(columns, name))
                 )
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise CannotRead(
+            f"{place}: {str(error).strip()}. Use the role that owns the table, or GRANT SELECT on it to this."
+        ) from error
     except psycopg.Error as error:
-        raise CannotRead(f"--from: {str(error).strip().partition(chr(10))[0]}.") from error
+        raise CannotRead(f"{place}: {str(error).strip().partition(chr(10))[0]}.") from error
 
 
 def _positions(names: Sequence[str], source: str) -> list[int | None]:

@@ -8,14 +8,16 @@ from datetime import UTC, datetime
 from functools import partial
 from zoneinfo import ZoneInfo
 
+from django.conf import settings
 from django.db import connection, reset_queries
+from django.db.models import Exists, OuterRef
 from tqdm import tqdm
 
-from quotas.models import ChallengeQuota, Plan
+from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.operations.import_sources import SourceRow, UnusableRow
 from quotas.operations.old_table import foreign_tables
 from quotas.rules.outcomes import UnknownPlan
-from quotas.rules.values import Actor, ImportedUsage
+from quotas.rules.values import Actor, EntryKind, ImportedUsage
 from quotas.store.direct import clock
 from quotas.store.manager import Opened
 
@@ -36,7 +38,8 @@ FIND = "SELECT place, last_reset, used, remaining FROM usages WHERE user_id = ?"
 KEEP = "INSERT OR REPLACE INTO usages VALUES (?, ?, ?, ?, ?)"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-Store = Callable[[Mapping[str, ImportedUsage]], Opened]  # of a batch of users, by id
+Batch = Mapping[str, ImportedUsage]  # by user id
+Store = Callable[[Batch], Opened]
 
 
 @dataclass(slots=True)
@@ -50,21 +53,32 @@ class Import:
     made: int = 0
     present: int = 0
     tombstoned: int = 0
+    opened_otherwise: int = 0  # of those who are present: no import made their quota
 
-    def run(self, rows: Iterable[SourceRow], store: Store) -> None:
-        """Read all rows, then store their users batch by batch. Raises CannotRead."""
+    def run(self, rows: Iterable[SourceRow], store: Store, allowance: int | None) -> None:
+        """Read all rows, then store their users batch by batch. Raises CannotRead.
+
+        `allowance` is the plan's: the run reports how many have more left.
+        """
         with closing(sqlite3.connect("")) as scratch:
             scratch.executescript(SCRATCH)
             now = clock()
             for row in tqdm(rows, desc="reading", unit=" rows", disable=None):  # None: on a terminal only
                 self.rows += 1
                 self._read(row, now, scratch)
-            [[users]] = scratch.execute("SELECT count(*) FROM usages")
+            [[users, above]] = scratch.execute(
+                "SELECT count(*), count(*) FILTER (WHERE remaining > ?) FROM usages", [allowance]
+            )
             with tqdm(total=users, desc="importing", unit=" users", disable=None) as bar:
                 for batch in _batches(scratch):
-                    self._add(store(batch))
+                    self._add(batch, store(batch))
                     bar.update(len(batch))
                     reset_queries()  # under DEBUG Django keeps the text of every statement
+        if above:
+            self.report(
+                f"{above} users have more left than the plan's {allowance} units, and keep them only until "
+                "their reset: is its allowance right?"
+            )
         if self.left_out > MAX_LISTED:
             self.report(f"and {self.left_out - MAX_LISTED} more rows that were left out")
 
@@ -74,6 +88,17 @@ class Import:
             f"rows {self.rows}, imported {self.made}, already here {self.present}, "
             f"deleted here {self.tombstoned}, left out {self.left_out}"
         )
+
+    @property
+    def faults(self) -> Iterator[str]:
+        """Yield what an operator must look at."""
+        if self.left_out:
+            yield f"{self.left_out} rows were left out, for the reasons above."
+        if self.opened_otherwise:
+            yield (
+                f"{self.opened_otherwise} users have a quota here that no import made, but a delivery, the "
+                "backfill or their first request: what they had left was not taken over."
+            )
 
     def _read(self, row: SourceRow, now: datetime, scratch: sqlite3.Connection) -> None:
         try:
@@ -94,10 +119,11 @@ class Import:
         if self.left_out <= MAX_LISTED:
             self.report(f"{place}: {user_id!r:.60}: {reason}")
 
-    def _add(self, opened: Opened) -> None:
+    def _add(self, batch: Batch, opened: Opened) -> None:
         self.made += opened.made
         self.present += opened.present
         self.tombstoned += opened.tombstoned
+        self.opened_otherwise += _opened_otherwise(batch) if opened.present else 0
 
 
 def store_for(plan: str | None, source: str, *, dry_run: bool) -> Store:
@@ -105,13 +131,32 @@ def store_for(plan: str | None, source: str, *, dry_run: bool) -> Store:
 
     Raises UnknownPlan.
     """
-    if dry_run and foreign_tables(connection):  # there is no table of ours yet
-        return lambda usages: Opened(len(usages), 0, 0)
-    if plan and not Plan.objects.filter(pk=plan).exists():
+    if foreign_tables(
+        connection
+    ):  # there is no table of ours yet, and no plan but the one that migrate makes
+        if plan:
+            raise UnknownPlan
+        if dry_run:
+            return lambda usages: Opened(len(usages), 0, 0)
+    elif plan and not Plan.objects.filter(pk=plan).exists():
         raise UnknownPlan
     if dry_run:
         return ChallengeQuota.objects.census
     return partial(ChallengeQuota.objects.import_many, plan=plan, reason=f"from {source}"[:200], actor=ACTOR)
+
+
+def allowance_of(plan: str | None) -> int | None:
+    """Return the allowance that the users get, as far as it is known before our tables are made."""
+    if foreign_tables(connection):
+        return settings.QUOTA_DEFAULT_ALLOWANCE
+    plans = Plan.objects.filter(pk=plan) if plan else Plan.objects.filter(is_default=True)
+    return plans.values_list("allowance", flat=True).first()
+
+
+def _opened_otherwise(batch: Batch) -> int:
+    imported = LedgerEntry.objects.filter(user=OuterRef("pk"), seq=2, kind=EntryKind.IMPORTED)
+    here = ChallengeQuota.objects.filter(pk__in=list(batch), deleted_at=None)
+    return here.exclude(Exists(imported)).count()
 
 
 def _rank(read: tuple[str, int, int | None, int | None]) -> tuple[int, int]:

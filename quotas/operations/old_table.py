@@ -2,7 +2,7 @@
 # ruff: noqa: S608 - the names of tables are constants
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
@@ -109,21 +109,30 @@ def rows_left_behind() -> int:
         return count
 
 
-def rows(report: Callable[[str], object], *, dry_run: bool) -> Iterator[SourceRow]:
+def rows(*, dry_run: bool, despite_sessions: bool) -> Iterator[SourceRow]:
     """Take over the old table, unless it is a dry run, and return its rows. Raises CannotTakeOver."""
     if not dry_run:
-        if sessions := "; ".join(_other_sessions()):
-            report(f"Also connected: {sessions}. The old app must be stopped.")
-        _take_over()
+        _take_over(despite_sessions=despite_sessions)
     return own_rows(standing())
 
 
-def _take_over() -> None:
+def _take_over(*, despite_sessions: bool) -> None:
     """Rename the old table if nobody writes to it, and make ours. Whatever ends it, the next run goes on."""
     if standing() == TABLE:
+        if not despite_sessions:
+            _require_nobody_else()
         _require_quiet()
         _rename()
     call_command("migrate", interactive=False, verbosity=0)
+
+
+def _require_nobody_else() -> None:
+    """An app that writes seldom is not noticed, and would then write into our table of the same name."""
+    if sessions := "; ".join(_other_sessions()):
+        raise CannotTakeOver(
+            f"Others are connected to this database: {sessions}. Stop the old app, close what is left of its "
+            "pool, and run this again; or with --despite-sessions, if none of these writes to the table."
+        )
 
 
 def _require_quiet() -> None:

@@ -118,6 +118,24 @@ def test_a_second_run_changes_nothing(seed: Seed) -> None:
     assert list(quotas.order_by("pk").values_list("quota_remaining", flat=True)) == [5, 16]
 
 
+def test_users_whose_quota_something_else_made_are_counted_as_not_taken_over(seed: Seed) -> None:
+    url = seed([("user_1", 7, ago(HOUR)), ("user_2", 3, ago(HOUR)), ("user_3", 1, ago(HOUR))])
+    quotas.current("user_2")
+    quotas.delete("user_3", actor=STAFF)
+    for run in (import_quotas("--from", url, "--dry-run"), import_quotas("--from", url)):
+        assert run.error == (
+            "1 users have a quota here that no import made, but a delivery, the backfill or their first "
+            "request: what they had left was not taken over."
+        )
+
+
+@pytest.mark.parametrize(("left", "lines"), [(20, 0), (21, 1)])
+def test_users_who_have_more_left_than_the_plan_gives_are_counted(seed: Seed, left: int, lines: int) -> None:
+    run = import_quotas("--from", seed([("user_1", left, ago(HOUR))]))
+    assert len(run.lines) == lines
+    assert not lines or run.lines[0].startswith("1 users have more left than the plan's 20 units")
+
+
 def test_a_user_who_was_deleted_here_stays_deleted(seed: Seed) -> None:
     quotas.delete("user_1", actor=STAFF)
     assert counts(import_quotas("--from", seed([("user_1", 7, ago(HOUR))]))) == [1, 0, 0, 1, 0]
@@ -252,7 +270,7 @@ def test_all_of_them_may_get_a_plan(seed: Seed) -> None:
 @pytest.mark.parametrize("dry_run", [["--dry-run"], []])
 def test_an_unknown_plan_is_refused_before_anything_is_made(seed: Seed, dry_run: list[str]) -> None:
     run = import_quotas("--from", seed([("user_1", 30, ago(HOUR))]), "--plan", "gold", *dry_run)
-    assert run.error == "There is no plan gold: add it first."
+    assert run.error == "There is no plan gold: add it first, or leave --plan out."
     assert not quotas.exists()
 
 
@@ -357,7 +375,7 @@ def test_an_interrupted_run_keeps_whole_batches_and_the_next_one_does_the_rest(
         with pytest.raises(CommandError) as stopped:
             call_command("import_quotas", "--from", url, stdout=io.StringIO())
     assert stopped.value.returncode == 130
-    assert str(stopped.value) == "Interrupted. What was imported stays; run it again for the rest."
+    assert str(stopped.value) == "Interrupted: run it again; what was imported stays."
     assert quotas.count() == 2
     assert counts(import_quotas("--from", url)) == [5, 3, 2, 0, 0]
     assert list(audit.faults()) == []
@@ -383,7 +401,6 @@ def test_users_who_come_during_the_import_have_one_ledger_each(seed: Seed) -> No
     run = import_quotas("--from", url)
     for thread in threads:
         thread.join()
-    assert run.error == ""
     assert counts(run)[1] + counts(run)[2] == 300 == quotas.count()
     assert list(audit.faults()) == []
     left = {4, 17, 7}  # imported and spent; opened and spent; imported

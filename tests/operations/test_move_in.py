@@ -60,7 +60,9 @@ def url_of(session: psycopg.Connection[Any]) -> str:
 @pytest.fixture
 def in_place(database: psycopg.Connection[Any]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     def run(*options: str) -> "subprocess.CompletedProcess[str]":
-        return manage("import_quotas", "--in-place", *options, DATABASE_URL=url_of(database))
+        """Run it; the session of the fixture is none of the old app's."""
+        command = ("import_quotas", "--in-place", "--despite-sessions", *options)
+        return manage(*command, DATABASE_URL=url_of(database))
 
     return run
 
@@ -148,11 +150,45 @@ def test_in_place_a_dry_run_renames_and_makes_nothing(
     assert tables(database) == {"challenge_quotas"}
 
 
-def test_in_place_another_session_of_the_database_is_named(
-    database: psycopg.Connection[Any], in_place: InPlace
+def test_in_place_another_session_of_the_database_is_refused_by_its_name(
+    database: psycopg.Connection[Any],
 ) -> None:
     database.execute("SET application_name = 'the old app'")
-    assert "(the old app on 127.0.0.1, idle). The old app must be stopped." in in_place().stderr
+    done = manage("import_quotas", "--in-place", DATABASE_URL=url_of(database))
+    assert done.returncode == 1
+    assert "(the old app on 127.0.0.1, idle). Stop the old app" in done.stderr
+    assert tables(database) == {"challenge_quotas"}
+
+
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+def test_in_place_a_plan_that_cannot_exist_yet_is_refused_before_anything_is_renamed(
+    database: psycopg.Connection[Any], in_place: InPlace, dry_run: list[str]
+) -> None:
+    done = in_place("--plan", "pro", *dry_run)
+    assert done.returncode == 1
+    assert "There is no plan pro: add it first, or leave --plan out." in done.stderr
+    assert tables(database) == {"challenge_quotas"}
+
+
+def test_in_place_a_role_that_may_not_read_the_table_is_named_the_fix(
+    database: psycopg.Connection[Any],
+) -> None:
+    database.execute("DROP ROLE IF EXISTS guest")
+    database.execute("CREATE ROLE guest LOGIN")
+    url = url_of(database).replace(database.info.user, "guest", 1)
+    done = manage("import_quotas", "--in-place", "--dry-run", DATABASE_URL=url)
+    assert done.returncode == 1
+    assert "DATABASE_URL: permission denied for table challenge_quotas. Use the role that owns" in done.stderr
+
+
+def test_in_place_the_first_plan_has_the_allowance_of_the_variable(database: psycopg.Connection[Any]) -> None:
+    database.execute("UPDATE challenge_quotas SET quota_remaining = 45 WHERE id = 1")
+    run = ("import_quotas", "--in-place", "--despite-sessions")
+    for allowance, warned in (("20", True), ("50", False)):
+        done = manage(*run, "--dry-run", DATABASE_URL=url_of(database), QUOTA_DEFAULT_ALLOWANCE=allowance)
+        assert ("1 users have more left than the plan's" in done.stderr) == warned
+    assert manage(*run, DATABASE_URL=url_of(database), QUOTA_DEFAULT_ALLOWANCE="50").returncode == 0
+    assert rows(database, "SELECT allowance FROM plans") == [(50,)]
 
 
 def test_in_place_an_open_transaction_on_the_table_is_refused(
@@ -237,7 +273,7 @@ def test_a_run_that_is_killed_at_any_time_is_completed_by_the_next(database: psy
     database.execute("DELETE FROM challenge_quotas")
     database.execute(USERS, [40_000])
     before = rows(database, LEFT.format("challenge_quotas"))
-    command = [sys.executable, "manage.py", "import_quotas", "--in-place"]
+    command = [sys.executable, "manage.py", "import_quotas", "--in-place", "--despite-sessions"]
     environment = {"PATH": os.environ["PATH"], "DATABASE_URL": url_of(database)}
     killed = kill_until_done(command, environment, random.Random(7))
     assert killed > 2

@@ -10,12 +10,12 @@ from quotas.management.arguments import time_zone
 from quotas.management.failures import explain_database_errors, explain_interrupt
 from quotas.operations import old_table
 from quotas.operations.import_sources import CannotRead, SourceRow, csv_rows, table_rows
-from quotas.operations.importing import Import, store_for
+from quotas.operations.importing import Import, allowance_of, store_for
 from quotas.problems import NO_DEFAULT_PLAN
 from quotas.rules.outcomes import UnknownPlan
 from quotas.store.errors import NoDefaultPlan
 
-NEXT = "What was imported stays; run it again for the rest."
+NEXT = "run it again; what was imported stays."
 
 
 class Command(BaseCommand):
@@ -36,6 +36,11 @@ class Command(BaseCommand):
             action="store_true",
             help=f"a table {old_table.TABLE} in our own database: it is kept as {old_table.KEPT_TABLE}",
         )
+        parser.add_argument(
+            "--despite-sessions",
+            action="store_true",
+            help="with --in-place: take the table over although other sessions of the database are open",
+        )
         parser.add_argument("--table", default=old_table.TABLE, help="with --from (default: %(default)s)")
         parser.add_argument(
             "--timezone", type=time_zone, default="UTC", help="of instants without one (default: %(default)s)"
@@ -46,26 +51,29 @@ class Command(BaseCommand):
     def handle(self, *, plan: str | None, timezone: ZoneInfo, dry_run: bool, **options: Any) -> None:
         run = Import(timezone, self.stderr.write)
         try:
-            with explain_interrupt(lambda: f". {NEXT}"), explain_database_errors(then=lambda: NEXT):
-                rows, source = self.source(dry_run=dry_run, **options)
-                run.run(rows, store_for(plan, source, dry_run=dry_run))
+            with explain_interrupt(lambda: f": {NEXT}"), explain_database_errors(then=lambda: NEXT):
+                if options["in_place"]:
+                    old_table.standing()  # before the plans are looked for, whose table may not exist either
+                allowance = allowance_of(plan)
+                source = "CSV" if options["csv"] else options["table"]
+                store = store_for(plan, source, dry_run=dry_run)
+                run.run(self.rows(dry_run=dry_run, **options), store, allowance)
         except (CannotRead, old_table.CannotTakeOver) as error:
             raise CommandError(str(error)) from error
         except UnknownPlan as error:
-            raise CommandError(f"There is no plan {plan}: add it first.") from error
+            raise CommandError(f"There is no plan {plan}: add it first, or leave --plan out.") from error
         except NoDefaultPlan as error:
             raise CommandError(NO_DEFAULT_PLAN.sentence) from error
         finally:
             self.stdout.write(f"{'dry run: ' * dry_run}{run.summary}")
-        if run.left_out:
-            raise CommandError(f"{run.left_out} rows were left out, for the reasons above.")
+        if faults := " ".join(run.faults):
+            raise CommandError(faults)
 
-    def source(
+    def rows(
         self, *, url: str | None, csv: str | None, table: str, dry_run: bool, **options: Any
-    ) -> tuple[Iterator[SourceRow], str]:
-        """Return the rows, and the name of their source for the ledger."""
+    ) -> Iterator[SourceRow]:
         if url is not None:
-            return table_rows(url, table), table
+            return table_rows(url, table)
         if csv is not None:
-            return csv_rows(csv), "CSV"
-        return old_table.rows(self.stderr.write, dry_run=dry_run), old_table.TABLE
+            return csv_rows(csv)
+        return old_table.rows(dry_run=dry_run, despite_sessions=options["despite_sessions"])

@@ -51,6 +51,12 @@ class EnvFile(NamedTuple):
     outranked: frozenset[str]  # the environment has another value, which counts
 
 
+def refuse_empty(name: str) -> None:
+    """Refuse a variable that the environment sets to nothing, such as NAME="$UNSET" in a shell."""
+    if name in ENV and not ENV[name].strip():
+        raise ImproperlyConfigured(f"{name} is empty in the environment: give it a value, or unset it.")
+
+
 def load_env_file(folder: Path) -> EnvFile | None:
     """Add the variables of `.env` to the environment. A variable that is there already stays, even if empty.
 

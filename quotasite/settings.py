@@ -23,10 +23,12 @@ from quotasite.environment import (
     env_url,
     load_env_file,
     looks_pooled,
+    refuse_empty,
 )
 from quotasite.observing import json_logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+refuse_empty("DATABASE_URL")  # with another database than is meant, all commands succeed
 ENV_FILE = load_env_file(BASE_DIR)  # first: all that follows reads the environment
 
 DEBUG = env_bool("DEBUG")

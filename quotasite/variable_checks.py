@@ -72,11 +72,12 @@ def _file_messages(file: EnvFile) -> Iterator[CheckMessage]:
             hint="Set each variable in one place only.",
             id="quotasite.W010",
         )
-    if unheard := {number for number in settings.SERVER_NUMBERS if _is_for_the_shell(number, file)}:
+    if unheard := {each for each in (*settings.SERVER_NUMBERS, "HOST") if _is_for_the_shell(each, file)}:
         yield Warning(
             f"{name} sets what the Procfile's line `web:` takes from the shell, which does not read that "
             f"file: {_listed(unheard)}.",
-            hint="Set it where the server is started: the unit's EnvironmentFile=, or `set -a; . ./.env`.",
+            hint=f"deploy/quotasite.service and compose.yaml pass {name} to it. If you start it by hand, "
+            "export these variables before.",
             id="quotasite.W011",
         )
     if file.path.stat().st_mode & 0o004:
@@ -88,7 +89,7 @@ def _file_messages(file: EnvFile) -> Iterator[CheckMessage]:
 
 
 def _is_for_the_shell(name: str, file: EnvFile) -> bool:
-    value, default = settings.SERVER_NUMBERS[name]
+    value, default = settings.SERVER_NUMBERS.get(name, (settings.HOST, "0.0.0.0"))  # noqa: S104
     return name in file.taken and bool(value != default)
 
 

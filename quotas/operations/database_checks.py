@@ -91,8 +91,8 @@ def _move_faults() -> Iterator[CheckMessage]:
     if old_table.is_kept() and (users := old_table.rows_left_behind()):
         yield Warning(
             f"Users of {old_table.KEPT_TABLE} who have no quota here, counted up to a thousand: {users}.",
-            hint="Run manage.py import_quotas --in-place again. If it leaves them out, correct those rows, or "
-            "drop that table.",
+            hint="Run manage.py import_quotas --in-place again. If it leaves them out, correct those rows, "
+            "or drop that table.",
             id="quotas.W010",
         )
 

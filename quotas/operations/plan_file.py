@@ -44,9 +44,9 @@ def _reset_policy(value: object) -> str:
 
 
 def _period(value: object) -> int:
-    seconds = seconds_in(value) if isinstance(value, str) else value
-    validate_period(seconds if type(seconds) is int else None)
-    return int(seconds)  # type: ignore[call-overload, no-any-return] # validated
+    seconds = seconds_in(value) if isinstance(value, str) else None
+    validate_period(seconds)
+    return seconds or 0  # validated
 
 
 def _timezone(value: object) -> str:

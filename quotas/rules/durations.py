@@ -17,10 +17,8 @@ def duration_in_words(seconds: int) -> str:
 
 
 def seconds_in(words: str) -> int | None:
-    """Return the seconds of a duration, or of digits alone, which are seconds; None if it is neither."""
+    """Return the seconds of a duration; None without a unit: is 24 a day, or 24 seconds?"""
     words = words.strip()
-    if re.fullmatch("[0-9]{1,9}", words):
-        return int(words)
     if not DURATION.fullmatch(words):
         return None
     return sum(int(count) * UNITS_OF_TIME[unit] for count, unit in PART.findall(words))

@@ -206,3 +206,14 @@ def test_the_variables_of_common_machines_are_no_misspelt_ones(monkeypatch: pyte
     """Even where none of ours is set."""
     monkeypatch.delenv("DATABASE_URL")
     assert [*misnamed(COMMON.split())] == []
+
+
+def test_an_empty_database_url_is_refused_because_the_default_is_another_database(tmp_path: Path) -> None:
+    """As DATABASE_URL="$DIRECT_URL" makes it in a shell that knows the variable only from the file."""
+    (tmp_path / ".env").write_text("DATABASE_URL=postgres://u:p@127.0.0.1:1/d\n")
+    for file in (str(tmp_path / ".env"), ""):
+        done = manage("migrate", ENV_FILE=file, DATABASE_URL="", SECRET_KEY="s" * 40)
+        assert done.returncode == 1
+        assert done.stderr == (
+            "manage.py: DATABASE_URL is empty in the environment: give it a value, or unset it.\n"
+        )

@@ -30,6 +30,7 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/bandit -q -c pyproject.toml -r manage.py quotasite quotas webhooks
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file clients/python/pyproject.toml
 	$(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check
 	$(BIN)/python manage.py spectacular --validate --fail-on-warn | diff docs/openapi.yaml -
@@ -41,7 +42,7 @@ hooks: .venv/.dev
 schema: .venv/.dev
 	$(BIN)/python manage.py spectacular --file docs/openapi.yaml
 
-# Needs node 20, npm and chromium: the client's types from the schema, then its tests.
+# Needs node 20, npm and chromium: TypeScript's types from the schema, then the clients' tests.
 clients: .venv/.test
 	cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund && npm run schema
 	$(BIN)/python -m pytest tests/clients --full

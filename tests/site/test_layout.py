@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 
 from tests import ROOT
 
+PYTHON_VERSION = "clients/python/src/quotasite_client/version.py"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -92,7 +93,9 @@ def test_the_version_is_the_same_everywhere() -> None:
     client = ROOT / "clients/typescript"
     package, locked = (json.loads((client / f"package{it}.json").read_text()) for it in ("", "-lock"))
     archives = re.findall(r"quotasite-client-([\d.]+)\.tgz", (ROOT / "clients/README.md").read_text())
-    shown = [released[0], package["version"], locked["version"], locked["packages"][""]["version"], *archives]
+    [python] = re.findall('^VERSION = "(.*?)"', (ROOT / PYTHON_VERSION).read_text(), re.MULTILINE)
+    of_npm = [package["version"], locked["version"], locked["packages"][""]["version"], *archives]
+    shown = [released[0], python, *of_npm]
     assert set(shown) == {version}
     assert len(archives) == 2
 

@@ -1,0 +1,60 @@
+"""Quotasite from Python. See the README: clients/python/README.md of the project."""
+
+from quotasite_client.answers import (
+    Actor,
+    Adjustment,
+    ChangedQuota,
+    Check,
+    Consumption,
+    Entry,
+    Explanation,
+    OwnEntry,
+    Page,
+    PublicPlan,
+    Quota,
+    Receipt,
+    Refund,
+    SimpleQuota,
+    Spend,
+    User,
+)
+from quotasite_client.client import AsyncQuotasite, AsyncQuotasiteUser, Quotasite, QuotasiteUser
+from quotasite_client.errors import (
+    AlreadyRefunded,
+    AlreadySpent,
+    QuotaError,
+    QuotaExhausted,
+    QuotaProblem,
+    QuotaUnreachable,
+)
+from quotasite_client.version import VERSION as __version__
+
+__all__ = [
+    "Actor",
+    "Adjustment",
+    "AlreadyRefunded",
+    "AlreadySpent",
+    "AsyncQuotasite",
+    "AsyncQuotasiteUser",
+    "ChangedQuota",
+    "Check",
+    "Consumption",
+    "Entry",
+    "Explanation",
+    "OwnEntry",
+    "Page",
+    "PublicPlan",
+    "Quota",
+    "QuotaError",
+    "QuotaExhausted",
+    "QuotaProblem",
+    "QuotaUnreachable",
+    "Quotasite",
+    "QuotasiteUser",
+    "Receipt",
+    "Refund",
+    "SimpleQuota",
+    "Spend",
+    "User",
+    "__version__",
+]

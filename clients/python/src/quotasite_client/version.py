@@ -1,0 +1,1 @@
+VERSION = "0.1.0"  # of the service that it is made for

@@ -9,6 +9,8 @@ import pytest
 
 from quotasite_client import (
     AsyncQuotasite,
+    QuotaError,
+    QuotaProblem,
     Quotasite,
     QuotasiteUser,
     QuotaUnreachable,
@@ -16,6 +18,7 @@ from quotasite_client import (
     calls,
     retries,
 )
+from quotasite_client.errors import answer_to
 from quotasite_client.retries import Fetch, Pause, Token
 from tests.clients.schema import SCHEMA
 
@@ -168,6 +171,47 @@ def test_a_retry_after_of_up_to_five_seconds_is_waited_for(retry_after: str, att
 )
 def test_only_a_request_that_was_sent_leaves_something_unknown(error: Exception, is_unknown: bool) -> None:
     assert take(error, error, error)[-1].outcome_unknown is is_unknown
+
+
+# What an app answers to its own client
+
+
+def problem(status: int, code: str, **members: Any) -> QuotaProblem:
+    return QuotaProblem.of({"status": status, "code": code, "detail": "A sentence.", **members})
+
+
+def test_what_is_about_the_user_is_passed_on() -> None:
+    error = problem(422, "cost_exceeds_limit", title="Unprocessable Content")
+    status, headers, body = answer_to(error)
+    assert (status, headers, body) == (422, {}, error.problem)
+
+
+@pytest.mark.parametrize("error", [QuotaUnreachable("No answer."), problem(503, "database_unavailable")])
+def test_a_service_that_is_away_is_a_503_with_a_retry_after(error: QuotaError) -> None:
+    status, headers, body = answer_to(error)
+    assert (status, headers, body["status"], body["code"]) == (
+        503,
+        {"Retry-After": "1"},
+        503,
+        "quota_unavailable",
+    )
+    error.retry_after = 7
+    assert answer_to(error).headers == {"Retry-After": "7"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        problem(401, "key_unknown"),
+        problem(403, "scope_missing"),
+        problem(422, "unknown_action"),
+        QuotaError(),
+    ],
+)
+def test_what_the_app_must_mend_stays_an_error(error: QuotaError) -> None:
+    with pytest.raises(QuotaError) as caught:
+        answer_to(error)
+    assert caught.value is error
 
 
 # The schema

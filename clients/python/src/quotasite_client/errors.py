@@ -1,8 +1,8 @@
-"""What a call raises if it does not succeed."""
+"""What a call raises if it does not succeed, and what an app answers to its own client then."""
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from quotasite_client.answers import Consumption, instant
 
@@ -69,3 +69,39 @@ class AlreadyRefunded(AlreadySpent):
     """The work of this key failed before, and its units were given back: a new attempt needs a new key."""
 
     code: str = "already_refunded"
+
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+class ProblemAnswer(NamedTuple):
+    """The answer of an app to its own client, of the type PROBLEM_TYPE."""
+
+    status: int
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+# The others are mistakes of the app, such as an unknown service key: its users can do nothing about them.
+ABOUT_THE_USER = ("quota_exhausted", "cost_exceeds_limit", "idempotency_key_reused", "user_deleted")
+
+
+def answer_to(error: QuotaError) -> ProblemAnswer:
+    """Return what to answer to the app's own client: a 409, 410, 422, 429 or 503.
+
+    Raises the error again if the app must be mended.
+    """
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+    if isinstance(error, QuotaProblem) and error.code in ABOUT_THE_USER:
+        return ProblemAnswer(error.status, headers, dict(error.problem))
+    if isinstance(error, AlreadySpent):
+        return ProblemAnswer(409, headers, _problem(409, "Conflict", error.code, str(error)))
+    if isinstance(error, QuotaUnreachable) or (isinstance(error, QuotaProblem) and error.status >= 500):
+        sentence = "The quota service is not available: try again in a moment."
+        body = _problem(503, "Service Unavailable", "quota_unavailable", sentence)
+        return ProblemAnswer(503, {"Retry-After": "1", **headers}, body)
+    raise error
+
+
+def _problem(status: int, title: str, code: str, detail: str) -> dict[str, Any]:
+    return {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}

@@ -101,7 +101,8 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_links_between_the_pages_hold() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("clients/*.md")]:
+    clients = [*ROOT.glob("clients/*.md"), *ROOT.glob("clients/python/*.md")]
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *clients]:
         for target, _, section in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text()):
             path = page.parent / target if target else page
             assert path.exists(), f"{page.name} links to {target}"

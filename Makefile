@@ -42,10 +42,10 @@ hooks: .venv/.dev
 schema: .venv/.dev
 	$(BIN)/python manage.py spectacular --file docs/openapi.yaml
 
-# Needs node 20, npm and chromium: TypeScript's types from the schema, Python's wheel, then the tests of both.
+# Needs node 20, npm and chromium: TypeScript's types from the schema and its archive, Python's wheel, then the tests of both.
 clients: .venv/.test
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir clients/python/dist ./clients/python
-	cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund && npm run schema
+	cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund && npm run schema && npm pack
 	$(BIN)/python -m pytest tests/clients --full
 
 # Needs chromium and chromedriver.

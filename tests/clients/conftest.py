@@ -40,8 +40,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(package: Path) -> Path:
-    npm("run", "build", cwd=package)
+def packed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive that an app installs; packing builds the client."""
+    folder = tmp_path_factory.mktemp("packed")
+    npm("pack", "--pack-destination", folder, cwd=package)
+    return next(folder.glob("*.tgz"))
+
+
+@pytest.fixture(scope="session")
+def built(package: Path, packed: Path) -> Path:
     return package
 
 

@@ -45,11 +45,10 @@ def install(*arguments: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def app(name: str, built: Path, folder: Path) -> Path:
-    """Copy the app of that name into the folder, with its locked packages and the built client."""
+def app(name: str, packed: Path, folder: Path) -> Path:
+    """Copy the app of that name into the folder, with its locked packages and the packed client."""
     copy = shutil.copytree(APPS / name, folder / name, ignore=shutil.ignore_patterns("node_modules", ".next"))
     install("ci", cwd=copy)
-    packed = copy / "node_modules/quotasite-client"
-    shutil.copytree(built / "dist", packed / "dist")
-    shutil.copy(built / "package.json", packed)
+    shutil.unpack_archive(packed, copy / "node_modules")
+    (copy / "node_modules/package").rename(copy / "node_modules/quotasite-client")
     return copy

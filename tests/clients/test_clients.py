@@ -15,37 +15,25 @@ import pytest
 
 from quotas.models import ChallengeQuota, ServiceKey
 from tests import ROOT
-from tests.clients.npm import APPS, CLIENT, install, npm, run
+from tests.clients.npm import APPS, CLIENT, app, install, npm, run
 from tests.tools import keys
 from tests.tools.ledger import assert_sound
 from tests.tools.site import served, url_of_the_test_database
 
 LOCKS = [CLIENT / "package-lock.json", *sorted(APPS.glob("*/package-lock.json"))]
 CONSUMER = {  # the strictest settings that an app may have
-    "compilerOptions": {
-        "target": "ES2022",
-        "module": "ESNext",
-        "moduleResolution": "bundler",
-        "jsx": "react-jsx",
-        "lib": ["ES2022", "DOM"],
-        "types": ["node"],
-        "strict": True,
-        "noUncheckedIndexedAccess": True,
-        "exactOptionalPropertyTypes": True,
-        "skipLibCheck": False,
-        "noEmit": True,
-    }
+    "target": "ES2022",
+    "module": "ESNext",
+    "moduleResolution": "bundler",
+    "jsx": "react-jsx",
+    "lib": ["ES2022", "DOM"],
+    "types": ["node"],
+    "strict": True,
+    "noUncheckedIndexedAccess": True,
+    "exactOptionalPropertyTypes": True,
+    "skipLibCheck": False,
+    "noEmit": True,
 }
-CLERK = """declare module "@clerk/react" {
-  // Clerk's types of the two members that the README uses.
-  export function useAuth(): {
-    getToken: (options?: {
-      template?: string; organizationId?: string; leewayInSeconds?: number; skipCache?: boolean;
-    }) => Promise<string | null>;
-    userId: string | null | undefined;
-  };
-}
-"""
 
 
 @pytest.mark.once
@@ -68,22 +56,50 @@ def test_the_client_keeps_to_its_types(package: Path) -> None:
     npm("run", "check", cwd=package)
 
 
-@pytest.mark.full
-def test_what_the_readme_shows_compiles_in_an_app(built: Path, tmp_path: Path) -> None:
-    npm("pack", "--ignore-scripts", "--pack-destination", tmp_path, cwd=built)
-    packed = next(tmp_path.glob("*.tgz"))
-    shutil.unpack_archive(packed, tmp_path / "node_modules")
-    (tmp_path / "node_modules/package").rename(tmp_path / "node_modules/quotasite-client")
-    for name in ("@types", "csstype", "undici-types", "react"):
-        (tmp_path / "node_modules" / name).symlink_to(built / "node_modules" / name)
+@pytest.fixture(scope="module")
+def readme_app(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An app of the README's blocks, with the packed client and Clerk's own types."""
+    folder = app("types", packed, tmp_path_factory.mktemp("types"))
     blocks = re.findall(r"```(tsx?)\n(.*?)```", (ROOT / "clients/README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 3
-    for number, (extension, block) in enumerate(blocks):
-        (tmp_path / f"block{number}.{extension}").write_text(f"{block}\nexport {{}};\n")
-    (tmp_path / "clerk.d.ts").write_text(CLERK)
-    (tmp_path / "tsconfig.json").write_text(json.dumps(CONSUMER))
-    done = run(built / "node_modules/.bin/tsc", "-p", tmp_path, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout
+    for (extension, block), name in zip(blocks, ("component", "browser", "server"), strict=True):
+        (folder / f"{name}.{extension}").write_text(block)
+    return folder
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("react", ["react", "react-18"])
+@pytest.mark.parametrize("typescript", ["typescript", "typescript-5"])
+def test_what_the_readme_shows_compiles_in_an_app(readme_app: Path, typescript: str, react: str) -> None:
+    types = f"./node_modules/@types/{react}"
+    paths = {"react": [types], "react/jsx-runtime": [f"{types}/jsx-runtime"]}
+    settings = {"compilerOptions": CONSUMER | {"paths": paths}, "include": ["*.ts", "*.tsx"]}
+    (readme_app / "tsconfig.json").write_text(json.dumps(settings))
+    done = run(readme_app / "node_modules" / typescript / "bin/tsc", cwd=readme_app)
+    errors = [line for line in done.stdout.splitlines() if "error TS" in line]
+    # Clerk's own types do not compile under the strictest settings.
+    assert not [error for error in errors if not error.startswith("node_modules/@clerk/")]
+
+
+@pytest.mark.full
+def test_a_team_installs_the_packed_client_from_its_repository(packed: Path, tmp_path: Path) -> None:
+    app, clone = tmp_path / "app", tmp_path / "clone"
+    (app / "vendor").mkdir(parents=True)
+    shutil.copy(packed, app / "vendor")
+    (app / "package.json").write_text('{"private": true, "type": "module"}')
+    archive = f"vendor/{packed.name}"
+    reported = npm("install", f"./{archive}", "--offline", "--no-audit", "--no-fund", cwd=app)
+    assert not reported  # such as a warning about scripts
+    assert json.loads((app / "package.json").read_text())["dependencies"] == {
+        "quotasite-client": f"file:{archive}"
+    }
+    assert json.loads((app / "package-lock.json").read_text())["packages"]["node_modules/quotasite-client"][
+        "integrity"
+    ]
+
+    shutil.copytree(app, clone, ignore=shutil.ignore_patterns("node_modules"))
+    npm("ci", "--offline", "--no-audit", "--no-fund", cwd=clone)
+    code = 'import { createQuotaClient } from "quotasite-client"; console.log(typeof createQuotaClient);'
+    assert run("node", "--input-type=module", "--eval", code, cwd=clone).stdout == "function\n"
 
 
 @pytest.mark.full

@@ -89,8 +89,8 @@ def accepts(port: int) -> bool:
 
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
-def test_the_client_works_in_cloudflare_s_workerd(built: Path, tmp_path: Path) -> None:
-    folder = app("workers", built, tmp_path)
+def test_the_client_works_in_cloudflare_s_workerd(packed: Path, tmp_path: Path) -> None:
+    folder = app("workers", packed, tmp_path)
     with (
         served(url_of_the_test_database(), workers=1) as port,
         files(tmp_path) as site,
@@ -109,9 +109,9 @@ def test_the_client_works_in_cloudflare_s_workerd(built: Path, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def pages(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pages(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the page that uses the hook, once for each version of React."""
-    folder = app("browser", built, tmp_path_factory.mktemp("browser"))
+    folder = app("browser", packed, tmp_path_factory.mktemp("browser"))
     for version in ("18", "19"):
         old = ["--alias:react=react-18", "--alias:react-dom=react-dom-18"] if version == "18" else []
         bundle = ["--bundle", "--format=esm", "--jsx=automatic", f"--outfile={version}.js", *old]
@@ -197,8 +197,8 @@ class TestInChromium:
         assert moved == "QuotaUnreachable: The quota service could not be reached: the response redirects."
 
 
-def test_an_app_of_next_builds_and_prerenders(built: Path, tmp_path: Path) -> None:
-    folder = app("next", built, tmp_path)
+def test_an_app_of_next_builds_and_prerenders(packed: Path, tmp_path: Path) -> None:
+    folder = app("next", packed, tmp_path)
     done = run("node_modules/.bin/next", "build", cwd=folder, NEXT_TELEMETRY_DISABLED="1")
     assert done.returncode == 0, done.stdout + done.stderr
     prerendered = (folder / ".next/server/app/index.html").read_text()

@@ -97,7 +97,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     of_npm = [package["version"], locked["version"], locked["packages"][""]["version"], *archives]
     shown = [released[0], python, *of_npm]
     assert set(shown) == {version}
-    assert len(archives) == 2
+    assert len(archives) == 4
 
 
 def test_the_links_between_the_pages_hold() -> None:

@@ -81,6 +81,32 @@ def test_what_the_readme_shows_compiles_in_an_app(readme_app: Path, typescript: 
 
 
 @pytest.mark.full
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+def test_the_server_of_the_readme_does_no_work_for_a_replay(readme_app: Path) -> None:
+    compiler = readme_app / "node_modules/typescript/bin/tsc"
+    emitted = ("server.ts", "--ignoreConfig", "--module", "nodenext", "--target", "es2022", "--types", "node")
+    made = run(compiler, *emitted, cwd=readme_app)
+    assert made.returncode == 0, made.stdout
+    _, key = ServiceKey.make("the README's server", ["read", "consume", "refund"])
+    with served(url_of_the_test_database(), workers=1) as port:
+        site = {
+            "SITE": f"http://127.0.0.1:{port}",
+            "SERVICE_KEY": key,
+            "QUOTASITE_KEY": key,
+            "USER_ID": "user_r",
+        }
+        done = run("node", "attempts.mjs", cwd=readme_app, **site)
+    assert done.returncode == 0, done.stderr
+    saw, works, left = json.loads(done.stdout)
+    repeated = "This attempt was made before: its work is not done twice."
+    refunded = "This attempt failed and was refunded: start a new one."
+    known = re.search("^ +refunded:$", (ROOT / "docs/openapi.yaml").read_text(), re.MULTILINE)
+    assert saw == ["work 1", repeated, "no model", refunded if known else repeated, "work 2"]
+    assert (works, left) == (2, 16)
+
+
+@pytest.mark.full
 def test_a_team_installs_the_packed_client_from_its_repository(packed: Path, tmp_path: Path) -> None:
     app, clone = tmp_path / "app", tmp_path / "clone"
     (app / "vendor").mkdir(parents=True)
@@ -119,7 +145,9 @@ def test_the_client_and_the_hook_work_with_a_running_server(built: Path, react: 
             QUOTASITE_URL=f"http://127.0.0.1:{port}",
             TOKENS_URL=tokens_url,
             SERVICE_KEY=key,
+            OPENAPI=str(ROOT / "docs/openapi.yaml"),
         )
+    print(*re.findall(r"^ok .* # SKIP .*$", done.stdout, re.MULTILINE), sep="\n")
     assert done.returncode == 0, done.stdout + done.stderr
     for user_id in ChallengeQuota.objects.values_list("user_id", flat=True):
         assert_sound(user_id)

@@ -1,7 +1,7 @@
 /** One request of the schema: typed, with the token, and retried where that is safe. */
 
 import { QuotaError, QuotaExhausted, QuotaProblem, QuotaUnreachable } from "./errors.js";
-import type { components, paths } from "./schema.js";
+import type { components, paths } from "./additions.js";
 
 /** Clerk's `getToken`, or a function like it: it returns null if no user is signed in. */
 export type GetToken = (options?: { skipCache?: boolean }) => Promise<string | null>;
@@ -20,16 +20,30 @@ type Json<T> = T extends { content: { "application/json": infer Body } } ? Body 
 type PathWith<M extends Method> = {
   [P in keyof paths]: paths[P][M] extends { responses: unknown } ? P : never;
 }[keyof paths];
-type Answer<Operation> = Operation extends { responses: infer Responses }
-  ? Json<Responses[keyof Responses & (200 | 201)]>
+type Success<Operation> = Operation extends { responses: infer Responses }
+  ? Responses[keyof Responses & (200 | 201)]
   : never;
+type Replayable = { headers: { "Idempotent-Replayed": unknown } };
+/** `More` for a write: it has a key, and its answer may be a replay. */
+type IfWrite<Operation, More> = Success<Operation> extends Replayable ? More : unknown;
+type Answer<Operation> = Json<Success<Operation>> & IfWrite<Operation, Replay>;
 type Parts<Operation> = (Operation extends { parameters: { path: infer Path } } ? { path: Path } : unknown) &
   (Operation extends { parameters: { query?: infer Query } } ? { query?: Query } : unknown) &
-  (Operation extends { requestBody: infer Body } ? { body: Json<Body>; key: string } : unknown);
+  (Operation extends { requestBody: infer Body } ? { body: Json<Body> } : unknown) &
+  IfWrite<Operation, { key: string }>;
+
+/** What the answer to a write has besides its body. */
+export interface Replay {
+  /**
+   * Whether this key was carried out before: by an earlier call, or by an attempt of this call whose response was
+   * lost. The answer is then the first one again, with the balance of that time.
+   */
+  replayed: boolean;
+}
 
 interface AnyParts {
   path?: Record<string, string>;
-  query?: Record<string, string | number | undefined>;
+  query?: Record<string, string | number | boolean | undefined>;
   body?: unknown;
   key?: string;
 }
@@ -68,7 +82,7 @@ export function connect(site: Site, getToken: GetToken) {
       answer = await doFetch(url, request);
       if (isRedirect(answer)) throw elsewhere("redirects", answer, parts.key);
       const body: unknown = await answer.json();
-      if (answer.ok) return body;
+      if (answer.ok) return parts.key ? { ...(body as object), ...replay(answer) } : body;
       throw refusal(answer, body, parts.key);
     } catch (cause) {
       if (cause instanceof QuotaError) throw cause;
@@ -129,7 +143,7 @@ export function connect(site: Site, getToken: GetToken) {
     } catch (error) {
       if (error instanceof QuotaError) {
         // A 429 is a decision: with a key that was carried out it would be the first response again.
-        error.outcome_unknown = order.isSent && method !== "get" && !(error instanceof QuotaExhausted);
+        error.outcome_unknown = order.isSent && "key" in given && !(error instanceof QuotaExhausted);
       }
       throw error;
     }
@@ -174,6 +188,10 @@ function requestOf({ method, parts }: Order, token: string | null): RequestInit 
     credentials: "omit",
     redirect: "manual", // Cloudflare Workers do not have "error"
   };
+}
+
+function replay({ headers }: Response): Replay {
+  return { replayed: headers.get("Idempotent-Replayed") === "true" };
 }
 
 /** In a browser a redirect that is not followed has the status 0. */

@@ -9,7 +9,7 @@ import {
   QuotaProblem,
   QuotaUnreachable,
 } from "quotasite-client";
-import { SITE, mint, newUser, proxy, serviceKey, signedIn, unavailable } from "./site.mjs";
+import { SITE, lacks, mint, newUser, proxy, serviceKey, signedIn, unavailable } from "./site.mjs";
 
 const service = createServiceClient({ baseUrl: SITE, serviceKey });
 
@@ -45,12 +45,25 @@ test("a spend without an order costs 1, and each call is a spend", async () => {
   assert.deepEqual(await spent(user), [1, 1]);
 });
 
-test("the same key again is the same consumption", async () => {
+test("the same key again is the same consumption, and a replay", async () => {
   const user = newUser();
   const client = clientOf(user);
   const [first, again] = [await client.consume({}, { key: "k-1" }), await client.consume({}, { key: "k-1" })];
   assert.equal(again.id, first.id);
+  assert.deepEqual([first.replayed, again.replayed], [false, true]);
   assert.deepEqual(await spent(user), [1]);
+});
+
+test("a lost response makes a replay of a spend with a key from outside, which may have been worked for", async (t) => {
+  const { baseUrl } = await proxy(t, ["cut"]);
+  const spends = createServiceClient({ baseUrl, serviceKey });
+  assert.equal((await spends.consume(newUser(), { cost: 3 }, { key: "c-1" })).replayed, true);
+});
+
+test("a lost response makes no replay of a spend with a new key, which nothing else can have used", async (t) => {
+  const { baseUrl, seen } = await proxy(t, ["cut"]);
+  const { replayed, quota } = await clientOf(newUser(), { baseUrl }).consume({ cost: 3 });
+  assert.deepEqual([replayed, quota.quota_remaining, seen.length], [false, 17, 2]);
 });
 
 test("the history comes in pages", async () => {
@@ -287,6 +300,65 @@ test("a user id with marks in it stays as it is", async () => {
 test("a user id cannot lead to another address", async () => {
   const error = await service.quota("me/quota?").catch((error) => error);
   assert.deepEqual([error.status, error.code], [404, "not_found"]);
+});
+
+test("a consumption says what refunds gave back, in a replay too", lacks("refunded"), async () => {
+  const user = newUser();
+  const spend = () => service.consume(user, { cost: 5 }, { key: "c-1" });
+  const first = await spend();
+  await service.refund(user, first.id, { amount: 2, reason: "timeout" }, { key: "r-1" });
+  const again = await spend();
+  assert.deepEqual([first.refunded, again.refunded, again.replayed], [0, 2, true]);
+});
+
+test("a server reads a consumption", lacks("/api/v1/users/{user_id}/consumptions/{consumption_id}"), async () => {
+  const user = newUser();
+  const { id } = await service.consume(user, { cost: 5 }, { key: "c-1" });
+  await service.refund(user, id, { reason: "timeout" }, { key: "r-1" });
+  const found = await service.consumption(user, id);
+  assert.deepEqual([found.id, found.cost, found.refunded, "replayed" in found], [id, 5, 5, false]);
+  const error = await service.consumption(newUser(), id).catch((error) => error);
+  assert.equal(error.code, "consumption_not_found");
+});
+
+test("a user checks what a spend would meet, and spends nothing", lacks("/api/v1/quota/check"), async () => {
+  const user = newUser();
+  const client = clientOf(user);
+  await client.consume({ cost: 18 });
+  const { allowed, cost, remaining_after, code } = await client.check({ cost: 2 });
+  assert.deepEqual([allowed, cost, remaining_after, code], [true, 2, 0, null]);
+  const refused = await client.check({ cost: 3 });
+  assert.deepEqual([refused.allowed, refused.remaining_after, refused.code], [false, null, "quota_exhausted"]);
+  assert.equal(refused.resets_at, (await client.quota()).resets_at);
+  assert.equal((await client.check()).cost, 1);
+  assert.deepEqual(await spent(user), [18]);
+});
+
+const SERVER_CHECK = lacks("/api/v1/users/{user_id}/check");
+test("a server checks for a user; a lost response leaves nothing unknown", SERVER_CHECK, async (t) => {
+  const { baseUrl, seen } = await proxy(t, ["cut", "cut", "cut"]);
+  const error = await createServiceClient({ baseUrl, serviceKey }).check("user_1").catch((error) => error);
+  assert.deepEqual([error.name, error.outcome_unknown, seen.length], ["QuotaUnreachable", false, 3]);
+  const { allowed, code } = await service.check(newUser(), { cost: 21 });
+  assert.deepEqual([allowed, code], [false, "cost_exceeds_limit"]);
+});
+
+test("a server lists users in pages", lacks("/api/v1/users"), async () => {
+  const [first, second] = [newUser(), newUser()];
+  for (const user of [first, second]) await service.consume(user, { cost: 20 }, { key: "c-1" });
+  const found = [];
+  for (let cursor; cursor !== null; ) {
+    const page = await service.users({ exhausted: true, limit: 1, cursor });
+    found.push(...page.users);
+    cursor = page.next_cursor;
+  }
+  assert.ok(found.every(({ quota_remaining }) => quota_remaining === 0));
+  const ids = found.map(({ user_id }) => user_id);
+  assert.deepEqual([ids.includes(first), ids.includes(second)], [true, true]);
+});
+
+test("an explanation has a sentence", lacks("sentence"), async () => {
+  assert.match((await service.explain(newUser())).sentence, /20 units/);
 });
 
 function freePort() {

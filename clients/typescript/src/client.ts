@@ -1,6 +1,6 @@
 /** Quotasite's API, version 1: a client for the signed-in user, and one for servers with a service key. */
 
-import { connect, newKey, type GetToken, type Replay, type Site } from "./connection.js";
+import { connect, newKey, required, type GetToken, type Replay, type Site } from "./connection.js";
 import type { components, paths } from "./additions.js";
 
 export { QuotaError, QuotaExhausted, QuotaProblem, QuotaUnreachable } from "./errors.js";
@@ -23,6 +23,8 @@ export interface Page {
 export interface Keyed {
   key: string;
 }
+
+const SERVICE_KEY = "one that manage.py create_service_key made, or the admin";
 
 export type QuotaClient = ReturnType<typeof createQuotaClient>;
 export type ServiceClient = ReturnType<typeof createServiceClient>;
@@ -51,11 +53,11 @@ export function createQuotaClient({ getToken, ...site }: Site & { getToken: GetT
  * Each write needs a key, `{ key }`; a consumption that is `replayed` was spent, and perhaps worked for, before.
  */
 export function createServiceClient({ serviceKey, ...site }: Site & { serviceKey: string }) {
-  const send = connect(site, () => Promise.resolve(serviceKey));
+  const send = connect(site, async () => required("serviceKey", serviceKey, SERVICE_KEY));
   return {
     quota: (user_id: string) => send("get", "/api/v1/users/{user_id}/quota", { path: { user_id } }),
     consume: (user_id: string, body: ConsumeRequest, keyed: Keyed) =>
-      send("post", "/api/v1/users/{user_id}/consume", { path: { user_id }, body, key: keyed.key }),
+      send("post", "/api/v1/users/{user_id}/consume", { path: { user_id }, body, key: keyed?.key }),
     /** What a spend would meet now; it spends nothing. */
     check: (user_id: string, body: CheckRequest = {}) =>
       send("post", "/api/v1/users/{user_id}/check", { path: { user_id }, body }),
@@ -65,14 +67,14 @@ export function createServiceClient({ serviceKey, ...site }: Site & { serviceKey
       send("post", "/api/v1/users/{user_id}/consumptions/{consumption_id}/refund", {
         path: { user_id, consumption_id },
         body,
-        key: keyed.key,
+        key: keyed?.key,
       }),
     adjust: (user_id: string, body: Schemas["AdjustRequest"], keyed: Keyed) =>
-      send("post", "/api/v1/users/{user_id}/adjust", { path: { user_id }, body, key: keyed.key }),
+      send("post", "/api/v1/users/{user_id}/adjust", { path: { user_id }, body, key: keyed?.key }),
     reset: (user_id: string, body: Schemas["ResetRequest"], keyed: Keyed) =>
-      send("post", "/api/v1/users/{user_id}/reset", { path: { user_id }, body, key: keyed.key }),
+      send("post", "/api/v1/users/{user_id}/reset", { path: { user_id }, body, key: keyed?.key }),
     changePlan: (user_id: string, body: Schemas["ChangePlanRequest"], keyed: Keyed) =>
-      send("put", "/api/v1/users/{user_id}/plan", { path: { user_id }, body, key: keyed.key }),
+      send("put", "/api/v1/users/{user_id}/plan", { path: { user_id }, body, key: keyed?.key }),
     history: (user_id: string, page: Page = {}) =>
       send("get", "/api/v1/users/{user_id}/history", { path: { user_id }, query: page }),
     explain: (user_id: string, query: { at?: string; cost?: number } = {}) =>

@@ -59,6 +59,13 @@ const PAUSES = [300, 1_200]; // milliseconds before the second attempt and the t
 const MAX_PAUSE = 5_000; // milliseconds; users wait no longer, so a longer Retry-After is thrown at once
 const TIMEOUT = 15_000;
 const MAX_TIMER = 2 ** 31 - 1; // milliseconds; setTimeout acts at once if it gets more
+const SIGNED_OUT = {
+  type: "about:blank",
+  title: "Unauthorized",
+  status: 401,
+  code: "token_missing",
+  detail: "You are signed out: sign in to use your quota.",
+} as const;
 
 export type Send = ReturnType<typeof connect>;
 
@@ -71,7 +78,7 @@ export type Send = ReturnType<typeof connect>;
 export function connect(site: Site, getToken: GetToken) {
   const doFetch: typeof fetch = site.fetch ?? ((...request) => globalThis.fetch(...request));
 
-  async function attempt(order: Order, token: string | null): Promise<unknown> {
+  async function attempt(order: Order, token: string): Promise<unknown> {
     const { url, parts } = order;
     const giveUp = new AbortController(); // React Native has no AbortSignal.timeout
     const request = { ...requestOf(order, token), signal: giveUp.signal };
@@ -97,7 +104,7 @@ export function connect(site: Site, getToken: GetToken) {
     }
   }
 
-  async function persist(order: Order, token: string | null): Promise<unknown> {
+  async function persist(order: Order, token: string): Promise<unknown> {
     for (let retries = 0; ; retries += 1) {
       try {
         return await attempt(order, token);
@@ -111,12 +118,15 @@ export function connect(site: Site, getToken: GetToken) {
     }
   }
 
-  async function tokenFor(key: string | undefined, options?: { skipCache: true }): Promise<string | null> {
+  async function tokenFor(key: string | undefined, options?: { skipCache: true }): Promise<string> {
     try {
-      return await getToken(options);
+      const token = await getToken(options);
+      if (token) return token;
     } catch (cause) {
+      if (cause instanceof QuotaError) throw cause;
       throw new QuotaUnreachable("The session token could not be fetched.", key, { cause });
     }
+    throw new QuotaProblem(SIGNED_OUT, new Headers(), key);
   }
 
   async function withToken(order: Order): Promise<unknown> {
@@ -126,7 +136,7 @@ export function connect(site: Site, getToken: GetToken) {
     } catch (error) {
       if (!(error instanceof QuotaProblem && error.status === 401)) throw error;
       const fresh = await tokenFor(order.parts.key, { skipCache: true });
-      if (!fresh || fresh === token) throw error;
+      if (fresh === token) throw error;
       return persist(order, fresh);
     }
   }
@@ -137,6 +147,7 @@ export function connect(site: Site, getToken: GetToken) {
     parts: Parts<paths[P][M]>,
   ): Promise<Answer<paths[P][M]>> => {
     const given = parts as AnyParts;
+    if ("key" in given) required("{ key }", given.key, "the id of this action, the same for each retry of it");
     const order: Order = { method, url: address(site.baseUrl, path, given), parts: given, isSent: false };
     try {
       return (await withToken(order)) as Answer<paths[P][M]>;
@@ -168,17 +179,25 @@ export function later(milliseconds: number, act: () => void): () => void {
   return () => clearTimeout(timer);
 }
 
+/** Return the value of an argument; if it is missing, throw a QuotaError that says what to pass. */
+export function required(name: string, value: string | undefined, what: string): string {
+  if (typeof value === "string" && value) return value;
+  throw new QuotaError(`The argument ${name} is missing or empty. Pass ${what}.`);
+}
+
 function address(baseUrl: string, path: string, { path: names = {}, query = {} }: AnyParts): string {
-  const named = path.replace(/\{(\w+)\}/g, (_, name: string) => encodeURIComponent(names[name] ?? ""));
+  const site = required("baseUrl", baseUrl, "the address of the service, such as https://quota.example.com");
+  const named = path.replace(/\{(\w+)\}/g, (_, name: string) =>
+    encodeURIComponent(required(name, names[name], "an id as the service knows it")),
+  );
   const parameters = Object.entries(query).flatMap(([name, value]) =>
     value === undefined ? [] : [`${name}=${encodeURIComponent(value)}`],
   );
-  return baseUrl.replace(/\/+$/, "") + named + (parameters.length ? `?${parameters.join("&")}` : "");
+  return site.replace(/\/+$/, "") + named + (parameters.length ? `?${parameters.join("&")}` : "");
 }
 
-function requestOf({ method, parts }: Order, token: string | null): RequestInit {
-  const headers: Record<string, string> = { Accept: "application/json" };
-  if (token) headers["Authorization"] = `Bearer ${token}`;
+function requestOf({ method, parts }: Order, token: string): RequestInit {
+  const headers: Record<string, string> = { Accept: "application/json", Authorization: `Bearer ${token}` };
   if (parts.key) headers["Idempotency-Key"] = parts.key;
   if (parts.body !== undefined) headers["Content-Type"] = "application/json";
   return {

@@ -122,19 +122,22 @@ test("a fresh token that is refused too is the end", async (t) => {
   assert.deepEqual([error.status, error.code, seen.length], [401, "token_expired", 2]);
 });
 
-test("a user who has signed out meanwhile is told of the first refusal", async (t) => {
+const SIGNED_OUT = [401, "token_missing", "You are signed out: sign in to use your quota."];
+
+test("a user who has signed out meanwhile is asked to sign in", async (t) => {
   const user = newUser();
   const { baseUrl, seen } = await proxy(t);
   const getToken = async ({ skipCache } = {}) => (skipCache ? null : mint(user, { exp: -60 }));
   const error = await createQuotaClient({ baseUrl, getToken }).quota().catch((error) => error);
-  assert.deepEqual([error.code, seen.length], ["token_expired", 1]);
+  assert.deepEqual([error.status, error.code, error.message, seen.length], [...SIGNED_OUT, 1]);
 });
 
-test("nobody signed in is a 401 that is not sent again", async (t) => {
+test("nobody signed in is asked to sign in, without a request", async (t) => {
   const { baseUrl, seen } = await proxy(t);
   const client = createQuotaClient({ baseUrl, getToken: async () => null });
   const error = await client.quota().catch((error) => error);
-  assert.deepEqual([error.status, error.code, seen.length], [401, "token_missing", 1]);
+  assert.ok(error instanceof QuotaProblem);
+  assert.deepEqual([error.status, error.code, error.message, seen.length], [...SIGNED_OUT, 0]);
 });
 
 test("a token that cannot be had is told as such", async () => {
@@ -236,13 +239,13 @@ test("what a lost answer leaves unknown is said, until an answer decides it", as
   assert.equal(await outcome([], (client) => client.consume({ cost: 21 })), false);
 });
 
-test("a spend that was lost and then refused a token stays unknown", async (t) => {
+test("a spend that was lost before the user signed out stays unknown", async (t) => {
   const user = newUser();
   const { baseUrl } = await proxy(t, ["cut"]);
   let asked = 0;
   const getToken = async () => ((asked += 1) === 1 ? mint(user, { exp: -60 }) : null);
   const error = await createQuotaClient({ baseUrl, getToken }).consume().catch((error) => error);
-  assert.deepEqual([error.code, error.outcome_unknown], ["token_expired", true]);
+  assert.deepEqual([error.code, error.outcome_unknown], ["token_missing", true]);
 });
 
 test("a long Retry-After of a proxy is reported at once too", async (t) => {
@@ -300,6 +303,50 @@ test("a user id with marks in it stays as it is", async () => {
 test("a user id cannot lead to another address", async () => {
   const error = await service.quota("me/quota?").catch((error) => error);
   assert.deepEqual([error.status, error.code], [404, "not_found"]);
+});
+
+const missing = (call) => call.then(
+  () => "sent",
+  (error) => (error.name === "QuotaError" ? error.message : error),
+);
+
+test("a write without a key is refused before it is sent, with what to pass", async (t) => {
+  const { baseUrl, seen } = await proxy(t);
+  const quotas = createServiceClient({ baseUrl, serviceKey });
+  const message =
+    "The argument { key } is missing or empty. Pass the id of this action, the same for each retry of it.";
+  const calls = [
+    quotas.consume("user_1", {}),
+    quotas.consume("user_1", {}, {}),
+    quotas.consume("user_1", {}, "c-1"),
+    quotas.refund("user_1", "c", {}, { key: "" }),
+    quotas.adjust("user_1", { delta: 1, reason: "sorry" }),
+    quotas.reset("user_1", { reason: "sorry" }),
+    quotas.changePlan("user_1", { plan: "free" }),
+    clientOf("user_1", { baseUrl }).consume({}, { key: "" }),
+  ];
+  assert.deepEqual(await Promise.all(calls.map(missing)), calls.map(() => message));
+  assert.equal(seen.length, 0);
+});
+
+test("a user id that is undefined or empty is refused before it is sent", async (t) => {
+  const { baseUrl, seen } = await proxy(t);
+  const quotas = createServiceClient({ baseUrl, serviceKey });
+  const message = "The argument user_id is missing or empty. Pass an id as the service knows it.";
+  for (const user of [undefined, null, ""]) {
+    assert.equal(await missing(quotas.quota(user)), message);
+    assert.equal(await missing(quotas.consume(user, {}, { key: "c-1" })), message);
+  }
+  const refund = quotas.refund("user_1", undefined, {}, { key: "r-1" });
+  assert.match(await missing(refund), /^The argument consumption_id is missing/);
+  assert.equal(seen.length, 0);
+});
+
+test("an address or a service key from an unset variable is named", async () => {
+  const nowhere = createQuotaClient({ baseUrl: undefined, getToken: async () => "t" });
+  assert.match(await missing(nowhere.quota()), /^The argument baseUrl is missing or empty\. Pass the address/);
+  const keyless = createServiceClient({ baseUrl: SITE, serviceKey: "" });
+  assert.match(await missing(keyless.quota("user_1")), /^The argument serviceKey is missing or empty\. Pass one that/);
 });
 
 test("a consumption says what refunds gave back, in a replay too", lacks("refunded"), async () => {

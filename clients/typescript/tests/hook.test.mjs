@@ -375,16 +375,16 @@ test("a refusal that cannot change is not asked for again", async () => {
   }
 });
 
-test("a token that is null at first, while Clerk loads, is asked for again", async () => {
+test("a token that is null at first, while Clerk loads, is asked for again, without a request", async () => {
   mock.timers.enable({ apis: ["setTimeout"] });
   let token = null;
   const shown = await use({ getToken: async () => token });
-  await answer(gets()[0], { status: 401, code: "token_missing", detail: "Sign in." }, 401);
-  assert.equal(shown.now.error.code, "token_missing");
+  assert.equal(shown.now.error.message, "You are signed out: sign in to use your quota.");
+  assert.equal(gets().length, 0);
   token = "t";
   await pass(0.5);
-  assert.equal(gets()[1].token, "Bearer t");
-  await answer(gets()[1], quotaOf(12));
+  assert.equal(gets()[0].token, "Bearer t");
+  await answer(gets()[0], quotaOf(12));
   assert.deepEqual([shown.now.error, shown.now.quota.quota_remaining], [null, 12]);
 });
 
@@ -464,6 +464,12 @@ test("a spend that nobody answers is an error with its key", async () => {
   assert.equal(await result, null);
   assert.ok(shown.now.error instanceof QuotaUnreachable);
   assert.match(shown.now.error.key, /^[0-9a-f]{32}$/);
+});
+
+test("an address from an unset variable is an error that is shown, not a loading without end", async () => {
+  const shown = await use({ baseUrl: undefined });
+  assert.match(shown.now.error.message, /^The argument baseUrl is missing/);
+  assert.equal(shown.now.isLoading, false);
 });
 
 test("against the running service: read, spend, exhausted", async () => {

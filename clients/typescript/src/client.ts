@@ -4,6 +4,7 @@ import { connect, newKey, required, type GetToken, type Replay, type Site } from
 import type { components, paths } from "./additions.js";
 
 export { QuotaError, QuotaExhausted, QuotaProblem, QuotaUnreachable } from "./errors.js";
+export { nextReset, type NextReset } from "./reset.js";
 export type { GetToken, Replay, Site } from "./connection.js";
 
 type Schemas = components["schemas"];

@@ -4,6 +4,7 @@ import { test } from "node:test";
 import {
   createQuotaClient,
   createServiceClient,
+  nextReset,
   QuotaError,
   QuotaExhausted,
   QuotaProblem,
@@ -347,6 +348,45 @@ test("an address or a service key from an unset variable is named", async () => 
   assert.match(await missing(nowhere.quota()), /^The argument baseUrl is missing or empty\. Pass the address/);
   const keyless = createServiceClient({ baseUrl: SITE, serviceKey: "" });
   assert.match(await missing(keyless.quota("user_1")), /^The argument serviceKey is missing or empty\. Pass one that/);
+});
+
+const at = (resets_at, now, locale = "en-GB") =>
+  nextReset({ resets_at: new Date(resets_at).toISOString() }, { now: new Date(now), locale }).text;
+
+test("the next reset is shown with its day", () => {
+  const now = "2026-09-24T10:52:10";
+  assert.equal(at("2026-09-24T23:05", now), "today at 23:05");
+  assert.equal(at("2026-09-25T10:52", now), "tomorrow at 10:52");
+  assert.equal(at("2026-09-26T10:52", now), "Saturday, 26 September 2026 at 10:52");
+  assert.equal(at("2026-09-23T10:52", now), "Wednesday, 23 September 2026 at 10:52");
+});
+
+test("the next reset is shown in the user's language", () => {
+  const [then, now] = ["2026-09-25T10:52", "2026-09-24T10:52"];
+  const texts = ["de", "fr", "ja", "ru"].map((locale) => at(then, now, locale));
+  assert.deepEqual(texts, ["morgen um 10:52", "demain à 10:52", "明日 10:52", "завтра в 10:52"]);
+});
+
+test("the next reset is no minute too early, and its date is exact", () => {
+  assert.equal(at("2026-09-24T10:52:04", "2026-09-24T10:00"), "today at 10:53");
+  assert.equal(at("2026-09-24T23:59:30", "2026-09-24T10:00"), "tomorrow at 00:00");
+  const resets_at = "2026-09-24T10:52:04.123456Z";
+  assert.equal(nextReset({ resets_at }).date.toISOString(), "2026-09-24T10:52:04.123Z");
+});
+
+test("days of 23 and 25 hours are days", (t) => {
+  const zone = process.env.TZ;
+  process.env.TZ = "Europe/Berlin";
+  t.after(() => (zone === undefined ? delete process.env.TZ : (process.env.TZ = zone)));
+  assert.equal(at("2026-03-30T00:10", "2026-03-29T00:05"), "tomorrow at 00:10"); // 23 hours
+  assert.equal(at("2026-10-25T23:50", "2026-10-25T00:05"), "today at 23:50"); // 24 hours and 45 minutes
+});
+
+test("a runtime without RelativeTimeFormat, such as React Native, gets the date", (t) => {
+  const { RelativeTimeFormat } = Intl;
+  t.after(() => (Intl.RelativeTimeFormat = RelativeTimeFormat));
+  Intl.RelativeTimeFormat = undefined;
+  assert.equal(at("2026-09-25T10:52", "2026-09-24T10:52"), "Friday, 25 September 2026 at 10:52");
 });
 
 test("a consumption says what refunds gave back, in a replay too", lacks("refunded"), async () => {

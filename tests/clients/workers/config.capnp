@@ -14,6 +14,7 @@ const worker :Workerd.Worker = (
     (name = "client.js", esModule = embed "node_modules/quotasite-client/dist/client.js"),
     (name = "connection.js", esModule = embed "node_modules/quotasite-client/dist/connection.js"),
     (name = "errors.js", esModule = embed "node_modules/quotasite-client/dist/errors.js"),
+    (name = "reset.js", esModule = embed "node_modules/quotasite-client/dist/reset.js"),
   ],
   bindings = [
     (name = "SITE", fromEnvironment = "SITE"),

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
+from selenium.webdriver import ActionChains
 
 from tests.clients.npm import app, run
 from tests.tools import keys
@@ -133,6 +134,10 @@ class Page:
     def click(self, selector: str) -> None:
         self.driver.find_element("css selector", selector).click()
 
+    def double_click(self, selector: str) -> None:
+        button = self.driver.find_element("css selector", selector)
+        ActionChains(self.driver).double_click(button).perform()
+
     def until(self, selector: str, text: str) -> None:
         wait_until(lambda: text in self.text(selector), 20)
 
@@ -164,9 +169,21 @@ class TestInChromium:
         page.until("output", "20 left")
         page.click("#spend")
         page.until("output", "19 left")
+        page.until("b", "19 left")
         assert page.sent() == ["GET", "POST"]
         assert spent(USER) == 1
         assert_sound(USER)
+
+    def test_a_double_click_spends_once(self, page: Page) -> None:
+        page.click("#show")
+        page.until("output", "20 left")
+        page.set_network(ONLINE | {"latency": 500})
+        page.double_click("#spend")
+        page.until("b", "20 left, spending")
+        page.until("output", "19 left")
+        page.until("b", "19 left")
+        assert page.sent() == ["GET", "POST"]
+        assert spent(USER) == 1
 
     def test_a_page_that_starts_without_a_network_reads_when_it_returns(self, page: Page) -> None:
         page.set_network(OFFLINE)

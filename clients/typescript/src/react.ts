@@ -31,6 +31,7 @@ export function useQuota({
     () => watchQuota(createQuotaClient({ baseUrl, getToken: (options) => latest.current(options) })),
     [baseUrl, userId],
   );
-  const { quota, error } = useSyncExternalStore(watch.subscribe, watch.snapshot, watch.snapshot);
-  return { quota, error, isLoading: !quota && !error, consume: watch.consume, refetch: watch.refetch };
+  const standing = useSyncExternalStore(watch.subscribe, watch.snapshot, watch.snapshot);
+  const isLoading = !standing.quota && !standing.error;
+  return { ...standing, isLoading, consume: watch.consume, refetch: watch.refetch };
 }

@@ -2,12 +2,14 @@
 
 import { QuotaError, QuotaExhausted, QuotaProblem, QuotaUnreachable } from "./client.js";
 import { later } from "./connection.js";
-import type { ConsumeRequest, Consumption, Keyed, Quota, QuotaClient } from "./client.js";
+import type { ConsumeRequest, Keyed, Quota, QuotaClient, Spent } from "./client.js";
 
 export interface Standing {
   quota: Quota | null;
   /** The error of the latest `consume` or `refetch`. */
   error: QuotaError | null;
+  /** True while a spend waits for its response. */
+  isSpending: boolean;
 }
 
 const FIRST_PAUSE = 500; // milliseconds before a failed read is repeated; then it doubles
@@ -17,19 +19,18 @@ const LONGEST_PAUSE = 60_000;
  * Read the quota for the first subscriber, when its period ends, when the page becomes visible again, when the
  * network comes back, and after a failure that may pass, with growing pauses. A hidden page reads nothing.
  *
- * A read is shown only if no spend overlapped it, and of two spends the later in the ledger is shown: a late
- * response never replaces a newer one.
+ * One spend is made at a time. A read is shown only if no spend overlapped it: a late response never replaces a
+ * newer one.
  */
 export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
   const listeners = new Set<() => void>();
-  const spends = new Set<Promise<Consumption>>();
-  let state: Standing = { quota: null, error: null };
+  let state: Standing = { quota: null, error: null, isSpending: false };
+  let spend: Promise<Spent> | null = null;
   let reading: Promise<void> | null = null;
   let outdated: QuotaError | null = null; // the error that the next read replaces
   let failures = 0; // reads since the last success
   let stop = () => {}; // the timer of the next read
   let begun = 0; // spends
-  let newest = 0; // seq of the last spend that is shown
 
   function set(change: Partial<Standing>): void {
     state = { ...state, ...change };
@@ -50,7 +51,7 @@ export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
 
   async function readBetweenSpends(): Promise<Quota> {
     for (;;) {
-      while (spends.size) await Promise.allSettled(spends);
+      while (spend) await spend.catch(() => {});
       const before = begun;
       const quota = await client.quota();
       if (begun === before) return quota;
@@ -93,27 +94,27 @@ export function watchQuota(client: Pick<QuotaClient, "quota" | "consume">) {
     readIfSeen();
   }
 
-  /** Spend; return null, with the reason in `error`, if the spend was not granted. Throws no QuotaError. */
-  async function consume(body?: ConsumeRequest, keyed?: Partial<Keyed>): Promise<Consumption | null> {
+  /**
+   * Spend; return null, with the reason in `error`, if the spend was not granted. Throws no QuotaError.
+   * While another spend waits for its response, as at a double click, return null and do nothing.
+   */
+  async function consume(body?: ConsumeRequest, keyed?: Partial<Keyed>): Promise<Spent | null> {
+    if (spend) return null;
     begun += 1;
-    set({ error: (outdated = null) });
-    const spend = client.consume(body, keyed);
-    spends.add(spend);
+    spend = client.consume(body, keyed);
+    set({ error: (outdated = null), isSpending: true });
     try {
-      const consumption = await spend;
-      if (keyed?.key) {
-        void (reading ??= read()); // the response may be a replay, with the quota of an earlier time
-      } else if (consumption.seq > newest) {
-        newest = consumption.seq;
-        show(consumption.quota);
-      }
-      return consumption;
+      const spent = await spend;
+      if (spent.replayed) void (reading ??= read()); // it has the quota of an earlier time
+      else show(spent.quota);
+      return spent;
     } catch (error) {
       set({ error: known(error) });
       if (error instanceof QuotaExhausted || state.error?.outcome_unknown) void (reading ??= read());
       return null;
     } finally {
-      spends.delete(spend);
+      spend = null;
+      set({ isSpending: false });
     }
   }
 

@@ -20,7 +20,10 @@ const quotaOf = (quota_remaining, more = {}) => ({
   seconds_to_reset: 3_600,
   ...more,
 });
-const consumption = (seq, quota_remaining) => ({ id: `c-${seq}`, seq, cost: 1, quota: quotaOf(quota_remaining) });
+const consumption = (seq, quota_remaining) => ({
+  ...{ id: `c-${seq}`, seq, cost: 1, refunded: 0 },
+  quota: quotaOf(quota_remaining),
+});
 const exhausted = {
   status: 429,
   code: "quota_exhausted",
@@ -143,14 +146,35 @@ test("a spend shows what its answer says, without another read", async () => {
   assert.deepEqual([shown.now.quota.quota_remaining, gets().length], [11, 1]);
 });
 
-test("of two spends at once the later in the ledger is shown, in whatever order they are answered", async () => {
+test("a second click while a spend waits is ignored, and is no error", async () => {
+  reads = [quotaOf(12)];
+  const shown = await use();
+  const first = await start(shown);
+  assert.equal(shown.now.isSpending, true);
+  const second = await start(shown);
+  assert.equal(await second.result, null);
+  assert.deepEqual([posts().length, shown.now.error, shown.now.isSpending], [1, null, true]);
+  await answer(posts()[0], consumption(5, 11), 201);
+  assert.equal((await first.result).id, "c-5");
+  assert.deepEqual([shown.now.isSpending, shown.now.quota.quota_remaining], [false, 11]);
+});
+
+test("two clicks before the next render are one spend", async () => {
+  reads = [quotaOf(12)];
+  const shown = await use();
+  const { consume } = shown.now;
+  await act(async () => void [consume(), consume()]);
+  assert.equal(posts().length, 1);
+});
+
+test("after a spend that was refused the next click spends", async () => {
   reads = [quotaOf(12)];
   const shown = await use();
   await start(shown);
+  await answer(posts()[0], exhausted, 429);
+  assert.equal(shown.now.isSpending, false);
   await start(shown);
-  await answer(posts()[1], consumption(6, 10), 201);
-  await answer(posts()[0], consumption(5, 11), 201);
-  assert.equal(shown.now.quota.quota_remaining, 10);
+  assert.deepEqual([posts().length, shown.now.isSpending], [2, true]);
 });
 
 test("a read that a spend overtook is made again", async () => {
@@ -192,11 +216,12 @@ test("the next spend begins without the error of the last", async () => {
   assert.equal(shown.now.error, null);
 });
 
-test("a spend with a key of its own is followed by a read, for its answer may be old", async () => {
+test("a replay is followed by a read, for its quota is old", async () => {
   reads = [quotaOf(5)];
   const shown = await use();
-  await start(shown, {}, { key: "k-1" });
-  await answer(posts()[0], consumption(2, 19), 201);
+  const { result } = await start(shown, {}, { key: "k-1" });
+  await answer(posts()[0], consumption(2, 19), 201, { "Idempotent-Replayed": "true" });
+  assert.equal((await result).replayed, true);
   assert.deepEqual([shown.now.quota.quota_remaining, gets().length], [5, 2]);
 });
 
@@ -479,7 +504,8 @@ test("against the running service: read, spend, exhausted", async () => {
   await until(() => shown.now.quota);
   assert.equal(shown.now.quota.quota_remaining, 20);
   await act(() => Promise.all([shown.now.consume({ cost: 9 }), shown.now.consume({ cost: 9 })]));
-  assert.equal(shown.now.quota.quota_remaining, 2);
+  assert.equal(shown.now.quota.quota_remaining, 11);
+  await act(() => shown.now.consume({ cost: 9 }));
   await act(() => shown.now.consume({ cost: 3 }));
   assert.deepEqual([shown.now.error.code, shown.now.quota.quota_remaining], ["quota_exhausted", 2]);
 });

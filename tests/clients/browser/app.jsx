@@ -18,11 +18,12 @@ window.readAt = (address) =>
   createQuotaClient({ baseUrl: address, getToken }).quota().catch(({ name, message }) => `${name}: ${message}`);
 
 function Left() {
-  const { quota, error, isLoading, consume } = useQuota({ baseUrl, getToken });
+  const { quota, error, isLoading, isSpending, consume } = useQuota({ baseUrl, getToken });
   const again = error?.outcome_unknown ? error.key : undefined;
   return (
     <>
       <output>{isLoading ? "loading" : `${quota?.quota_remaining ?? "?"} left`}</output>
+      <b>{`${quota?.quota_remaining ?? "?"} left${isSpending ? ", spending" : ""}`}</b>
       <p role="alert">{error?.message}</p>
       <button id="spend" onClick={() => consume({ cost: 1 }, again ? { key: again } : {})}>
         Spend

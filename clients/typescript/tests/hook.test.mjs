@@ -8,7 +8,7 @@ globalThis.navigator ??= window.navigator; // node has its own from version 21 o
 const { act, createElement, StrictMode } = await import("react");
 const { createRoot } = await import("react-dom/client");
 const { QuotaExhausted, QuotaUnreachable } = await import("quotasite-client");
-const { useQuota } = await import("quotasite-client/react");
+const { QuotaProvider, useQuota } = await import("quotasite-client/react");
 const { SITE, newUser, signedIn } = await import("./site.mjs");
 
 const quotaOf = (quota_remaining, more = {}) => ({
@@ -489,6 +489,68 @@ test("a spend that nobody answers is an error with its key", async () => {
   assert.equal(await result, null);
   assert.ok(shown.now.error instanceof QuotaUnreachable);
   assert.match(shown.now.error.key, /^[0-9a-f]{32}$/);
+});
+
+/** Render components that call `useQuota()` below a provider; `now` of the result is what each returned last. */
+async function provide(options = {}, names = ["badge", "button"]) {
+  const shown = { now: {} };
+  const root = createRoot(document.createElement("div"));
+  roots.push(root);
+  const Part = ({ name }) => {
+    shown.now[name] = useQuota();
+    return null;
+  };
+  shown.render = (props) => {
+    const all = { baseUrl: "https://q.example.com", getToken: async () => "t", ...props };
+    const parts = names.map((name) => createElement(Part, { key: name, name }));
+    return act(async () => root.render(createElement(QuotaProvider, all, parts)));
+  };
+  await shown.render(options);
+  await settled();
+  return shown;
+}
+
+test("the components below a provider share one read, and see one spend", async () => {
+  reads = [quotaOf(12)];
+  const shown = await provide();
+  assert.deepEqual([gets().length, shown.now.badge.quota.quota_remaining], [1, 12]);
+  await act(async () => void shown.now.button.consume());
+  await settled();
+  assert.equal(shown.now.badge.isSpending, true);
+  await answer(posts()[0], consumption(5, 11), 201);
+  const left = [shown.now.badge, shown.now.button].map(({ quota }) => quota.quota_remaining);
+  assert.deepEqual([left, gets().length], [[11, 11], 1]);
+});
+
+test("another user below a provider begins with nothing of the last one's", async () => {
+  reads = [quotaOf(12)];
+  const shown = await provide({ userId: "user_1" });
+  reads = [];
+  await shown.render({ userId: "user_2" });
+  await settled();
+  assert.deepEqual([shown.now.badge.quota, shown.now.badge.isLoading, gets().length], [null, true, 2]);
+});
+
+test("a provider that nobody reads from reads nothing", async () => {
+  await provide({}, []);
+  assert.equal(gets().length, 0);
+});
+
+test("a hook without a provider and without arguments says what it needs", async () => {
+  let thrown;
+  const Alone = () => {
+    try {
+      useQuota();
+    } catch (error) {
+      thrown = error;
+    }
+    return null;
+  };
+  const root = createRoot(document.createElement("div"));
+  roots.push(root);
+  await act(async () => root.render(createElement(Alone)));
+  const message = "useQuota() needs a <QuotaProvider> above it, or the argument { baseUrl, getToken }.";
+  assert.equal(thrown.message, message);
 });
 
 test("an address from an unset variable is an error that is shown, not a loading without end", async () => {

@@ -1,7 +1,11 @@
+import { WithQuota } from "./quota.jsx";
+
 export default function Layout({ children }) {
   return (
     <html lang="en">
-      <body>{children}</body>
+      <body>
+        <WithQuota>{children}</WithQuota>
+      </body>
     </html>
   );
 }

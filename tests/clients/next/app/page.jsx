@@ -2,7 +2,7 @@
 
 import { createQuotaClient } from "quotasite-client";
 import { useQuota } from "quotasite-client/react";
-import Left from "./left.jsx";
+import { Left } from "./quota.jsx";
 
 export default function Page() {
   return (

@@ -288,11 +288,19 @@ def _receipt(receipt: Receipt) -> JSON:
 class ConsumptionAnswer(ReceiptAnswer):
     cost: Cost
     action: str | None
+    refunded: Annotated[
+        Units,
+        Meta(
+            description="Units of this consumption that refunds have given back or cancelled so far. Do not "
+            "do its work again for a replay, and never if this is above 0."
+        ),
+    ]
 
     @classmethod
     def of(cls, receipt: Receipt) -> Self:
         entry = receipt.entry
-        return cls(**_receipt(receipt), cost=entry.cost, action=entry.action or None)
+        action, refunded = entry.action or None, receipt.refunded
+        return cls(**_receipt(receipt), cost=entry.cost, action=action, refunded=refunded)
 
 
 class RefundAnswer(ReceiptAnswer):

@@ -36,7 +36,8 @@ A quota for every user, which resets by itself.
   `detail`. An address that is not listed here returns 404 `not_found`; a method that an address does
   not support returns 405 `method_not_allowed` with `Allow`.
 - **Retries** are safe with an `Idempotency-Key`: if the same request comes again with the same key, it
-  is not carried out again, and the response is the same, with `Idempotent-Replayed: true`.
+  is not carried out again, and the response is the same, with `Idempotent-Replayed: true`. Only
+  `refunded` of a consumption is as of now.
 """
 
 

@@ -81,6 +81,7 @@ class Replay(NamedTuple):
     entry: Entry
     quota: Quota
     quota_now: Quota  # at the time of this request
+    refunded: int = 0  # of a consumption: its units that refunds asked for by now
 
 
 class Change(NamedTuple):

@@ -188,7 +188,8 @@ class Snapshot(NamedTuple):
 
     `current_plan` is the user's plan in its newest version, under which the next period runs; `plan_in_force`
     is the version under which the running period runs. Without a row `state` is None and both are the default
-    plan. `entry` is the one that an earlier request with the same idempotency key made, under `entry_plan`.
+    plan. `entry` is the one that an earlier request with the same idempotency key made, under `entry_plan`;
+    if it is a consumption, `entry_refunded` are its units that refunds asked for.
     """
 
     user_id: str
@@ -199,6 +200,7 @@ class Snapshot(NamedTuple):
     entry: Entry | None
     entry_plan: Plan | None
     entry_ids: Sequence[UUID] | Mapping[int, UUID]  # of the first new entry, of the second
+    entry_refunded: int = 0
     consumption: Entry | None = None  # the entry to refund,
     refunded: int = 0  # and its units that earlier refunds asked for
     target: Plan | None = None  # the plan to change to,

@@ -250,7 +250,7 @@ def _already_decided(snapshot: Snapshot, request: Request) -> Refusal | Replay |
         resets_at=entry.resets_at,
         at=entry.created_at,
     )
-    return Replay(entry, quota, quota_now=effective(snapshot))
+    return Replay(entry, quota, effective(snapshot), snapshot.entry_refunded)
 
 
 def _bring_up_to_date(snapshot: Snapshot, request: Request) -> Change:

@@ -20,12 +20,16 @@ from quotas.store.thread import lock, run_steps
 
 
 class Receipt(NamedTuple):
-    """The result of a verb: its entry, the quota right after that entry, and whether it is a replay."""
+    """The result of a verb: its entry, the quota right after that entry, and whether it is a replay.
+
+    `refunded`: of a consumption, its units that refunds have given back or cancelled by now.
+    """
 
     entry: values.Entry
     quota: Quota
     quota_now: Quota  # at the time of this request, which for a replay is later
     is_replay: bool
+    refunded: int = 0
 
 
 class PlanChange(NamedTuple):
@@ -334,7 +338,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         if isinstance(outcome, Change):
             quota = outcome.quota
             return Receipt(outcome.entries[-1], quota, quota, is_replay=False)
-        return Receipt(outcome.entry, outcome.quota, outcome.quota_now, is_replay=True)
+        return Receipt(outcome.entry, outcome.quota, outcome.quota_now, True, outcome.refunded)
 
 
 def _keyed_request(

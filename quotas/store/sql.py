@@ -59,15 +59,24 @@ FIRST_ASSIGNMENT = """
     END, a.updated_at DESC, a.id DESC LIMIT 1
 """
 
+
+def _refunded(consumption: str) -> str:
+    """The units of a consumption that its refunds asked for."""
+    return f"""(
+        SELECT COALESCE(SUM(r.cost), 0) FROM ledger_entries AS r
+        WHERE r.user_id = u.user_id AND r.refund_of = {consumption}.id
+    )"""
+
+
+# Only a replay of a consumption asks for its refunds: for any other request nothing is looked up.
+_ENTRY_REFUNDED = f"CASE WHEN e.kind = 'consumed' THEN {_refunded('e')} END"
+
 # What a snapshot may include besides the row: more columns and joins. Those with a parameter: `argument`.
 INCLUDES = {
     "": ("", ""),
     # Argument: entry id. The consumption, and how many of its units earlier refunds asked for.
     "consumption": (
-        f""", {_select_list("c", ENTRY_COLUMNS)}, (
-            SELECT COALESCE(SUM(r.cost), 0) FROM ledger_entries AS r
-            WHERE r.user_id = u.user_id AND r.refund_of = c.id
-        )""",
+        f", {_select_list('c', ENTRY_COLUMNS)}, {_refunded('c')}",
         "LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %(argument)s",
     ),
     # Argument: plan name. The plan's current version. An archived plan is only for those who have it.
@@ -93,8 +102,8 @@ INCLUDES = {
 
 # Returns exactly one row: the clock, the id of the newest version of the user's plan (without a row of the
 # default plan), that plan, the version in force in the running period, and the row; if `keyed`, the entry of
-# that key and the version it was made under; then the columns of INCLUDES. Missing parts are NULL; a NULL
-# plan means that no default is set.
+# that key, the version it was made under, and its units that were refunded; then the columns of INCLUDES.
+# Missing parts are NULL; a NULL plan means that no default is set.
 # `without_plans` selects only name and version of the plan: for plan versions that are cached already.
 @lru_cache
 def snapshot_query(
@@ -110,7 +119,7 @@ def snapshot_query(
         of_entry = "LEFT JOIN plan_versions AS w ON w.plan_id = e.plan AND w.version = e.plan_version"
         of_entry_plan = f", {_select_list('w', VERSION_COLUMNS)}"
     if keyed:
-        columns = f", {_select_list('e', ENTRY_COLUMNS)}{of_entry_plan}{columns}"
+        columns = f", {_select_list('e', ENTRY_COLUMNS)}{of_entry_plan}, {_ENTRY_REFUNDED}{columns}"
         joins = f"""
         LEFT JOIN ledger_entries AS e ON e.user_id = u.user_id AND e.idempotency_key = %(key)s
         {of_entry}
@@ -134,7 +143,7 @@ def snapshots_query(*, keyed: bool) -> str:
     asked, of_entry, columns = _arrays(["user_id"], ["text"]), "", ""
     if keyed:
         asked = _arrays(["user_id", "key"], ["text", "text"])
-        columns = f", {_select_list('e', ENTRY_COLUMNS)}"
+        columns = f", {_select_list('e', ENTRY_COLUMNS)}, {_ENTRY_REFUNDED}"
         of_entry = """
         LEFT JOIN LATERAL (
             SELECT * FROM ledger_entries AS e

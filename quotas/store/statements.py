@@ -224,7 +224,9 @@ def _read_row(
     row = iter(found)
     clock, newest_id = next(row), next(row)
     plan, in_force, state = plan_from(row), plan_from(row), state_from(row)
-    entry, entry_plan = (entry_from(row), plan_from(row)) if keyed else (None, None)
+    entry, entry_plan, entry_refunded = None, None, 0
+    if keyed:
+        entry, entry_plan, entry_refunded = entry_from(row), plan_from(row), int(next(row) or 0)
     if plan is None:
         raise NoDefaultPlan
     if not in_transaction:
@@ -238,6 +240,7 @@ def _read_row(
         entry=entry,
         entry_plan=entry_plan,
         entry_ids=FreshIds(),
+        entry_refunded=entry_refunded,
         consumption=entry_from(row) if include == "consumption" else None,
         refunded=int(next(row)) if include == "consumption" else 0,
         target=plan_from(row) if include in ("target", "clerk") else None,
@@ -259,9 +262,9 @@ def _with_cached_plans(user_id: str, found: Iterable[Any], *, keyed: bool) -> Sn
     clock, newest_id = next(row), next(row)
     known = partial(plan_cache.get, newest_id)
     plan, state = known(next(row), next(row)), state_from(row)
-    entry = entry_from(row) if keyed else None
+    entry, entry_refunded = (entry_from(row), int(next(row) or 0)) if keyed else (None, 0)
     in_force = known(state.plan, state.plan_version) if state else plan
     entry_plan = known(entry.plan, entry.plan_version) if entry else None
     if not plan or not in_force or (entry and not entry_plan):
         return None
-    return Snapshot(user_id, clock, plan, in_force, state, entry, entry_plan, FreshIds())
+    return Snapshot(user_id, clock, plan, in_force, state, entry, entry_plan, FreshIds(), entry_refunded)

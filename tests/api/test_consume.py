@@ -66,7 +66,7 @@ def test_a_consumption_has_exactly_these_members(api, make_quota):
     make_quota(remaining=12)
     answer = api.consume({"cost": 5}).json()
     entry = LedgerEntry.objects.get(kind="consumed")
-    assert answer.keys() == {"id", "user_id", "seq", "cost", "action", "created_at", "quota"}
+    assert answer.keys() == {"id", "user_id", "seq", "cost", "action", "refunded", "created_at", "quota"}
     assert (answer["id"], answer["seq"], answer["action"]) == (str(entry.id), 3, None)
     assert answer["created_at"].endswith("Z")
     assert answer["quota"].items() >= {"quota_limit": 20, "quota_used": 5, "quota_remaining": 7}.items()

@@ -135,7 +135,7 @@ def test_a_spend_has_exactly_these_members(service, make_quota):
     answer = service.post("consume", {"cost": 5, "action": "draw", "metadata": {"a": 1}})
     body = answer.json()
     assert answer.status_code == 201
-    assert body.keys() == {"id", "user_id", "seq", "cost", "action", "created_at", "quota"}
+    assert body.keys() == {"id", "user_id", "seq", "cost", "action", "refunded", "created_at", "quota"}
     assert (body["user_id"], body["seq"], body["cost"], body["action"]) == (USER, 3, 5, "draw")
     assert body["quota"].keys() == QUOTA
     assert body["quota"]["quota_remaining"] == remaining() == 7
@@ -166,6 +166,31 @@ def test_a_service_is_refused_a_spend_as_the_user_is(service, make_quota):
 
 
 # Refunds
+
+
+def test_a_replay_of_a_refunded_spend_says_how_much_was_refunded(service, make_quota):
+    make_quota(remaining=12)
+    first = service.post("consume", {"cost": 5}, "k-1").json()
+    service.refund(first["id"], amount=2)
+    second = service.post("consume", {"cost": 5}, "k-1").json()
+    service.refund(first["id"])
+    third = service.post("consume", {"cost": 5}, "k-1").json()
+    assert [answer.pop("refunded") for answer in (first, second, third)] == [0, 2, 5]
+    assert first == second == third
+
+
+def test_a_user_sees_in_a_replay_that_a_server_refunded_the_spend(api, service, make_quota):
+    make_quota(remaining=12)
+    spent = api.consume({"cost": 3}, key="k-1").json()
+    service.refund(spent["id"])
+    assert api.consume({"cost": 3}, key="k-1").json() == {**spent, "refunded": 3}
+
+
+def test_units_without_a_limit_that_were_cancelled_are_refunded_too(service, make_quota):
+    make_quota(allowance=None)
+    spent = service.post("consume", {"cost": 5}, "k-1").json()
+    assert service.refund(spent["id"], amount=4).json()["quota"]["unlimited"]
+    assert service.post("consume", {"cost": 5}, "k-1").json()["refunded"] == 4
 
 
 def test_a_refund_has_exactly_these_members(service, make_quota):

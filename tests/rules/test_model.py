@@ -98,11 +98,11 @@ class Model:
             entry=entry,
             entry_plan=self.versions[entry.plan][entry.plan_version - 1] if entry else None,
             entry_ids=ids,
+            entry_refunded=refunded(ledger, entry.id) if entry and entry.kind == "consumed" else 0,
         )
         if query.include == "consumption":
-            refunded = sum(e.cost for e in ledger if e.refund_of == query.argument)
             consumption = next((e for e in ledger if e.id == query.argument), None)
-            return found._replace(consumption=consumption, refunded=refunded)
+            return found._replace(consumption=consumption, refunded=refunded(ledger, query.argument))
         if query.include == "target":
             versions = self.versions.get(query.argument)
             found = found._replace(target=versions[-1] if versions else None)
@@ -142,6 +142,10 @@ class Model:
         if isinstance(outcome, outcomes.Change) and outcome.entries:
             self.states[outcome.state.user_id] = outcome.state
             self.ledgers[outcome.state.user_id].extend(outcome.entries)
+
+
+def refunded(ledger: list[Entry], consumption: UUID) -> int:
+    return sum(entry.cost for entry in ledger if entry.refund_of == consumption)
 
 
 class Machine(RuleBasedStateMachine):
@@ -275,6 +279,13 @@ class Machine(RuleBasedStateMachine):
     def try_again(self) -> None:
         """Repeat the last step, as a client does after a lost response."""
         self.last_step()
+
+    @rule(user_id=users, key=st.sampled_from(["k1", "k2"]), actor=actors)
+    def try_a_refunded_spend_again(self, user_id: str, key: str, actor: Actor) -> None:
+        for amount in (1, None):
+            self.consume(user_id, 3, "", None, key, actor)
+            self.refund(user_id, 0, "own spend", amount, "it failed", None, actor)
+        self.consume(user_id, 3, "", None, key, actor)
 
     @rule(user_id=users)
     def consume_all(self, user_id: str) -> None:
@@ -467,7 +478,8 @@ def expected(verb: str, outcome: Outcome) -> Any:
         case "change_plan":
             return manager.PlanChange(outcome.quota, outcome.quota_now, is_replay)
     entry = outcome.entry if is_replay else outcome.entries[-1]
-    return manager.Receipt(entry, outcome.quota, outcome.quota_now, is_replay)
+    by_now = outcome.refunded if is_replay else 0
+    return manager.Receipt(entry, outcome.quota, outcome.quota_now, is_replay, by_now)
 
 
 def unmarked_answer(answer: Any) -> Any:

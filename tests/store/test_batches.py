@@ -142,6 +142,26 @@ def test_a_key_that_comes_twice_in_a_batch_is_a_replay_and_with_other_words_refu
     assert quotas.current(USER).quota_remaining == 18
 
 
+def test_replays_that_are_read_together_or_alone_say_what_was_refunded_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened(*USERS[:3])
+    for asked, user_id in enumerate(USERS[:3], start=1):
+        entry = quotas.consume(user_id, 3, key="a key").entry
+        quotas.refund(user_id, entry.id, asked, reason="a test", actor=STAFF)
+
+    async def work(driver: Batches) -> list[Any]:
+        await warmed(driver)
+        replays = [spend(driver, "a key", user_id, 3) for user_id in USERS[:3]]
+        with statements_sent(monkeypatch) as texts:
+            found = await gathered(driver, replays)
+            found.append(await spend(driver, "a key", USERS[1], 3))
+        assert texts == ["read", "read together", "read"]
+        return found
+
+    assert [receipt.refunded for receipt in run(work)] == [1, 2, 3, 2]
+
+
 def test_a_key_spends_once_however_often_it_is_sent_at_once() -> None:
     async def work(driver: Batches) -> list[Any]:
         await read(driver)  # caches the plan

@@ -317,6 +317,24 @@ MUTANTS = [
         ("rules/test_refunds.py::test_another_users_spend_is_not_found",),
     ),
     Mutant(
+        "a replay of a refunded spend does not say so",
+        VERBS,
+        "effective(snapshot), snapshot.entry_refunded)",
+        "effective(snapshot), 0)",
+        ("api/test_service.py::test_a_replay_of_a_refunded_spend_says_how_much_was_refunded", *SIMULATION),
+    ),
+    Mutant(
+        "a replay that is read with others does not say that it was refunded",
+        STATEMENTS,
+        "entry, entry_plan, FreshIds(), entry_refunded)",
+        "entry, entry_plan, FreshIds(), 0)",
+        (
+            "store/test_batches.py::"
+            "test_replays_that_are_read_together_or_alone_say_what_was_refunded_of_each",
+        ),
+        postgres=True,
+    ),
+    Mutant(
         "units cut off by the allowance can be refunded again",
         SQL,
         "COALESCE(SUM(r.cost), 0)",

@@ -235,6 +235,7 @@ class Database:
             entry=entry,
             entry_plan=self.versions[entry.plan][entry.plan_version - 1] if entry else None,
             entry_ids=(UUID(int=self.ids), UUID(int=self.ids + 1)),
+            entry_refunded=account.refunded[entry.id] if entry and entry.kind == "consumed" else 0,
             **found,
         )
 

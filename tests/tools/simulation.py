@@ -45,6 +45,7 @@ ALL_EVENTS = (
     *("an account twice in a batch", "an account twice in a locked batch"),
     *("a key twice in a batch", "a replay of the same batch", "a key in two batches", "a key twice at once"),
     *("a key again while its write is under way", "one guard of a batch lost, not all"),
+    "a replay of a refunded spend",
     *(f"a batch lost to {other}" for other in ("a client", "a batch", "a locked batch")),
     *(f"a batch lost to {other}" for other in ("Clerk", "a late write")),
     *(f"a client lost to {other}" for other in ("a batch", "a locked batch")),
@@ -84,6 +85,7 @@ class Writer:
         self.batch: Batch | None = None  # that carries out its attempt
         self.lost_tries = 0  # of this request, by faults
         self.must_replay = False  # the operation was acknowledged before this request
+        self.refunded_before = 0  # of the consumption that this request may replay
         self.must_fail = False  # a new connection failed with nothing sent: the client must get the error
 
 
@@ -319,6 +321,7 @@ class Simulation:
         writer.operation, writer.steps = operation, operation.ask()
         operation.running += 1
         writer.lost_tries, writer.must_replay = 0, bool(operation.acknowledged)
+        writer.refunded_before = self.refunded(operation)
         self.record(writer.name, f"asks for {operation.name} of {operation.user_id}, key {operation.key}")
         self.resume(writer, writer.steps.send, None)
 
@@ -397,9 +400,19 @@ class Simulation:
             left = (entry.balance_after, entry.plan, entry.plan_version)
             if (quota.quota_remaining, quota.plan.name, quota.plan.version) != left:
                 raise Violation(f"{operation.user_id}: {quota} is not what entry {entry.seq} left.")
+            if answer.is_replay and operation.name == "consume":
+                if not writer.refunded_before <= answer.refunded <= self.refunded(operation):
+                    raise Violation(f"op {operation.key}: {answer.refunded} is not what was refunded of it.")
+                self.database.events["a replay of a refunded spend"] += answer.refunded > 0
         shown_quota = answer.quota if isinstance(answer, Exhausted) else answer
         if isinstance(shown_quota, Quota) and not self.accounts[operation.user_id].had(shown_quota):
             raise Violation(f"{operation.user_id}: {shown_quota} was never stored.")
+
+    def refunded(self, operation: Operation) -> int:
+        """The units that stored refunds asked for of what the operation spent."""
+        account = self.accounts[operation.user_id]
+        entry = account.by_key.get(f"consume:user:{operation.key}")
+        return account.refunded[entry.id] if entry else 0
 
     def check(self) -> None:
         for account in self.accounts.values():

@@ -373,6 +373,8 @@ export interface components {
             quota: components["schemas"]["Quota"];
             cost: number;
             action: string | null;
+            /** @description Units of this consumption that refunds have given back or cancelled so far. Do not do its work again for a replay, and never if this is above 0. */
+            refunded: number;
         };
         Explanation: {
             at: components["schemas"]["Instant"];

@@ -152,9 +152,14 @@ def consume(call: CheckedCall) -> Steps[Success]:
     return _success(ConsumptionAnswer.of(receipt), receipt, cost=receipt.entry.cost)
 
 
+def consumption(call: CheckedCall) -> Steps[Success]:
+    receipt = yield from quotas.consumption.steps(call.user_id, UUID(call.path["consumption_id"]))
+    return _success(ConsumptionAnswer.of(receipt), receipt)
+
+
 def refund(call: CheckedCall) -> Steps[Success]:
-    consumption = UUID(call.path["consumption_id"])
-    receipt = yield from quotas.refund.steps(call.user_id, consumption, **call.options)
+    spend = UUID(call.path["consumption_id"])
+    receipt = yield from quotas.refund.steps(call.user_id, spend, **call.options)
     return _success(RefundAnswer.of(receipt), receipt)
 
 
@@ -292,6 +297,17 @@ ENDPOINTS = [
         parameters=("limit", "cursor"),
         summary="A user's ledger, newest first",
         problems=("user_deleted", "invalid_request"),
+    ),
+    Endpoint(
+        id="getConsumption",
+        verb="consumption",
+        method="GET",
+        path="v1/users/{user_id}/consumptions/{consumption_id}",
+        access=Scope("read"),
+        run=consumption,
+        answer=ConsumptionAnswer,
+        summary="A consumption as it was answered, and how much of it was refunded",
+        problems=("user_deleted", "consumption_not_found"),
     ),
     Endpoint(
         id="refund",

@@ -259,8 +259,8 @@ def success(answer: str, status: int, *, is_keyed: bool = False) -> JSON:
 def link(endpoint: Endpoint) -> JSON:
     """Return the link parameters that call an endpoint with the values of a consumption."""
     user = {"user_id": "$response.body#/user_id"}
-    is_refund = "{consumption_id}" in endpoint.path
-    return {**user, "consumption_id": "$response.body#/id"} if is_refund else user
+    is_of_one = "{consumption_id}" in endpoint.path
+    return {**user, "consumption_id": "$response.body#/id"} if is_of_one else user
 
 
 def problem_responses(codes: Iterable[str]) -> JSON:

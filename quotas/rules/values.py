@@ -201,7 +201,8 @@ class Snapshot(NamedTuple):
     entry_plan: Plan | None
     entry_ids: Sequence[UUID] | Mapping[int, UUID]  # of the first new entry, of the second
     entry_refunded: int = 0
-    consumption: Entry | None = None  # the entry to refund,
+    consumption: Entry | None = None  # the entry to refund or to show,
+    consumption_plan: Plan | None = None  # the version it was made under,
     refunded: int = 0  # and its units that earlier refunds asked for
     target: Plan | None = None  # the plan to change to,
     target_source: str = PlanSource.STAFF.value  # the source of that choice,

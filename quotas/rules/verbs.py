@@ -140,6 +140,16 @@ def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> O
     return _append(change, tied, EntryKind.REFUNDED, cost=asked, period_consumed=consumed)
 
 
+def show_consumption(snapshot: Snapshot, request: Request) -> Replay | Refusal:
+    """Return what the snapshot's consumption was answered with, as a replay of it is."""
+    if snapshot.state and snapshot.state.deleted_at:
+        return Deleted()
+    spend = snapshot.consumption
+    if spend is None or spend.kind != EntryKind.CONSUMED:
+        return ConsumptionNotFound()
+    return _replay(snapshot, spend, snapshot.consumption_plan, snapshot.refunded)
+
+
 def change_plan(snapshot: Snapshot, request: Request, on_change: OnChange) -> Outcome:
     """Move the user to the snapshot's target plan.
 
@@ -236,12 +246,17 @@ def _already_decided(snapshot: Snapshot, request: Request) -> Refusal | Replay |
         return None
     if entry.fingerprint != request.fingerprint:
         return KeyReused()
+    return _replay(snapshot, entry, snapshot.entry_plan, snapshot.entry_refunded)
+
+
+def _replay(snapshot: Snapshot, entry: Entry, plan: Plan | None, refunded: int) -> Replay:
+    """The quota as the entry left it, under this plan version, and as it is now."""
     used, given = usage_shown(
         entry.quota_limit, entry.balance_after, entry.period_consumed, entry.period_given
     )
     quota = Quota(
         user_id=entry.user_id,
-        plan=snapshot.entry_plan or snapshot.plan_in_force,
+        plan=plan or snapshot.plan_in_force,
         quota_limit=entry.quota_limit,
         quota_remaining=entry.balance_after,
         used=used,
@@ -250,7 +265,7 @@ def _already_decided(snapshot: Snapshot, request: Request) -> Refusal | Replay |
         resets_at=entry.resets_at,
         at=entry.created_at,
     )
-    return Replay(entry, quota, effective(snapshot), snapshot.entry_refunded)
+    return Replay(entry, quota, effective(snapshot), refunded)
 
 
 def _bring_up_to_date(snapshot: Snapshot, request: Request) -> Change:

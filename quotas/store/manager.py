@@ -5,13 +5,13 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 from django.db import models, transaction
 
-from quotas.rules import outcomes, values, verbs
-from quotas.rules.outcomes import Change, Outcome, Refusal
+from quotas.rules import values, verbs
+from quotas.rules.outcomes import Change, Outcome, Refusal, Replay
 from quotas.rules.values import MAX_UNITS, Actor, Quota, Request, Snapshot
 from quotas.store import direct
 from quotas.store.commit import commit
@@ -53,6 +53,7 @@ encode_canonically = json.JSONEncoder(sort_keys=True, separators=(",", ":")).enc
 
 P = ParamSpec("P")
 QuotaRow = TypeVar("QuotaRow", bound=models.Model)
+Found = TypeVar("Found", bound=Change | Replay)  # an outcome that is no refusal
 
 
 class BoundVerb(Generic[P, Result]):
@@ -87,7 +88,7 @@ class QuotaManager(models.Manager[QuotaRow]):
     def current(self, user_id: str, *, actor: Actor | None = None) -> Steps[Quota]:
         """Return the quota; it is opened if missing and reset if due."""
         request = Request(actor or Actor("user", user_id))
-        return (yield from self._commit(user_id, verbs.current, request)).quota
+        return (yield from self._commit(user_id, verbs.current, request, expects_change=False)).quota
 
     @Verb
     def open_missing(self, user_id: str, *, actor: Actor) -> Steps[Quota]:
@@ -175,6 +176,17 @@ class QuotaManager(models.Manager[QuotaRow]):
         return (yield from self._write(user_id, verb, request, ("consumption", consumption_id)))
 
     @Verb
+    def consumption(self, user_id: str, consumption_id: UUID) -> Steps[Receipt]:
+        """Return a consumption as its spend was answered; `refunded` and `quota_now` are as of now.
+
+        Raises ConsumptionNotFound or Deleted.
+        """
+        request, include = Request(Actor("user", user_id)), ("consumption", consumption_id)
+        verb = verbs.show_consumption
+        found = yield from self._commit(user_id, verb, request, include, expects_change=False)
+        return _receipt(found, is_replay=False)
+
+    @Verb
     def change_plan(
         self,
         user_id: str,
@@ -200,7 +212,7 @@ class QuotaManager(models.Manager[QuotaRow]):
             yield from self._commit(user_id, verbs.open_missing, Request(actor))
         verb = partial(verbs.change_plan, on_change=on_change)
         outcome = yield from self._commit(user_id, verb, request, _including(plan))
-        is_replay = isinstance(outcome, outcomes.Replay)
+        is_replay = isinstance(outcome, Replay)
         return PlanChange(outcome.quota, outcome.quota_now, is_replay)
 
     def assign_plan(
@@ -308,16 +320,17 @@ class QuotaManager(models.Manager[QuotaRow]):
     def _commit(
         self,
         user_id: str,
-        verb: Callable[[Snapshot, Request], Outcome],
+        verb: Callable[[Snapshot, Request], Found | Refusal],
         request: Request,
         include: tuple[str, Any] = ("", None),
-    ) -> Steps[Change | outcomes.Replay]:
+        *,
+        expects_change: bool = True,
+    ) -> Steps[Found]:
         """Read, decide, write: every verb goes through here. Raises the refusal, if there is one."""
         _require_user_id(user_id)
         query = SnapshotQuery(request.idempotency_key, *include)
-        expects_change = verb is not verbs.current
 
-        def decide(snapshot: Snapshot) -> Outcome:
+        def decide(snapshot: Snapshot) -> Found | Refusal:
             return verb(snapshot, request)
 
         outcome = yield from commit(user_id, decide, query, expects_change=expects_change)
@@ -325,7 +338,7 @@ class QuotaManager(models.Manager[QuotaRow]):
             raise outcome
         if isinstance(outcome, Change) and outcome.refusal:
             raise outcome.refusal
-        return outcome
+        return cast(Found, outcome)
 
     def _write(
         self,
@@ -338,7 +351,11 @@ class QuotaManager(models.Manager[QuotaRow]):
         if isinstance(outcome, Change):
             quota = outcome.quota
             return Receipt(outcome.entries[-1], quota, quota, is_replay=False)
-        return Receipt(outcome.entry, outcome.quota, outcome.quota_now, True, outcome.refunded)
+        return _receipt(outcome, is_replay=True)
+
+
+def _receipt(found: Replay, *, is_replay: bool) -> Receipt:
+    return Receipt(found.entry, found.quota, found.quota_now, is_replay, found.refunded)
 
 
 def _keyed_request(

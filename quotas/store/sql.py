@@ -74,10 +74,11 @@ _ENTRY_REFUNDED = f"CASE WHEN e.kind = 'consumed' THEN {_refunded('e')} END"
 # What a snapshot may include besides the row: more columns and joins. Those with a parameter: `argument`.
 INCLUDES = {
     "": ("", ""),
-    # Argument: entry id. The consumption, and how many of its units earlier refunds asked for.
+    # Argument: entry id. The consumption, the version it was made under, its units that refunds asked for.
     "consumption": (
-        f", {_select_list('c', ENTRY_COLUMNS)}, {_refunded('c')}",
-        "LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %(argument)s",
+        f", {_select_list('c', ENTRY_COLUMNS)}, {_select_list('x', VERSION_COLUMNS)}, {_refunded('c')}",
+        """LEFT JOIN ledger_entries AS c ON c.user_id = u.user_id AND c.id = %(argument)s
+        LEFT JOIN plan_versions AS x ON x.plan_id = c.plan AND x.version = c.plan_version""",
     ),
     # Argument: plan name. The plan's current version. An archived plan is only for those who have it.
     "target": (

@@ -242,6 +242,7 @@ def _read_row(
         entry_ids=FreshIds(),
         entry_refunded=entry_refunded,
         consumption=entry_from(row) if include == "consumption" else None,
+        consumption_plan=plan_from(row) if include == "consumption" else None,
         refunded=int(next(row)) if include == "consumption" else 0,
         target=plan_from(row) if include in ("target", "clerk") else None,
         target_source=next(row) if include == "clerk" else PlanSource.STAFF.value,

@@ -516,6 +516,7 @@ ABSURD = [
         ("GET", "quota"),
         ("GET", "history"),
         ("GET", "explain"),
+        ("GET", f"consumptions/{ONE}"),
         ("POST", "consume"),
         ("POST", REFUND),
         ("POST", "adjust"),
@@ -642,6 +643,8 @@ def test_a_refused_act_holds_no_key(service, make_quota):
     [
         lambda service, spend: service.get("quota"),
         lambda service, spend: service.get("history"),
+        lambda service, spend: service.get(f"consumptions/{spend}"),
+        lambda service, spend: service.get(f"consumptions/{uuid4()}"),
         lambda service, spend: service.post("consume", {}),
         lambda service, spend: service.post("consume", {"cost": 2}, "k-1"),
         lambda service, spend: service.refund(spend),
@@ -727,5 +730,6 @@ def test_a_verb_that_finds_the_quota_due_takes_two_as_well(quick, wire, verb):  
 @pytest.mark.django_db(transaction=True, serialized_rollback=True)
 def test_a_refused_act_takes_one(quick, wire):  # noqa: F811
     assert counted(wire, quick.refund(uuid4()).status_code, 404) == 1
+    assert counted(wire, quick.get(f"consumptions/{uuid4()}").status_code, 404) == 1
     assert counted(wire, quick.put("plan", {"plan": "gold"}).status_code, 404) == 1
     assert counted(wire, quick.post("adjust", {"delta": -21, "reason": "r"}).status_code, 409) == 1

@@ -101,8 +101,10 @@ class Model:
             entry_refunded=refunded(ledger, entry.id) if entry and entry.kind == "consumed" else 0,
         )
         if query.include == "consumption":
-            consumption = next((e for e in ledger if e.id == query.argument), None)
-            return found._replace(consumption=consumption, refunded=refunded(ledger, query.argument))
+            spend = next((e for e in ledger if e.id == query.argument), None)
+            plan = self.version(spend.plan, spend.plan_version) if spend else None
+            asked_back = refunded(ledger, query.argument)
+            return found._replace(consumption=spend, consumption_plan=plan, refunded=asked_back)
         if query.include == "target":
             versions = self.versions.get(query.argument)
             found = found._replace(target=versions[-1] if versions else None)
@@ -330,6 +332,14 @@ class Machine(RuleBasedStateMachine):
             reason=reason,
         )
 
+    @rule(user_id=users, place=places)
+    def consumption(self, user_id: str, place: int) -> None:
+        ledger = self.model.ledgers[user_id]
+        spends = [entry for entry in ledger if entry.kind == "consumed"] or ledger
+        entry = spends[place % len(spends)].id if spends else UUID(int=place)
+        include = ("consumption", entry)
+        self.step("consumption", user_id, entry, rule=verbs.show_consumption, include=include)
+
     @rule(
         user_id=users,
         delta=(st.integers(-30, 30) | st.integers(-values.MAX_UNITS, values.MAX_UNITS)).filter(bool),
@@ -469,17 +479,18 @@ def expected(verb: str, outcome: Outcome) -> Any:
     """What the manager's verb should return or raise for the outcome."""
     if isinstance(outcome, Refusal) or (isinstance(outcome, outcomes.Change) and outcome.refusal):
         return outcome if isinstance(outcome, Refusal) else outcome.refusal
-    is_replay = isinstance(outcome, outcomes.Replay)
     match verb:
         case "delete":
             return None
         case "current" | "open_missing":
             return outcome.quota
         case "change_plan":
+            is_replay = isinstance(outcome, outcomes.Replay)
             return manager.PlanChange(outcome.quota, outcome.quota_now, is_replay)
-    entry = outcome.entry if is_replay else outcome.entries[-1]
-    by_now = outcome.refunded if is_replay else 0
-    return manager.Receipt(entry, outcome.quota, outcome.quota_now, is_replay, by_now)
+    if isinstance(outcome, outcomes.Replay):
+        rest = (outcome.quota_now, verb != "consumption", outcome.refunded)
+        return manager.Receipt(outcome.entry, outcome.quota, *rest)
+    return manager.Receipt(outcome.entries[-1], outcome.quota, outcome.quota_now, is_replay=False)
 
 
 def unmarked_answer(answer: Any) -> Any:

@@ -124,6 +124,8 @@ PATHS = [
     *(("POST", f"/api/v1/users/{{user_id}}/{verb}") for verb in ("adjust", "adjust", "reset")),
     *[("PUT", "/api/v1/users/{user_id}/plan")] * 2,
     *(("GET", f"/api/v1/users/{{user_id}}/{name}") for name in ("quota", "history", "explain")),
+    *[("GET", "/api/v1/users/{user_id}/consumptions/{consumption_id}")] * 2,
+    ("GET", "/api/v1/users/{user_id}/consumptions/1"),
     ("GET", "/api/v1/users/no%20body/quota"),
     ("DELETE", "/api/quota"),
     ("GET", "/api/nothing"),

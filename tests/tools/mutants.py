@@ -319,8 +319,8 @@ MUTANTS = [
     Mutant(
         "a replay of a refunded spend does not say so",
         VERBS,
-        "effective(snapshot), snapshot.entry_refunded)",
-        "effective(snapshot), 0)",
+        "_replay(snapshot, entry, snapshot.entry_plan, snapshot.entry_refunded)",
+        "_replay(snapshot, entry, snapshot.entry_plan, 0)",
         ("api/test_service.py::test_a_replay_of_a_refunded_spend_says_how_much_was_refunded", *SIMULATION),
     ),
     Mutant(

@@ -218,8 +218,8 @@ class Database:
         self.ids += 2
         found: dict[str, Any] = {}
         if query.include == "consumption":
-            spend = query.argument
-            found = {"consumption": account.by_id.get(spend), "refunded": account.refunded[spend]}
+            spend, refunded = account.by_id.get(query.argument), account.refunded[query.argument]
+            found = {"consumption": spend, "consumption_plan": self.plan_of(spend), "refunded": refunded}
         elif query.include:
             plan = query.argument if query.include == "target" else account.assigned or "free"
             source = "staff" if query.include == "target" else "billing" if account.assigned else "default"
@@ -233,11 +233,14 @@ class Database:
             plan_in_force=self.versions[state.plan][state.plan_version - 1] if state else newest,
             state=state,
             entry=entry,
-            entry_plan=self.versions[entry.plan][entry.plan_version - 1] if entry else None,
+            entry_plan=self.plan_of(entry),
             entry_ids=(UUID(int=self.ids), UUID(int=self.ids + 1)),
             entry_refunded=account.refunded[entry.id] if entry and entry.kind == "consumed" else 0,
             **found,
         )
+
+    def plan_of(self, entry: Entry | None) -> Plan | None:
+        return self.versions[entry.plan][entry.plan_version - 1] if entry else None
 
     def write(self, changes: Sequence[Change], *, waits: bool, by: str, fault: str) -> list[bool]:
         """Store changes of different accounts in one statement; return of each whether it was stored.

@@ -45,7 +45,7 @@ ALL_EVENTS = (
     *("an account twice in a batch", "an account twice in a locked batch"),
     *("a key twice in a batch", "a replay of the same batch", "a key in two batches", "a key twice at once"),
     *("a key again while its write is under way", "one guard of a batch lost, not all"),
-    "a replay of a refunded spend",
+    *("a refunded spend: consume", "a refunded spend: consumption"),
     *(f"a batch lost to {other}" for other in ("a client", "a batch", "a locked batch")),
     *(f"a batch lost to {other}" for other in ("Clerk", "a late write")),
     *(f"a client lost to {other}" for other in ("a batch", "a locked batch")),
@@ -66,6 +66,7 @@ class Operation:
 
     def __init__(self, user_id: str, key: str | None) -> None:
         self.user_id, self.key, self.name = user_id, key, ""
+        self.shown: UUID | None = None  # the entry that it asks to see
         self.ask: Callable[[], Steps[Any]]
         self.retries = self.delta = self.running = 0
         self.was_unknown = False
@@ -85,7 +86,7 @@ class Writer:
         self.batch: Batch | None = None  # that carries out its attempt
         self.lost_tries = 0  # of this request, by faults
         self.must_replay = False  # the operation was acknowledged before this request
-        self.refunded_before = 0  # of the consumption that this request may replay
+        self.refunded_before = 0  # of the consumption that this request may replay, or show
         self.must_fail = False  # a new connection failed with nothing sent: the client must get the error
 
 
@@ -330,7 +331,7 @@ class Simulation:
         assert operation
         self.record(writer.name, f"got {shown(answer)}")
         self.check_answer(writer, operation, answer)
-        if isinstance(answer, Receipt | PlanChange):
+        if isinstance(answer, Receipt | PlanChange) and not operation.shown:
             operation.acknowledged.append(answer)
         self.rest(writer, operation)
 
@@ -381,6 +382,9 @@ class Simulation:
             spend = spends[int(self.chance() * len(spends))].id
             amount = None if self.chance() < 0.5 else 1
             return "refund", lambda: quotas.refund.steps(user_id, spend, amount, **staff)
+        if chance < 0.79 and (entries := self.accounts[user_id].ledger):
+            shown = operation.shown = self.random.choice(entries[-30:]).id
+            return "consumption", lambda: quotas.consumption.steps(user_id, shown)
         if chance < 0.87:
             delta = operation.delta = self.random.choice([-2, 1, 5])
             return "adjust", lambda: quotas.adjust.steps(user_id, delta, **staff)
@@ -400,19 +404,20 @@ class Simulation:
             left = (entry.balance_after, entry.plan, entry.plan_version)
             if (quota.quota_remaining, quota.plan.name, quota.plan.version) != left:
                 raise Violation(f"{operation.user_id}: {quota} is not what entry {entry.seq} left.")
-            if answer.is_replay and operation.name == "consume":
+            if (answer.is_replay and operation.name == "consume") or operation.shown:
                 if not writer.refunded_before <= answer.refunded <= self.refunded(operation):
-                    raise Violation(f"op {operation.key}: {answer.refunded} is not what was refunded of it.")
-                self.database.events["a replay of a refunded spend"] += answer.refunded > 0
+                    raise Violation(f"{operation.name}: {answer.refunded} is not what was refunded of it.")
+                self.database.events[f"a refunded spend: {operation.name}"] += answer.refunded > 0
         shown_quota = answer.quota if isinstance(answer, Exhausted) else answer
         if isinstance(shown_quota, Quota) and not self.accounts[operation.user_id].had(shown_quota):
             raise Violation(f"{operation.user_id}: {shown_quota} was never stored.")
 
     def refunded(self, operation: Operation) -> int:
-        """The units that stored refunds asked for of what the operation spent."""
+        """The units that stored refunds asked for of what the operation spent, or asks to see."""
         account = self.accounts[operation.user_id]
-        entry = account.by_key.get(f"consume:user:{operation.key}")
-        return account.refunded[entry.id] if entry else 0
+        spent = account.by_key.get(f"consume:user:{operation.key}")
+        spend = operation.shown or (spent and spent.id)
+        return account.refunded[spend] if spend else 0
 
     def check(self) -> None:
         for account in self.accounts.values():

@@ -69,6 +69,9 @@ class Api:
         keyed = {} if key is None else {"Idempotency_Key": key}
         return self.send("POST", "/api/v1/quota/consume", body, **keyed, **headers)
 
+    def check(self, json: object = None) -> HttpResponse:
+        return self.send("POST", "/api/v1/quota/check", to_json({} if json is None else json))
+
 
 to_json = json.dumps  # its own name is taken in Api.consume
 

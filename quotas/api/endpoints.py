@@ -24,6 +24,8 @@ from quotas.api.messages import (
     AdjustRequest,
     Body,
     ChangePlanRequest,
+    CheckAnswer,
+    CheckRequest,
     ConsumeRequest,
     ConsumptionAnswer,
     EntryAnswer,
@@ -132,9 +134,14 @@ class Endpoint:
         return re.sub(r"\{(\w+)\}", lambda found: f"<{PATH_PARAMETERS[found[1]]}:{found[1]}>", self.path)
 
     @property
+    def reads_key(self) -> bool:
+        """Whether a request may have an Idempotency-Key: if it may change something."""
+        return self.body is not None and self.verb != "check"
+
+    @property
     def requires_key(self) -> bool:
         """Whether a request without an Idempotency-Key is refused: on PUT a retry is safe without one."""
-        return self.access.requires_key and self.method == "POST"
+        return self.reads_key and self.access.requires_key and self.method == "POST"
 
 
 def read_simple(call: CheckedCall) -> Steps[Success]:
@@ -150,6 +157,11 @@ def read(call: CheckedCall) -> Steps[Success]:
 def consume(call: CheckedCall) -> Steps[Success]:
     receipt = yield from quotas.consume.steps(call.user_id, **call.options)
     return _success(ConsumptionAnswer.of(receipt), receipt, cost=receipt.entry.cost)
+
+
+def check(call: CheckedCall) -> Steps[Success]:
+    forecast = yield from quotas.forecast.steps(call.user_id, **call.body.given, actor=call.caller.actor)
+    return Success(CheckAnswer.of(forecast), forecast.quota)
 
 
 def consumption(call: CheckedCall) -> Steps[Success]:
@@ -213,7 +225,8 @@ def _success(answer: Struct, receipt: Receipt, cost: int | None = None) -> Succe
     return Success(answer, receipt.quota_now, receipt.is_replay, cost)
 
 
-SPEND = ("user_deleted", "cost_exceeds_limit", "unknown_action", "cost_below_price", "quota_exhausted")
+CHECK = ("user_deleted", "unknown_action", "cost_below_price")
+SPEND = (*CHECK, "cost_exceeds_limit", "quota_exhausted")
 ENDPOINTS = [
     Endpoint(
         id="getSimpleQuota",
@@ -251,6 +264,18 @@ ENDPOINTS = [
         problems=SPEND,
     ),
     Endpoint(
+        id="checkOwn",
+        verb="check",
+        method="POST",
+        path="v1/quota/check",
+        access=OwnQuota(),
+        run=check,
+        body=CheckRequest,
+        answer=CheckAnswer,
+        summary="Whether a spend would be granted; spends nothing",
+        problems=CHECK,
+    ),
+    Endpoint(
         id="getOwnHistory",
         verb="history",
         method="GET",
@@ -285,6 +310,18 @@ ENDPOINTS = [
         status=201,
         summary="Spend for a user, all or nothing",
         problems=SPEND,
+    ),
+    Endpoint(
+        id="check",
+        verb="check",
+        method="POST",
+        path="v1/users/{user_id}/check",
+        access=Scope("read"),
+        run=check,
+        body=CheckRequest,
+        answer=CheckAnswer,
+        summary="Whether a spend of a user would be granted; spends nothing",
+        problems=CHECK,
     ),
     Endpoint(
         id="getHistory",

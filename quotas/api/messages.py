@@ -17,6 +17,7 @@ from quotas.models import LedgerEntry, Plan
 from quotas.problems import INVALID_REQUEST, of_refusal
 from quotas.reports.history import Explanation
 from quotas.rules import values
+from quotas.rules.outcomes import Forecast
 from quotas.rules.periods import RESET_POLICIES
 from quotas.rules.values import MAX_UNITS, EntryKind, PlanSource, rfc3339
 from quotas.store.manager import Receipt
@@ -131,13 +132,18 @@ def _must_of(type_: Any) -> str:
     return next(chain(own, filter(None, map(_must_of, parts))), "")
 
 
-class ConsumeRequest(Body):
+class CheckRequest(Body):
     cost: Annotated[Cost, Meta(description="Default: the plan's price of the action, or 1.")] | UnsetType = (
         UNSET
     )
     action: Annotated[str, _text(64), Meta(description="The name of an action of the plan.")] | UnsetType = (
         UNSET
     )
+
+    example = {"cost": 2}
+
+
+class ConsumeRequest(CheckRequest):
     metadata: Annotated[JSON, _must("must be an object."), Meta(description="At most 2 KiB.")] | UnsetType = (
         UNSET
     )
@@ -301,6 +307,49 @@ class ConsumptionAnswer(ReceiptAnswer):
         entry = receipt.entry
         action, refunded = entry.action or None, receipt.refunded
         return cls(**_receipt(receipt), cost=entry.cost, action=action, refunded=refunded)
+
+
+class CheckAnswer(Struct):
+    """What a spend would be answered with now. Nothing is spent, and another request may spend first."""
+
+    allowed: bool
+    cost: Annotated[Cost, Meta(description="As sent; without it the plan's price of the action, or 1.")]
+    remaining_after: (
+        Annotated[Units, Meta(description=f"Units that would be left; {MAX_UNITS} if unlimited.")] | None
+    )
+    code: (
+        Annotated[str, Meta(description="`quota_exhausted` or `cost_exceeds_limit`; null if allowed.")] | None
+    )
+    detail: Annotated[str, Meta(description="One plain sentence that can be shown to users.")]
+    resets_at: Instant
+    retry_after: (
+        Annotated[
+            int,
+            Meta(ge=1, le=2**63 - 1, description="As Retry-After of a 429; null without one."),
+        ]
+        | None
+    )
+    quota: QuotaAnswer
+
+    @classmethod
+    def of(cls, forecast: Forecast) -> Self:
+        problem = of_refusal(forecast.refusal) if forecast.refusal else None
+        return cls(
+            allowed=problem is None,
+            cost=forecast.cost,
+            remaining_after=forecast.remaining_after,
+            code=problem.type.code if problem else None,
+            detail=problem.detail if problem else _granted(forecast),
+            resets_at=rfc3339(forecast.quota.resets_at),
+            retry_after=problem.retry_after if problem else None,
+            quota=QuotaAnswer.of(forecast.quota),
+        )
+
+
+def _granted(forecast: Forecast) -> str:
+    is_unlimited, left = forecast.quota.is_unlimited, forecast.remaining_after
+    rest = ": there is no limit" if is_unlimited else f", with {left} left after it"
+    return f"A spend of {forecast.cost} would be granted{rest}."
 
 
 class RefundAnswer(ReceiptAnswer):

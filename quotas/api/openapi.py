@@ -77,12 +77,13 @@ STRING = {"type": "string"}
 STATUS = {declared.code: declared.status for declared in PROBLEM_TYPES}  # by code, in the order of the status
 ALWAYS = ("bad_request", *(code for code, status in STATUS.items() if status in (401, 500, 503)))
 WITH_BODY = (
-    *("malformed_length", "body_missing", "malformed_json", "invalid_request", "idempotency_key_malformed"),
-    *("body_incomplete", "body_timeout", "length_required", "body_too_large", "unsupported_media_type"),
-    "idempotency_key_reused",
+    *("malformed_length", "body_missing", "malformed_json", "invalid_request", "body_incomplete"),
+    *("body_timeout", "length_required", "body_too_large", "unsupported_media_type"),
 )
+WITH_KEY = ("idempotency_key_malformed", "idempotency_key_reused")
 FOR_SERVICES = ("service_only", "scope_missing", "not_found", "unknown_user_id")
-RATED = ("SimpleQuota", "Quota", "Consumption", "Refund", "Adjustment")  # responses with RateLimit fields
+# The responses with RateLimit fields.
+RATED = ("SimpleQuota", "Quota", "Consumption", "Check", "Refund", "Adjustment")
 
 HEADERS: JSON = {
     "X-Request-Id": {
@@ -217,15 +218,17 @@ def operation_of(endpoint: Endpoint) -> JSON:
             security = [{"sessionToken": []}, {"serviceKey": []}]
     if endpoint.body:
         codes += WITH_BODY
-        parameters += ["required_key" if endpoint.requires_key else "key"]
-        codes += ["idempotency_key_missing"] if endpoint.requires_key else []
         body = schema_name(endpoint.body)
         operation["requestBody"] = {"required": True, "content": content("application/json", body, body)}
+    if endpoint.reads_key:
+        codes += WITH_KEY
+        parameters += ["required_key" if endpoint.requires_key else "key"]
+        codes += ["idempotency_key_missing"] if endpoint.requires_key else []
     parameters += endpoint.parameters
     if parameters:
         operation["parameters"] = [ref("parameters", name) for name in parameters]
     operation["security"] = security
-    answer = success(schema_name(endpoint.answer), endpoint.status, is_keyed=bool(endpoint.body))
+    answer = success(schema_name(endpoint.answer), endpoint.status, is_keyed=endpoint.reads_key)
     operation["responses"] = {str(endpoint.status): answer, **problem_responses(codes)}
     return operation
 

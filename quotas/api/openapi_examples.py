@@ -7,7 +7,7 @@ from uuid import UUID
 from quotas.api import messages
 from quotas.api.errors import PROBLEM_TYPES
 from quotas.problems import HISTORY_PRUNED, QUOTA_EXHAUSTED, Problem, ProblemType, of_refusal
-from quotas.rules.outcomes import Exhausted
+from quotas.rules.outcomes import Exhausted, Forecast
 from quotas.rules.values import Entry, Plan, Quota, rfc3339
 from quotas.store.manager import Receipt
 
@@ -65,6 +65,7 @@ ANSWERS = [
     messages.SimpleQuotaAnswer.of(_quota(12)),
     _quota_answer,
     messages.ConsumptionAnswer.of(_receipt()),
+    messages.CheckAnswer.of(Forecast(_quota(18), 2, 16, None)),
     messages.RefundAnswer.of(_receipt(delta=1, refund_of=ENTRY_ID)),
     messages.AdjustmentAnswer.of(_receipt(delta=50, reason="goodwill")),
     messages.OwnHistoryAnswer([messages.OwnEntryAnswer.of(_entry())], "42"),

@@ -63,7 +63,7 @@ def _checked(endpoint: Endpoint, call: Call, caller: Caller) -> Steps[CheckedCal
     user_id = endpoint.access.user_of(caller, call.path)
     if endpoint.body is None:
         return CheckedCall(caller, user_id, None, None, call.path, call.query)
-    key = idempotency_key(call.headers.get("idempotency-key"))
+    key = idempotency_key(call.headers.get("idempotency-key")) if endpoint.reads_key else None
     if key is None and endpoint.requires_key:
         raise problems.IDEMPOTENCY_KEY_MISSING()
     parse = partial(_parse, endpoint.body, _json_of(call))

@@ -32,7 +32,7 @@ from quotas.reports.counts import MAX_COUNTED
 from quotas.reports.current import effective_quotas, read_clock
 from quotas.reports.exhausted import MAX_EXHAUSTED, exhausted
 from quotas.reports.totals import days_of_user
-from quotas.rules import outcomes, values, verbs
+from quotas.rules import values, verbs
 from quotas.rules.outcomes import KeyReused, Refusal
 from quotas.rules.values import MAX_UNITS, Actor, PlanSource, Request
 
@@ -70,12 +70,12 @@ class SpendForm(forms.Form):
             return ""
         cost = self.cleaned_data["spend"]
         by = Request(Actor("user", quota.user_id))
-        outcome = verbs.consume(quota.snapshot(read_clock(quota)), by, cost)
-        if isinstance(outcome, Refusal):
-            return f"No. {of_refusal(outcome).detail}"
-        if isinstance(outcome, outcomes.Change) and outcome.refusal:
-            return f"No. {of_refusal(outcome.refusal).detail}"
-        left = "no limit" if outcome.quota.is_unlimited else f"{outcome.quota.quota_remaining:,}"
+        found = verbs.forecast(quota.snapshot(read_clock(quota)), by, cost)
+        if isinstance(found, Refusal):
+            return f"No. {of_refusal(found).detail}"
+        if found.refusal:
+            return f"No. {of_refusal(found.refusal).detail}"
+        left = "no limit" if found.quota.is_unlimited else f"{found.remaining_after:,}"
         return f"Yes. Left afterwards: {left}."
 
 

@@ -7,7 +7,7 @@ from django.db.models import Q, QuerySet
 
 from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
 from quotas.rules import outcomes, periods, values, verbs
-from quotas.rules.outcomes import Outcome, Refusal
+from quotas.rules.outcomes import Forecast, Refusal
 from quotas.rules.values import EntryKind, Quota, Snapshot, State
 from quotas.store.direct import clock
 
@@ -35,12 +35,12 @@ class Explanation:
     is_deleted: bool
     is_reset_due: bool  # due, but not carried out yet: no request had come since
     entries: list[LedgerEntry]  # of the period at that instant, newest first
-    spend: Outcome  # of a spend at that instant
+    spend: Forecast | Refusal  # of a spend at that instant
 
     @property
     def refusal(self) -> Refusal | None:
         """The refusal that the spend would have met, or None."""
-        return self.spend if isinstance(self.spend, Refusal) else getattr(self.spend, "refusal", None)
+        return self.spend.refusal if isinstance(self.spend, Forecast) else self.spend
 
 
 def entries_page(user_id: str, *, before: int | None, limit: int) -> list[LedgerEntry]:
@@ -79,7 +79,7 @@ def explain(user_id: str, at: datetime | None, cost: int) -> Explanation:
         entries=list(
             _entries(user_id).filter(seq__range=(entry.period_seq, entry.seq))[:MAX_ENTRIES_EXPLAINED]
         ),
-        spend=verbs.consume(snapshot, values.Request(values.Actor("user", user_id)), cost),
+        spend=verbs.forecast(snapshot, values.Request(values.Actor("user", user_id)), cost),
     )
 
 

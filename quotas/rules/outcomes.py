@@ -84,6 +84,15 @@ class Replay(NamedTuple):
     refunded: int = 0  # of a consumption: its units that refunds asked for by now
 
 
+class Forecast(NamedTuple):
+    """What a spend of `cost` would meet. Nothing is stored."""
+
+    quota: Quota  # before it, after a reset that is due
+    cost: int
+    remaining_after: int | None  # units that could be spent after it; None if it would be refused
+    refusal: Exhausted | CostExceedsLimit | None
+
+
 class Change(NamedTuple):
     """The state to store, with its new entries; without entries nothing is stored.
 

@@ -17,6 +17,7 @@ from quotas.rules.outcomes import (
     CostExceedsLimit,
     Deleted,
     Exhausted,
+    Forecast,
     KeyReused,
     Outcome,
     RefundTooLarge,
@@ -90,8 +91,10 @@ def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Ou
 
     A user may pay more than the price of an action, but not less. Other actors may pay any cost.
     """
-    if decided := _already_decided(snapshot, request):
-        return decided
+    return _already_decided(snapshot, request) or _spend(snapshot, request, cost)
+
+
+def _spend(snapshot: Snapshot, request: Request, cost: int | None) -> Change | Refusal:
     change = _bring_up_to_date(snapshot, request)
     if request.action and request.action not in change.plan_in_force.actions:
         return UnknownAction(change.plan_in_force, request.action)
@@ -113,6 +116,19 @@ def consume(snapshot: Snapshot, request: Request, cost: int | None = None) -> Ou
     unkeyed = request._replace(idempotency_key=None, fingerprint="")  # a refusal must not use up the key
     refused = _append(change, unkeyed, EntryKind.REFUSED, cost=cost, refused_at=snapshot.now)
     return refused._replace(refusal=refusal)
+
+
+def forecast(snapshot: Snapshot, request: Request, cost: int | None = None) -> Forecast | Refusal:
+    """Return what `consume` would meet. A request that no quota could grant is refused here too."""
+    if isinstance(decided := _already_decided(snapshot, request), Refusal):
+        return decided
+    outcome = _spend(snapshot, request, cost)
+    refusal = outcome.refusal if isinstance(outcome, Change) else outcome
+    if isinstance(refusal, Exhausted | CostExceedsLimit):
+        return Forecast(effective(snapshot), refusal.cost, None, refusal)
+    if isinstance(outcome, Change):
+        return Forecast(effective(snapshot), outcome.entries[-1].cost, outcome.quota.spendable, None)
+    return outcome
 
 
 def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> Outcome:

@@ -6,7 +6,7 @@ here. How a step reaches a database is the driver's part: there is no SQL here e
 """
 
 from quotas import metrics
-from quotas.rules.outcomes import Change, Outcome
+from quotas.rules.outcomes import Change, Forecast, Outcome
 from quotas.store.errors import ConnectionLost, LostRace
 from quotas.store.steps import Attempt, Decide, Lock, SnapshotQuery, Steps, WasWritten, Write
 
@@ -16,7 +16,7 @@ MAX_TRIES = 10
 
 def commit(
     user_id: str, decide: Decide, query: SnapshotQuery, *, expects_change: bool = True
-) -> Steps[Outcome]:
+) -> Steps[Outcome | Forecast]:
     """Return the outcome that `decide` makes of the user's snapshot, once it is stored.
 
     `decide` must be pure: it may be called several times. A change that is returned is stored whole and

@@ -5,13 +5,13 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
 from django.db import models, transaction
 
 from quotas.rules import values, verbs
-from quotas.rules.outcomes import Change, Outcome, Refusal, Replay
+from quotas.rules.outcomes import Change, Forecast, Outcome, Refusal, Replay
 from quotas.rules.values import MAX_UNITS, Actor, Quota, Request, Snapshot
 from quotas.store import direct
 from quotas.store.commit import commit
@@ -53,7 +53,6 @@ encode_canonically = json.JSONEncoder(sort_keys=True, separators=(",", ":")).enc
 
 P = ParamSpec("P")
 QuotaRow = TypeVar("QuotaRow", bound=models.Model)
-Found = TypeVar("Found", bound=Change | Replay)  # an outcome that is no refusal
 
 
 class BoundVerb(Generic[P, Result]):
@@ -88,12 +87,14 @@ class QuotaManager(models.Manager[QuotaRow]):
     def current(self, user_id: str, *, actor: Actor | None = None) -> Steps[Quota]:
         """Return the quota; it is opened if missing and reset if due."""
         request = Request(actor or Actor("user", user_id))
-        return (yield from self._commit(user_id, verbs.current, request, expects_change=False)).quota
+        found: Change = yield from self._commit(user_id, verbs.current, request, expects_change=False)
+        return found.quota
 
     @Verb
     def open_missing(self, user_id: str, *, actor: Actor) -> Steps[Quota]:
         """Open the quota if it is missing; leave an existing one as it is, due or not."""
-        return (yield from self._commit(user_id, verbs.open_missing, Request(actor))).quota
+        found: Change = yield from self._commit(user_id, verbs.open_missing, Request(actor))
+        return found.quota
 
     @Verb
     def consume(
@@ -122,6 +123,21 @@ class QuotaManager(models.Manager[QuotaRow]):
             metadata=metadata,
         )
         return (yield from self._write(user_id, partial(verbs.consume, cost=cost), request))
+
+    @Verb
+    def forecast(
+        self, user_id: str, cost: int | None = None, *, action: str = "", actor: Actor | None = None
+    ) -> Steps[Forecast]:
+        """Return what a spend would meet, with the arguments of `consume`; a missing quota stays missing.
+
+        Raises UnknownAction, CostBelowPrice or Deleted.
+        """
+        if cost is not None:
+            _require_units(cost)
+        request = Request(actor or Actor("user", user_id), action=action)
+        verb = partial(verbs.forecast, cost=cost)
+        found: Forecast = yield from self._commit(user_id, verb, request, expects_change=False)
+        return found
 
     @Verb
     def adjust(
@@ -183,7 +199,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         """
         request, include = Request(Actor("user", user_id)), ("consumption", consumption_id)
         verb = verbs.show_consumption
-        found = yield from self._commit(user_id, verb, request, include, expects_change=False)
+        found: Replay = yield from self._commit(user_id, verb, request, include, expects_change=False)
         return _receipt(found, is_replay=False)
 
     @Verb
@@ -211,7 +227,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         if plan is None:  # a missing row cannot be locked, and Clerk may assign another plan meanwhile
             yield from self._commit(user_id, verbs.open_missing, Request(actor))
         verb = partial(verbs.change_plan, on_change=on_change)
-        outcome = yield from self._commit(user_id, verb, request, _including(plan))
+        outcome: Change | Replay = yield from self._commit(user_id, verb, request, _including(plan))
         is_replay = isinstance(outcome, Replay)
         return PlanChange(outcome.quota, outcome.quota_now, is_replay)
 
@@ -320,17 +336,17 @@ class QuotaManager(models.Manager[QuotaRow]):
     def _commit(
         self,
         user_id: str,
-        verb: Callable[[Snapshot, Request], Found | Refusal],
+        verb: Callable[[Snapshot, Request], Outcome | Forecast],
         request: Request,
         include: tuple[str, Any] = ("", None),
         *,
         expects_change: bool = True,
-    ) -> Steps[Found]:
-        """Read, decide, write: every verb goes through here. Raises the refusal, if there is one."""
+    ) -> Steps[Any]:
+        """Read, decide, write: every verb goes through here. Return its outcome, or raise the refusal."""
         _require_user_id(user_id)
         query = SnapshotQuery(request.idempotency_key, *include)
 
-        def decide(snapshot: Snapshot) -> Found | Refusal:
+        def decide(snapshot: Snapshot) -> Outcome | Forecast:
             return verb(snapshot, request)
 
         outcome = yield from commit(user_id, decide, query, expects_change=expects_change)
@@ -338,7 +354,7 @@ class QuotaManager(models.Manager[QuotaRow]):
             raise outcome
         if isinstance(outcome, Change) and outcome.refusal:
             raise outcome.refusal
-        return cast(Found, outcome)
+        return outcome
 
     def _write(
         self,
@@ -347,7 +363,7 @@ class QuotaManager(models.Manager[QuotaRow]):
         request: Request,
         include: tuple[str, Any] = ("", None),
     ) -> Steps[Receipt]:
-        outcome = yield from self._commit(user_id, verb, request, include)
+        outcome: Change | Replay = yield from self._commit(user_id, verb, request, include)
         if isinstance(outcome, Change):
             quota = outcome.quota
             return Receipt(outcome.entries[-1], quota, quota, is_replay=False)

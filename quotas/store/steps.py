@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from quotas.rules.outcomes import Change, Outcome
+from quotas.rules.outcomes import Change, Forecast, Outcome
 from quotas.rules.values import Snapshot
 
 Result = TypeVar("Result")
-Decide = Callable[[Snapshot], Outcome]
+Decide = Callable[[Snapshot], Outcome | Forecast]
 
 
 class SnapshotQuery(NamedTuple):
@@ -68,7 +68,7 @@ class Attempt:
     decide: Decide
     expects_change: bool
     must_lock: bool  # hold the lock of the user's row meanwhile; a driver may set it
-    outcome: Outcome | None = None  # what was decided
+    outcome: Outcome | Forecast | None = None  # what was decided
     sent: Change | None = None  # what the outcome rests on, from the moment before it is sent
 
     def steps(self) -> "DatabaseSteps[bool]":

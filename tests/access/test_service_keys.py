@@ -40,6 +40,7 @@ ENDPOINTS = [  # method, path, scope, body
     ("GET", "history", "read", None),
     ("GET", "explain", "read", None),
     ("GET", f"consumptions/{SPEND}", "read", None),
+    ("POST", "check", "read", {}),
     ("POST", "consume", "consume", {}),
     ("POST", f"consumptions/{SPEND}/refund", "refund", {"reason": "r"}),
     ("POST", "adjust", "adjust", {"delta": 50, "reason": "r"}),

@@ -16,7 +16,7 @@ from tests.tools import keys
 
 pytestmark = pytest.mark.django_db
 KIB = 1024
-CONSUME = "/api/v1/quota/consume"
+CONSUME, CHECK = "/api/v1/quota/consume", "/api/v1/quota/check"
 
 
 def assert_problem(answer, status, code):
@@ -106,10 +106,11 @@ BODIES = {
 }
 
 
+@pytest.mark.parametrize("path", [CONSUME, CHECK])
 @pytest.mark.parametrize("name", BODIES)
-def test_a_bad_body_is_refused(api, name):
+def test_a_bad_body_is_refused(api, name, path):
     raw, status, code = BODIES[name]
-    assert_problem(api.consume(raw=raw), status, code)
+    assert_problem(api.send("POST", path, raw), status, code)
 
 
 @pytest.mark.parametrize("name", ["a float", "NaN", "a lone surrogate", "2 KiB and a byte of metadata"])
@@ -294,6 +295,9 @@ def test_a_host_that_is_none_is_not_repeated(api, host):
         "/api/v1/",
         "/api/v1/quota/",
         "/api/v1/quota/consume/",
+        "/api/v1/quota/check/",
+        "/api/v1/users/user_1",
+        "/api/v1/users/user_1/",
         "/api//quota",
         "/api/v1/quota%00",
         "/api/v1/quota%0a",
@@ -318,6 +322,8 @@ def test_an_unknown_address_is_a_404_and_never_a_redirect(api, method, path):
         (CONSUME, "GET", "POST"),
         (CONSUME, "PUT", "POST"),
         (CONSUME, "DELETE", "POST"),
+        (CHECK, "GET", "POST"),
+        ("/api/v1/users/user_1/check", "PUT", "POST"),
     ],
 )
 def test_another_method_is_told_which_ones_there_are(api, path, method, allowed):
@@ -343,13 +349,14 @@ given_any_order = given(
 )
 
 
+@pytest.mark.parametrize("path", [CONSUME, CHECK])
 @given_any_order
 @example(raw=b'{"metadata":{"a":1e-400}}', key='"k')
 @hypothesis_settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_nothing_that_can_be_sent_is_a_fault_of_the_server(api, raw, key):
-    answer = api.consume(raw=raw, key=key)
+def test_nothing_that_can_be_sent_is_a_fault_of_the_server(api, path, raw, key):
+    answer = api.send("POST", path, raw, **({} if key is None else {"Idempotency_Key": key}))
     assert answer.status_code < 500
     assert answer["Content-Type"] in ("application/json", "application/problem+json")
     assert answer.json()

@@ -158,6 +158,8 @@ def pairs(statuses, codes):
 
 BODIES = {
     "consumeOwn": {"cost": 2, "action": "generate", "metadata": {"model": "small"}},
+    "checkOwn": {"action": "generate"},
+    "check": {"cost": 2},
     "consume": {"cost": 2},
     "refund": {"amount": 1, "reason": "llm_timeout"},
     "adjust": {"delta": -1, "reason": "a test"},

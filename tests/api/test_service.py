@@ -517,6 +517,7 @@ ABSURD = [
         ("GET", "history"),
         ("GET", "explain"),
         ("GET", f"consumptions/{ONE}"),
+        ("POST", "check"),
         ("POST", "consume"),
         ("POST", REFUND),
         ("POST", "adjust"),
@@ -643,6 +644,8 @@ def test_a_refused_act_holds_no_key(service, make_quota):
     [
         lambda service, spend: service.get("quota"),
         lambda service, spend: service.get("history"),
+        lambda service, spend: service.post("check", {}),
+        lambda service, spend: service.post("check", {"action": "paint"}),
         lambda service, spend: service.get(f"consumptions/{spend}"),
         lambda service, spend: service.get(f"consumptions/{uuid4()}"),
         lambda service, spend: service.post("consume", {}),

@@ -27,7 +27,7 @@ from quotas import models
 from quotas.models import ChallengeQuota, LedgerEntry, PlanVersion
 from quotas.reports import audit
 from quotas.rules import outcomes, periods, values, verbs
-from quotas.rules.outcomes import Exhausted, Outcome, Refusal
+from quotas.rules.outcomes import Exhausted, Forecast, Outcome, Refusal
 from quotas.rules.values import Actor, Entry, ImportedUsage, OnChange, Plan, Request, Snapshot, State
 from quotas.store import commit, manager, plan_cache, statements
 from quotas.store.steps import SnapshotQuery
@@ -140,7 +140,7 @@ class Model:
         self.assigned[user_id][item] = plan, at
         return True
 
-    def keep(self, outcome: Outcome) -> None:
+    def keep(self, outcome: Outcome | Forecast) -> None:
         if isinstance(outcome, outcomes.Change) and outcome.entries:
             self.states[outcome.state.user_id] = outcome.state
             self.ledgers[outcome.state.user_id].extend(outcome.entries)
@@ -276,6 +276,16 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         rule = partial(verbs.consume, cost=cost)
         self.step("consume", user_id, cost, rule=rule, actor=actor, key=key, action=action, metadata=metadata)
+
+    @rule(
+        user_id=users,
+        cost=st.sampled_from([None, 1, 3, 8, 20, 21, 101]),
+        action=st.sampled_from(["", "generate", "unknown"]),
+        actor=st.none() | actors,
+    )
+    def forecast(self, user_id: str, cost: int | None, action: str, actor: Actor | None) -> None:
+        rule = partial(verbs.forecast, cost=cost)
+        self.step("forecast", user_id, cost, rule=rule, actor=actor, action=action)
 
     @rule()
     def try_again(self) -> None:
@@ -416,7 +426,7 @@ class Machine(RuleBasedStateMachine):
         verb: str,
         user_id: str,
         *arguments: Any,
-        rule: Callable[[Snapshot, Request], Outcome],
+        rule: Callable[[Snapshot, Request], Outcome | Forecast],
         actor: Actor | None = None,
         key: str | None = None,
         include: tuple[str, Any] = ("", None),
@@ -467,18 +477,22 @@ def answer_of(verb: Callable[[], Any]) -> Any:
         return refusal
 
 
-def name_of(answer: Any, outcome: Outcome) -> str:
+def name_of(answer: Any, outcome: Outcome | Forecast) -> str:
     """The result of a step: the name of a refusal or replay, the kind of the last entry, or "unchanged"."""
     if isinstance(answer, Refusal) or isinstance(outcome, outcomes.Replay):
         return type(answer if isinstance(answer, Refusal) else outcome).__name__
+    if isinstance(outcome, Forecast):
+        return "forecast: no" if outcome.refusal else "forecast: yes"
     assert isinstance(outcome, outcomes.Change)
     return outcome.entries[-1].kind if outcome.entries else "unchanged"
 
 
-def expected(verb: str, outcome: Outcome) -> Any:
+def expected(verb: str, outcome: Outcome | Forecast) -> Any:
     """What the manager's verb should return or raise for the outcome."""
     if isinstance(outcome, Refusal) or (isinstance(outcome, outcomes.Change) and outcome.refusal):
         return outcome if isinstance(outcome, Refusal) else outcome.refusal
+    if isinstance(outcome, Forecast):
+        return outcome
     match verb:
         case "delete":
             return None
@@ -497,6 +511,8 @@ def unmarked_answer(answer: Any) -> Any:
     """The answer in a comparable form: refusals by their facts, entries without the fingerprint itself."""
     if isinstance(answer, Refusal):
         return type(answer), vars(answer)
+    if isinstance(answer, Forecast):
+        return answer._replace(refusal=answer.refusal and unmarked_answer(answer.refusal))
     return answer._replace(entry=unmarked(answer.entry)) if isinstance(answer, manager.Receipt) else answer
 
 

@@ -120,6 +120,7 @@ PATHS = [
     ),
     *[("POST", "/api/v1/quota/consume")] * 6,
     *[("POST", "/api/v1/users/{user_id}/consume")] * 3,
+    *(("POST", "/api/v1/quota/check"), ("POST", "/api/v1/users/{user_id}/check")),
     *[("POST", "/api/v1/users/{user_id}/consumptions/{consumption_id}/refund")] * 3,
     *(("POST", f"/api/v1/users/{{user_id}}/{verb}") for verb in ("adjust", "adjust", "reset")),
     *[("PUT", "/api/v1/users/{user_id}/plan")] * 2,

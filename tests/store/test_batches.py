@@ -123,6 +123,26 @@ def test_requests_of_one_account_see_what_those_before_them_leave(monkeypatch: p
     assert [entry.kind for entry in entries] == ["opened"] + ["consumed"] * 20 + ["refused"]
 
 
+def test_a_check_sees_the_spends_before_it_and_takes_nothing_from_those_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened(USER)
+
+    async def work(driver: Batches) -> list[Any]:
+        await warmed(driver)
+        checks = [driver.run_steps(quotas.forecast.steps(USER, 10)) for _ in range(2)]
+        with statements_sent(monkeypatch) as texts:
+            spends = [spend(driver, cost=11), spend(driver, cost=9)]
+            found = await gathered(driver, [checks[0], spends[0], checks[1], spends[1]])
+        assert texts == ["read", "read together", "write"]
+        return found
+
+    before, _, after, last = run(work)
+    assert (before.remaining_after, after.remaining_after) == (10, None)
+    assert isinstance(after.refusal, Exhausted)
+    assert last.quota.quota_remaining == 0
+
+
 def test_a_key_that_comes_twice_in_a_batch_is_a_replay_and_with_other_words_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -57,6 +57,16 @@ def test_a_replay_takes_one(api: Api, wire: Wire, opened: None) -> None:
     assert counted(wire, api.consume(key="k").status_code, HTTPStatus.CREATED) == 1
 
 
+def test_a_check_takes_one_even_if_the_quota_is_missing_exhausted_or_due(api: Api, wire: Wire) -> None:
+    assert counted(wire, api.check({}).status_code, HTTPStatus.OK) == 1
+    api.consume({"cost": 20})
+    wire.reset()
+    assert counted(wire, api.check({"cost": 2}).status_code, HTTPStatus.OK) == 1
+    shift(USER, timedelta(hours=24))
+    wire.reset()
+    assert counted(wire, api.check({"cost": 2}).status_code, HTTPStatus.OK) == 1
+
+
 def test_a_refusal_takes_one_but_for_the_first_of_a_period(api: Api, wire: Wire, opened: None) -> None:
     api.consume({"cost": 20})
     wire.reset()

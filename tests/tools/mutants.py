@@ -324,6 +324,13 @@ MUTANTS = [
         ("api/test_service.py::test_a_replay_of_a_refunded_spend_says_how_much_was_refunded", *SIMULATION),
     ),
     Mutant(
+        "a check writes down a refusal",
+        VERBS,
+        "return Forecast(effective(snapshot), refusal.cost, None, refusal)",
+        "return outcome",
+        ("api/test_check.py::test_nothing_is_stored_whatever_it_finds",),
+    ),
+    Mutant(
         "a replay that is read with others does not say that it was refunded",
         STATEMENTS,
         "entry, entry_plan, FreshIds(), entry_refunded)",

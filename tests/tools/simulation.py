@@ -21,7 +21,7 @@ from uuid import UUID
 
 from django.db import OperationalError
 
-from quotas.rules.outcomes import Exhausted, Refusal
+from quotas.rules.outcomes import Exhausted, Forecast, Refusal
 from quotas.rules.values import Actor, Entry, OnChange, Quota, Snapshot
 from quotas.store.errors import ConnectionLost
 from quotas.store.manager import PlanChange, QuotaManager, Receipt
@@ -57,7 +57,7 @@ SHARED_FIELDS = (
     *("plan", "plan_source", "plan_version", "quota_limit", "period_consumed", "period_given"),
     *("last_reset_date", "anchor_at", "resets_at", "period_seq", "seq"),
 )
-Answer = Receipt | PlanChange | Quota | Refusal
+Answer = Receipt | PlanChange | Quota | Forecast | Refusal
 quotas: QuotaManager[Any] = QuotaManager()
 
 
@@ -385,6 +385,8 @@ class Simulation:
         if chance < 0.79 and (entries := self.accounts[user_id].ledger):
             shown = operation.shown = self.random.choice(entries[-30:]).id
             return "consumption", lambda: quotas.consumption.steps(user_id, shown)
+        if chance < 0.81:
+            return "forecast", lambda: quotas.forecast.steps(user_id, 3)
         if chance < 0.87:
             delta = operation.delta = self.random.choice([-2, 1, 5])
             return "adjust", lambda: quotas.adjust.steps(user_id, delta, **staff)
@@ -411,6 +413,13 @@ class Simulation:
         shown_quota = answer.quota if isinstance(answer, Exhausted) else answer
         if isinstance(shown_quota, Quota) and not self.accounts[operation.user_id].had(shown_quota):
             raise Violation(f"{operation.user_id}: {shown_quota} was never stored.")
+        if isinstance(answer, Forecast):
+            quota, left = answer.quota, answer.quota.spendable - answer.cost
+            is_of_new_period = (quota.used, quota.given) == (0, 0)  # which no request has begun yet
+            if not is_of_new_period and not self.accounts[operation.user_id].had(quota):
+                raise Violation(f"{operation.user_id}: {quota} was never stored.")
+            if answer.remaining_after != (left if left >= 0 else None):
+                raise Violation(f"{operation.user_id}: {answer} does not follow.")
 
     def refunded(self, operation: Operation) -> int:
         """The units that stored refunds asked for of what the operation spent, or asks to see."""

@@ -55,6 +55,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/quota/check": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Whether a spend would be granted; spends nothing */
+        post: operations["checkOwn"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/quota/history": {
         parameters: {
             query?: never;
@@ -106,6 +123,26 @@ export interface paths {
          * @description Needs the scope `consume`.
          */
         post: operations["consume"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/users/{user_id}/check": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Whether a spend of a user would be granted; spends nothing
+         * @description Needs the scope `read`.
+         */
+        post: operations["check"];
         delete?: never;
         options?: never;
         head?: never;
@@ -374,6 +411,28 @@ export interface components {
             on_change?: "keep" | "prorate" | "reset";
             /** @description The reason, which services and staff see in the history. */
             reason?: string;
+        };
+        /** @description What a spend would be answered with now. Nothing is spent, and another request may spend first. */
+        Check: {
+            allowed: boolean;
+            /** @description As sent; without it the plan's price of the action, or 1. */
+            cost: number;
+            /** @description Units that would be left; 2147483647 if unlimited. */
+            remaining_after: number | null;
+            /** @description `quota_exhausted` or `cost_exceeds_limit`; null if allowed. */
+            code: string | null;
+            /** @description One plain sentence that can be shown to users. */
+            detail: string;
+            resets_at: components["schemas"]["Instant"];
+            /** @description As Retry-After of a 429; null without one. */
+            retry_after: number | null;
+            quota: components["schemas"]["Quota"];
+        };
+        CheckRequest: {
+            /** @description Default: the plan's price of the action, or 1. */
+            cost?: number;
+            /** @description The name of an action of the plan. */
+            action?: string;
         };
         ConsumeRequest: {
             /** @description Default: the plan's price of the action, or 1. */
@@ -952,6 +1011,80 @@ export interface operations {
             503: components["responses"]["503"];
         };
     };
+    checkOwn: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CheckRequest"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Check"];
+                };
+            };
+            /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `body_incomplete` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            401: components["responses"]["401"];
+            /** @description Forbidden: `user_only` */
+            403: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            408: components["responses"]["408"];
+            /** @description Gone: `user_deleted` */
+            410: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            411: components["responses"]["411"];
+            413: components["responses"]["413"];
+            415: components["responses"]["415"];
+            /** @description Unprocessable Content: `unknown_action`, `cost_below_price` */
+            422: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            500: components["responses"]["500"];
+            503: components["responses"]["503"];
+        };
+    };
     getOwnHistory: {
         parameters: {
             query?: {
@@ -1162,6 +1295,93 @@ export interface operations {
                 };
             };
             429: components["responses"]["429"];
+            500: components["responses"]["500"];
+            503: components["responses"]["503"];
+        };
+    };
+    check: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @example user_2abc */
+                user_id: components["parameters"]["user_id"];
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CheckRequest"];
+            };
+        };
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Check"];
+                };
+            };
+            /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `body_incomplete` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            401: components["responses"]["401"];
+            /** @description Forbidden: `service_only`, `scope_missing` */
+            403: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found: `not_found`, `unknown_user_id` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            408: components["responses"]["408"];
+            /** @description Gone: `user_deleted` */
+            410: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            411: components["responses"]["411"];
+            413: components["responses"]["413"];
+            415: components["responses"]["415"];
+            /** @description Unprocessable Content: `unknown_action`, `cost_below_price` */
+            422: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             500: components["responses"]["500"];
             503: components["responses"]["503"];
         };

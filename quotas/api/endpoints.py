@@ -40,11 +40,14 @@ from quotas.api.messages import (
     RefundRequest,
     ResetRequest,
     SimpleQuotaAnswer,
+    UserAnswer,
+    UsersAnswer,
 )
 from quotas.api.responses import Success
 from quotas.models import ChallengeQuota
 from quotas.reports import history
-from quotas.rules.values import MAX_UNITS, USER_ID, OnChange, rfc3339
+from quotas.reports.users import UserFilter, users_page
+from quotas.rules.values import MAX_UNITS, PLAN_NAME, USER_ID, OnChange, rfc3339
 from quotas.store.manager import Receipt
 from quotas.store.steps import InThread, Steps
 
@@ -82,7 +85,7 @@ class OwnQuota:
 
 @dataclass(frozen=True)
 class Scope:
-    """For service keys with this scope, on the quota of the user in the path."""
+    """For service keys with this scope, on the quota of the user in the path, or on all without one."""
 
     name: str
     requires_key = True
@@ -92,6 +95,8 @@ class Scope:
             raise problems.SERVICE_ONLY()
         if self.name not in caller.scopes:
             raise problems.SCOPE_MISSING(scope=self.name)
+        if "user_id" not in path:
+            return ""
         if not USER_ID.fullmatch(path["user_id"]):
             raise problems.UNKNOWN_USER_ID()
         return path["user_id"]
@@ -216,6 +221,20 @@ def explain(call: CheckedCall) -> Steps[Success]:
     return Success(ExplanationAnswer.of(explained, cost))
 
 
+def list_users(call: CheckedCall) -> Steps[Success]:
+    given = queries.parameters(call.query)
+    wanted = UserFilter(
+        plan=queries.matching(given, "plan", PLAN_NAME, "must be the name of a plan."),
+        is_exhausted=queries.truth(given, "exhausted"),
+        is_deleted=queries.truth(given, "deleted") or False,
+        seen_since=queries.instant(given, "seen_since"),
+    )
+    limit = queries.number(given, "limit", queries.DEFAULT_PAGE_SIZE, queries.MAX_PAGE_SIZE)
+    after = queries.matching(given, "cursor", USER_ID, "must be the next_cursor of the page before.")
+    page = yield InThread(partial(users_page, wanted, after=after or "", limit=limit))
+    return Success(UsersAnswer([UserAnswer.of(*user) for user in page.users], page.next_after))
+
+
 def list_plans(call: CheckedCall) -> Steps[Success]:
     plans = yield InThread(queries.public_plans)
     return Success(PublicPlansAnswer([PublicPlanAnswer.of(plan) for plan in plans]))
@@ -286,6 +305,18 @@ ENDPOINTS = [
         parameters=("limit", "cursor"),
         summary="The ledger, newest first",
         problems=("user_deleted", "invalid_request"),
+    ),
+    Endpoint(
+        id="getUsers",
+        verb="users",
+        method="GET",
+        path="v1/users",
+        access=Scope("read"),
+        run=list_users,
+        answer=UsersAnswer,
+        parameters=("plan", "exhausted", "deleted", "seen_since", "limit", "user_cursor"),
+        summary="The users in the order of their ids, with their quotas as of now",
+        problems=("invalid_request", "unknown_plan", "instant_in_future"),
     ),
     Endpoint(
         id="getQuota",

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert
 from msgspec.structs import FieldInfo, fields
 
-from quotas.models import LedgerEntry, Plan
+from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.problems import INVALID_REQUEST, of_refusal
 from quotas.reports.history import Explanation
 from quotas.rules import values
@@ -499,6 +499,45 @@ class ExplanationAnswer(Struct):
             ),
             entries=[EntryAnswer.of(entry) for entry in explained.entries],
         )
+
+
+class UserAnswer(Struct):
+    """A user in the list of all, with the quota as of now."""
+
+    user_id: UserId
+    email: str | None
+    plan: PlanName
+    plan_source: Source
+    quota_limit: Limit
+    quota_remaining: Spendable
+    quota_used: Units
+    last_reset_date: Instant
+    resets_at: Instant
+    updated_at: Annotated[Instant, Meta(description="The last spend, refusal, reset or other change.")]
+    deleted_at: Instant | None
+
+    @classmethod
+    def of(cls, row: ChallengeQuota, quota: values.Quota) -> Self:
+        return cls(
+            user_id=row.user_id,
+            email=row.email or None,
+            plan=quota.plan.name,
+            plan_source=row.plan_source,
+            quota_limit=quota.quota_limit,
+            quota_remaining=quota.spendable,
+            quota_used=quota.used,
+            last_reset_date=rfc3339(quota.last_reset_date),
+            resets_at=rfc3339(quota.resets_at),
+            updated_at=rfc3339(row.updated_at),
+            deleted_at=rfc3339(row.deleted_at) if row.deleted_at else None,
+        )
+
+
+class UsersAnswer(Struct):
+    """A page may have fewer users than `limit`, even none: continue while there is a `next_cursor`."""
+
+    users: list[UserAnswer]
+    next_cursor: NextCursor
 
 
 class PublicPlanAnswer(Struct):

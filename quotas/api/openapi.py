@@ -15,11 +15,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from quotas.api import queries
-from quotas.api.endpoints import ENDPOINTS, Endpoint, OwnQuota, Scope
+from quotas.api.endpoints import ENDPOINTS, PATH_PARAMETERS, Endpoint, OwnQuota, Scope
 from quotas.api.errors import PROBLEM_TYPES
 from quotas.api.openapi_examples import ANSWERS, ENTRY_ID, NOW, PROBLEMS, USER_EXAMPLE
 from quotas.problems import title_of
-from quotas.rules.values import MAX_UNITS, USER_ID
+from quotas.rules.values import MAX_UNITS, PLAN_NAME, USER_ID
 
 JSON = dict[str, Any]
 
@@ -81,7 +81,7 @@ WITH_BODY = (
     *("body_timeout", "length_required", "body_too_large", "unsupported_media_type"),
 )
 WITH_KEY = ("idempotency_key_malformed", "idempotency_key_reused")
-FOR_SERVICES = ("service_only", "scope_missing", "not_found", "unknown_user_id")
+FOR_SERVICES = ("service_only", "scope_missing")
 # The responses with RateLimit fields.
 RATED = ("SimpleQuota", "Quota", "Consumption", "Check", "Refund", "Adjustment")
 
@@ -153,13 +153,46 @@ PARAMETERS: JSON = {
         "in": "query",
         "name": "limit",
         "schema": integer(1, queries.MAX_PAGE_SIZE, default=queries.DEFAULT_PAGE_SIZE),
-        "description": "Entries per page; fewer if they are longer than 1 MiB together.",
+        "description": "Entries or users per page; fewer if entries are longer than 1 MiB together.",
     },
     "cursor": {
         "in": "query",
         "name": "cursor",
         "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,17}$"},
         "description": "The `next_cursor` of the previous page.",
+    },
+    "user_cursor": {
+        "in": "query",
+        "name": "cursor",
+        "schema": {"type": "string", "pattern": f"^{USER_ID.pattern}$"},
+        "description": "The `next_cursor` of the previous page.",
+    },
+    "plan": {
+        "in": "query",
+        "name": "plan",
+        "schema": {"type": "string", "pattern": f"^{PLAN_NAME.pattern}$"},
+        "description": "Only the users of this plan.",
+        "example": "free",
+    },
+    "exhausted": {
+        "in": "query",
+        "name": "exhausted",
+        "schema": {"type": "boolean"},
+        "description": "true: only the users who can spend nothing now; false: only the others.",
+    },
+    "deleted": {
+        "in": "query",
+        "name": "deleted",
+        "schema": {"type": "boolean", "default": False},
+        "description": "true: only the deleted users; false: only the others.",
+    },
+    "seen_since": {
+        "in": "query",
+        "name": "seen_since",
+        "schema": {"type": "string", "format": "date-time"},
+        "description": "Only the users whose quota was changed at that time or later: `updated_at`. A read "
+        "changes it only if it opens or resets the quota.",
+        "example": NOW,
     },
     "at": {
         "in": "query",
@@ -201,7 +234,7 @@ class DocsPage(SpectacularSwaggerSplitView):
 
 
 def operation_of(endpoint: Endpoint) -> JSON:
-    parameters = [name for name in ("user_id", "consumption_id") if f"{{{name}}}" in endpoint.path]
+    parameters = [name for name in PATH_PARAMETERS if f"{{{name}}}" in endpoint.path]
     codes = [*ALWAYS, *endpoint.problems]
     operation: JSON = {"operationId": endpoint.id, "summary": endpoint.summary}
     match endpoint.access:
@@ -209,6 +242,7 @@ def operation_of(endpoint: Endpoint) -> JSON:
             operation |= {"tags": ["For servers"], "description": f"Needs the scope `{name}`."}
             security = [{"serviceKey": [name]}]
             codes += FOR_SERVICES
+            codes += ["not_found", "unknown_user_id"] if "user_id" in parameters else []
         case OwnQuota():
             operation |= {"tags": ["For signed-in users"]}
             security = [{"sessionToken": []}]
@@ -254,7 +288,7 @@ def success(answer: str, status: int, *, is_keyed: bool = False) -> JSON:
         response["links"] = {
             other.id: {"operationId": other.id, "parameters": link(other)}
             for other in ENDPOINTS
-            if isinstance(other.access, Scope)
+            if "{user_id}" in other.path
         }
     return response
 

@@ -79,6 +79,24 @@ ANSWERS = [
         spend=messages.SpendAnswer(1, True, None, None),
         entries=[messages.EntryAnswer.of(_entry())],
     ),
+    messages.UsersAnswer(
+        [
+            messages.UserAnswer(
+                user_id=USER_EXAMPLE,
+                email="jane@example.com",
+                plan="free",
+                plan_source="default",
+                quota_limit=20,
+                quota_remaining=12,
+                quota_used=8,
+                last_reset_date=rfc3339(_began),
+                resets_at=rfc3339(_began + _day),
+                updated_at=NOW,
+                deleted_at=None,
+            )
+        ],
+        USER_EXAMPLE,
+    ),
     messages.PublicPlansAnswer(
         [messages.PublicPlanAnswer("free", True, False, 20, "rolling", 86_400, "UTC", {"generate": 1})]
     ),

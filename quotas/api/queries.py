@@ -65,6 +65,23 @@ def instant(given: Mapping[str, str], name: str) -> datetime | None:
     return at
 
 
+def truth(given: Mapping[str, str], name: str) -> bool | None:
+    """Return a parameter that is true or false; None if it is absent."""
+    if (text := given.get(name)) is None:
+        return None
+    if text not in ("true", "false"):
+        raise INVALID_REQUEST(fault=f"{name}: must be true or false.")
+    return text == "true"
+
+
+def matching(given: Mapping[str, str], name: str, pattern: re.Pattern[str], fault: str) -> str | None:
+    """Return a parameter that has this form; None if it is absent."""
+    text = given.get(name)
+    if text is not None and not pattern.fullmatch(text):
+        raise INVALID_REQUEST(fault=f"{name}: {fault}")
+    return text
+
+
 def ledger_page(
     user_id: str, limit: int, before: int | None, message_of: Callable[[LedgerEntry], EntryMessage]
 ) -> tuple[list[EntryMessage], str | None]:

@@ -296,6 +296,7 @@ def test_a_host_that_is_none_is_not_repeated(api, host):
         "/api/v1/quota/",
         "/api/v1/quota/consume/",
         "/api/v1/quota/check/",
+        "/api/v1/users/",
         "/api/v1/users/user_1",
         "/api/v1/users/user_1/",
         "/api//quota",
@@ -324,6 +325,8 @@ def test_an_unknown_address_is_a_404_and_never_a_redirect(api, method, path):
         (CONSUME, "DELETE", "POST"),
         (CHECK, "GET", "POST"),
         ("/api/v1/users/user_1/check", "PUT", "POST"),
+        ("/api/v1/users", "POST", "GET"),
+        ("/api/v1/users", "DELETE", "GET"),
     ],
 )
 def test_another_method_is_told_which_ones_there_are(api, path, method, allowed):

@@ -10,6 +10,7 @@ from django.db import connection
 
 from quotas.models import ChallengeQuota, Plan
 from quotas.reports.exhausted import exhausted
+from quotas.reports.users import UserFilter, users_page
 from quotas.rules import outcomes
 from quotas.rules.values import Actor, OnChange
 from quotas.store.direct import clock
@@ -22,6 +23,11 @@ STAFF = Actor("staff", "a test")
 
 def found() -> list[str]:
     return sorted(exhausted(100).user_ids)
+
+
+def listed() -> list[str]:
+    page = users_page(UserFilter(is_exhausted=True), after="", limit=100)
+    return [row.pk for row, _ in page.users]
 
 
 def by_the_rules() -> list[str]:
@@ -108,7 +114,7 @@ def test_after_any_acts_the_ledger_names_whom_the_rules_name(make_quota: Make, s
         with contextlib.suppress(outcomes.Refusal):
             chance.choice(actions)(chance.choice(users))
         if step % 8 == 0:
-            assert found() == by_the_rules()
+            assert found() == listed() == by_the_rules()
             sizes.add(len(found()))
     assert len(sizes) > 3  # there were users to find
 

@@ -48,6 +48,11 @@ QUERIES = [
     "cost=-1",
     "at=now",
     "limit=1&limit=2",
+    "cursor=user_",
+    "plan=pro",
+    "exhausted=true",
+    "deleted=maybe",
+    "seen_since=2026-09-24T08:00:00Z",
     "format=xml",
     "a=" + "b" * 3_000,
 ]
@@ -102,7 +107,7 @@ class Side:
     def _normal(self, text: str) -> str:
         for pattern, replacement in VARYING:
             text = re.sub(pattern, replacement, text)
-        text = text.replace(self.user_id, "<user>")
+        text = re.sub("user_(loop|view)", "<user>", text)  # the list of users has both
         return UUID.sub(lambda found: self.ids.setdefault(found[0], f"<id {len(self.ids)}>"), text)
 
     def ledger(self) -> list[tuple[object, ...]]:
@@ -128,6 +133,7 @@ PATHS = [
     *[("GET", "/api/v1/users/{user_id}/consumptions/{consumption_id}")] * 2,
     ("GET", "/api/v1/users/{user_id}/consumptions/1"),
     ("GET", "/api/v1/users/no%20body/quota"),
+    *[("GET", "/api/v1/users")] * 2,
     ("DELETE", "/api/quota"),
     ("GET", "/api/nothing"),
 ]

@@ -6,6 +6,7 @@ temporary copies of the tables: PostgreSQL finds those first, and they vanish wi
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -13,6 +14,7 @@ import pytest
 from django.db import connection, transaction
 
 from quotas.models import ChallengeQuota, LedgerEntry
+from quotas.reports import users
 from quotas.rules import outcomes, values, verbs
 from quotas.rules.outcomes import Change
 from quotas.rules.values import Actor, Request
@@ -144,6 +146,24 @@ def faults(sent: Sent, *, generic: bool, users: int = 1) -> list[str]:
         for scan in scans(plan)
         if scan.kind == "Seq Scan" or scan.rows > MAX_ROWS * users or scan.blocks > MAX_BLOCKS * users
     ]
+
+
+def test_a_page_of_users_looks_at_a_limited_number_of_rows(
+    crowd: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(users, "MAX_ROWS_PER_PAGE", 100)
+    middle = f"user_{USERS // 2:027}"
+    filters = [
+        *(users.UserFilter(), users.UserFilter(plan="free"), users.UserFilter(is_deleted=True)),
+        *(users.UserFilter(is_exhausted=asked) for asked in (True, False)),
+        users.UserFilter(seen_since=datetime(9999, 1, 1, tzinfo=UTC)),
+    ]
+    for wanted in filters:
+        for sent in unmade(partial(users.users_page, wanted, after=middle, limit=50)):
+            with transaction.atomic():
+                plan = explained(connection.connection, sent, generic=False)
+                transaction.set_rollback(True)
+            assert max(scan.rows for scan in scans(plan)) <= 100, (wanted, plan)
 
 
 @pytest.mark.parametrize("generic", [False, True], ids=["planned for its values", "prepared for any"])

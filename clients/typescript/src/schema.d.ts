@@ -89,6 +89,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/users": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The users in the order of their ids, with their quotas as of now
+         * @description Needs the scope `read`.
+         */
+        get: operations["getUsers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/users/{user_id}/quota": {
         parameters: {
             query?: never;
@@ -607,6 +627,32 @@ export interface components {
             quota_remaining: number;
             last_reset_date: components["schemas"]["Instant"];
         };
+        /** @description A page may have fewer users than `limit`, even none: continue while there is a `next_cursor`. */
+        Users: {
+            users: components["schemas"]["User"][];
+            /** @description The `cursor` of the next page; null on the last page. */
+            next_cursor: string | null;
+        };
+        /** @description A user in the list of all, with the quota as of now. */
+        User: {
+            user_id: components["schemas"]["UserId"];
+            email: string | null;
+            plan: string;
+            /**
+             * @description Where the choice of the plan comes from.
+             * @enum {string}
+             */
+            plan_source: "staff" | "billing" | "metadata" | "default";
+            /** @description Units per period; null if unlimited. */
+            quota_limit: number | null;
+            /** @description Units that can be spent now; 2147483647 if unlimited. */
+            quota_remaining: number;
+            quota_used: number;
+            last_reset_date: components["schemas"]["Instant"];
+            resets_at: components["schemas"]["Instant"];
+            updated_at: components["schemas"]["Instant"];
+            deleted_at: components["schemas"]["Instant"] | null;
+        };
     };
     responses: {
         /** @description Bad Request: `bad_request`, `malformed_length`, `body_missing`, `malformed_json`, `invalid_request`, `idempotency_key_missing`, `idempotency_key_malformed`, `body_incomplete` */
@@ -784,10 +830,26 @@ export interface components {
          * @example 8e03978e-40d5-43e8-bc93-6894a57f9324
          */
         required_key: string;
-        /** @description Entries per page; fewer if they are longer than 1 MiB together. */
+        /** @description Entries or users per page; fewer if entries are longer than 1 MiB together. */
         limit: number;
         /** @description The `next_cursor` of the previous page. */
         cursor: string;
+        /** @description The `next_cursor` of the previous page. */
+        user_cursor: string;
+        /**
+         * @description Only the users of this plan.
+         * @example free
+         */
+        plan: string;
+        /** @description true: only the users who can spend nothing now; false: only the others. */
+        exhausted: boolean;
+        /** @description true: only the deleted users; false: only the others. */
+        deleted: boolean;
+        /**
+         * @description Only the users whose quota was changed at that time or later: `updated_at`. A read changes it only if it opens or resets the quota.
+         * @example 2026-09-24T19:59:49.500000Z
+         */
+        seen_since: string;
         /**
          * @description A past date and time with an offset; default: now.
          * @example 2026-09-24T19:59:49.500000Z
@@ -1088,7 +1150,7 @@ export interface operations {
     getOwnHistory: {
         parameters: {
             query?: {
-                /** @description Entries per page; fewer if they are longer than 1 MiB together. */
+                /** @description Entries or users per page; fewer if entries are longer than 1 MiB together. */
                 limit?: components["parameters"]["limit"];
                 /** @description The `next_cursor` of the previous page. */
                 cursor?: components["parameters"]["cursor"];
@@ -1132,6 +1194,89 @@ export interface operations {
             };
             /** @description Gone: `user_deleted` */
             410: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            500: components["responses"]["500"];
+            503: components["responses"]["503"];
+        };
+    };
+    getUsers: {
+        parameters: {
+            query?: {
+                /**
+                 * @description Only the users of this plan.
+                 * @example free
+                 */
+                plan?: components["parameters"]["plan"];
+                /** @description true: only the users who can spend nothing now; false: only the others. */
+                exhausted?: components["parameters"]["exhausted"];
+                /** @description true: only the deleted users; false: only the others. */
+                deleted?: components["parameters"]["deleted"];
+                /**
+                 * @description Only the users whose quota was changed at that time or later: `updated_at`. A read changes it only if it opens or resets the quota.
+                 * @example 2026-09-24T19:59:49.500000Z
+                 */
+                seen_since?: components["parameters"]["seen_since"];
+                /** @description Entries or users per page; fewer if entries are longer than 1 MiB together. */
+                limit?: components["parameters"]["limit"];
+                /** @description The `next_cursor` of the previous page. */
+                cursor?: components["parameters"]["user_cursor"];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description OK */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Users"];
+                };
+            };
+            /** @description Bad Request: `bad_request`, `invalid_request` */
+            400: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            401: components["responses"]["401"];
+            /** @description Forbidden: `service_only`, `scope_missing` */
+            403: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not Found: `unknown_plan` */
+            404: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Unprocessable Content: `instant_in_future` */
+            422: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     [name: string]: unknown;
@@ -1389,7 +1534,7 @@ export interface operations {
     getHistory: {
         parameters: {
             query?: {
-                /** @description Entries per page; fewer if they are longer than 1 MiB together. */
+                /** @description Entries or users per page; fewer if entries are longer than 1 MiB together. */
                 limit?: components["parameters"]["limit"];
                 /** @description The `next_cursor` of the previous page. */
                 cursor?: components["parameters"]["cursor"];

@@ -16,6 +16,7 @@ from msgspec.structs import FieldInfo, fields
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
 from quotas.problems import INVALID_REQUEST, of_refusal
 from quotas.reports.history import Explanation
+from quotas.reports.reasons import reason
 from quotas.rules import values
 from quotas.rules.outcomes import Forecast
 from quotas.rules.periods import RESET_POLICIES
@@ -472,6 +473,10 @@ class SpendAnswer(Struct):
 
 class ExplanationAnswer(Struct):
     at: Instant
+    sentence: Annotated[
+        str,
+        Meta(description="What the plan gives, what was used of it, and when the quota resets, for people."),
+    ]
     deleted: bool
     reset_was_due: Annotated[bool, Meta(description="A reset was due, but no request had triggered it yet.")]
     plan_source: Source
@@ -487,6 +492,7 @@ class ExplanationAnswer(Struct):
         refused = of_refusal(explained.refusal) if explained.refusal else None
         return cls(
             at=rfc3339(explained.quota.at),
+            sentence=reason(explained),
             deleted=explained.is_deleted,
             reset_was_due=explained.is_reset_due,
             plan_source=explained.plan_source,

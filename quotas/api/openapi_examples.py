@@ -7,6 +7,8 @@ from uuid import UUID
 from quotas.api import messages
 from quotas.api.errors import PROBLEM_TYPES
 from quotas.problems import HISTORY_PRUNED, QUOTA_EXHAUSTED, Problem, ProblemType, of_refusal
+from quotas.reports.history import Explanation
+from quotas.reports.reasons import reason
 from quotas.rules.outcomes import Exhausted, Forecast
 from quotas.rules.values import Entry, Plan, Quota, rfc3339
 from quotas.store.manager import Receipt
@@ -61,17 +63,19 @@ def _receipt(**fields: Any) -> Receipt:
 
 
 _quota_answer = messages.QuotaAnswer.of(_quota(12))
+_forecast = Forecast(_quota(12), 1, 11, None)
 ANSWERS = [
     messages.SimpleQuotaAnswer.of(_quota(12)),
     _quota_answer,
     messages.ConsumptionAnswer.of(_receipt()),
-    messages.CheckAnswer.of(Forecast(_quota(18), 2, 16, None)),
+    messages.CheckAnswer.of(_forecast),
     messages.RefundAnswer.of(_receipt(delta=1, refund_of=ENTRY_ID)),
     messages.AdjustmentAnswer.of(_receipt(delta=50, reason="goodwill")),
     messages.OwnHistoryAnswer([messages.OwnEntryAnswer.of(_entry())], "42"),
     messages.HistoryAnswer([messages.EntryAnswer.of(_entry())], None),
     messages.ExplanationAnswer(
         at=NOW,
+        sentence=reason(Explanation(_quota(12), "default", False, False, [], _forecast)),
         deleted=False,
         reset_was_due=False,
         plan_source="default",

@@ -14,6 +14,7 @@ from tests.conftest import STAFF, USER
 
 pytestmark = pytest.mark.django_db
 SECOND, MINUTE, HOUR, DAY = (timedelta(**{unit: 1}) for unit in ("seconds", "minutes", "hours", "days"))
+MEMBERS = {"at", "sentence", "deleted", "reset_was_due", "plan_source", "quota", "spend", "entries"}
 quotas = ChallengeQuota.objects
 
 
@@ -65,9 +66,11 @@ def test_an_explanation_has_exactly_these_members(explain, make_quota, wait):
     answer = explain(now() - MINUTE, cost=3)
     body = answer.json()
     assert (answer.status_code, answer["Cache-Control"]) == (200, "no-store")
-    assert body.keys() == {"at", "deleted", "reset_was_due", "plan_source", "quota", "spend", "entries"}
+    assert body.keys() == MEMBERS
     assert body["quota"].keys() == QUOTA
     assert (body["deleted"], body["reset_was_due"]) == (False, False)
+    assert ". 5 were used since " in body["sentence"]
+    assert ", staff removed 8, 7 are left; it resets at " in body["sentence"]
     assert body["spend"] == {"cost": 3, "granted": True, "code": None, "detail": None}
     assert [entry["kind"] for entry in body["entries"]] == ["consumed", "adjusted", "opened"]
     assert body["entries"][1]["reason"] == "for a test"

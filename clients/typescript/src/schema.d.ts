@@ -477,6 +477,8 @@ export interface components {
         };
         Explanation: {
             at: components["schemas"]["Instant"];
+            /** @description What the plan gives, what was used of it, and when the quota resets, for people. */
+            sentence: string;
             deleted: boolean;
             /** @description A reset was due, but no request had triggered it yet. */
             reset_was_due: boolean;

@@ -105,6 +105,12 @@ NOT_FOUND = declare(404, "not_found", "There is nothing at this address: see /ap
 UNKNOWN_USER_ID = declare(
     404, "unknown_user_id", "The user id in the path is malformed: use the user's id from Clerk."
 )
+declare(
+    404,
+    "unknown_user",
+    "There is no user with this id, and QUOTA_USER_IDS lets no service key open a quota for it: send the "
+    "user's id from Clerk; backfill_quotas opens those that are missing.",
+)
 declare(404, "consumption_not_found", "This user has no consumption with this id, or it was pruned.")
 declare(404, "unknown_plan", "There is no plan with this name, or it is archived: see GET /api/v1/plans.")
 NOT_OPENED_YET = declare(404, "not_opened_yet", "This user had no quota at that time.")

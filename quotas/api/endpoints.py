@@ -327,7 +327,7 @@ ENDPOINTS = [
         run=read,
         answer=QuotaAnswer,
         summary="A user's quota, opened if missing",
-        problems=("user_deleted",),
+        problems=("unknown_user", "user_deleted"),
     ),
     Endpoint(
         id="consume",
@@ -340,7 +340,7 @@ ENDPOINTS = [
         answer=ConsumptionAnswer,
         status=201,
         summary="Spend for a user, all or nothing",
-        problems=SPEND,
+        problems=("unknown_user", *SPEND),
     ),
     Endpoint(
         id="check",
@@ -352,7 +352,7 @@ ENDPOINTS = [
         body=CheckRequest,
         answer=CheckAnswer,
         summary="Whether a spend of a user would be granted; spends nothing",
-        problems=CHECK,
+        problems=("unknown_user", *CHECK),
     ),
     Endpoint(
         id="getHistory",
@@ -388,7 +388,13 @@ ENDPOINTS = [
         answer=RefundAnswer,
         status=201,
         summary="Give back units of a consumption",
-        problems=("user_deleted", "consumption_not_found", "refund_too_large", "already_refunded"),
+        problems=(
+            "unknown_user",
+            "user_deleted",
+            "consumption_not_found",
+            "refund_too_large",
+            "already_refunded",
+        ),
     ),
     Endpoint(
         id="adjust",
@@ -401,7 +407,7 @@ ENDPOINTS = [
         answer=AdjustmentAnswer,
         status=201,
         summary="Add units, or take them away, until the next reset",
-        problems=("user_deleted", "adjustment_out_of_range"),
+        problems=("unknown_user", "user_deleted", "adjustment_out_of_range"),
     ),
     Endpoint(
         id="reset",
@@ -413,7 +419,7 @@ ENDPOINTS = [
         body=ResetRequest,
         answer=QuotaAnswer,
         summary="Refill to the plan's allowance now",
-        problems=("user_deleted",),
+        problems=("unknown_user", "user_deleted"),
     ),
     Endpoint(
         id="changePlan",
@@ -425,7 +431,7 @@ ENDPOINTS = [
         body=ChangePlanRequest,
         answer=QuotaAnswer,
         summary="Give a user another plan",
-        problems=("user_deleted", "unknown_plan"),
+        problems=("unknown_user", "user_deleted", "unknown_plan"),
     ),
     Endpoint(
         id="explain",

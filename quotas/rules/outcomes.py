@@ -71,6 +71,12 @@ class Deleted(Refusal):
     code = "user_deleted"
 
 
+class UnknownUser(Refusal):
+    """The user has no quota, and the request may not open one."""
+
+    code = "unknown_user"
+
+
 class KeyReused(Refusal):
     code = "idempotency_key_reused"
 

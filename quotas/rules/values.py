@@ -11,6 +11,7 @@ from uuid import UUID
 MAX_UNITS = 2_147_483_647
 MAX_PERIOD = timedelta(days=3_660)
 USER_ID = re.compile(r"[A-Za-z0-9_:.@-]{1,128}")  # use fullmatch: `$` also matches before a final newline
+CLERK_USER_ID = re.compile(r"user_[A-Za-z0-9]+")
 PLAN_NAME = re.compile(r"[a-z0-9_-]{1,40}")
 ACTION_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
@@ -235,6 +236,7 @@ class Request(NamedTuple):
     idempotency_key: str | None = None  # as stored: verb:kind of actor:key
     fingerprint: str = ""
     refund_of: UUID | None = None
+    may_open: bool = True  # whether it may open a missing quota
 
 
 class Quota(NamedTuple):

@@ -25,6 +25,7 @@ from quotas.rules.outcomes import (
     Replay,
     UnknownAction,
     UnknownPlan,
+    UnknownUser,
 )
 from quotas.rules.periods import is_due, next_period, period_end
 from quotas.rules.values import (
@@ -53,9 +54,9 @@ def current(snapshot: Snapshot, request: Request) -> Outcome:
 
 def open_missing(snapshot: Snapshot, request: Request) -> Outcome:
     """Open the quota if it is missing; leave an existing one as it is, due or not."""
-    if snapshot.state:
-        return _already_decided(snapshot, request) or _unchanged(snapshot, snapshot.state)
-    return _open(snapshot, request)
+    if decided := _already_decided(snapshot, request):
+        return decided
+    return _unchanged(snapshot, snapshot.state) if snapshot.state else _open(snapshot, request)
 
 
 def import_usage(snapshot: Snapshot, request: Request, usage: ImportedUsage) -> Outcome:
@@ -255,7 +256,9 @@ def effective(snapshot: Snapshot) -> Quota:
 
 
 def _already_decided(snapshot: Snapshot, request: Request) -> Refusal | Replay | None:
-    """Return the outcome that every verb has for a deleted user or a used key; None in other cases."""
+    """Return the outcome that every verb has for an unknown or deleted user, or for a used key."""
+    if snapshot.state is None and not request.may_open:
+        return UnknownUser()
     if snapshot.state and snapshot.state.deleted_at:
         return Deleted()
     if (entry := snapshot.entry) is None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
+from django.conf import settings
 from django.db import models, transaction
 
 from quotas.rules import values, verbs
@@ -345,6 +346,8 @@ class QuotaManager(models.Manager[QuotaRow]):
         """Read, decide, write: every verb goes through here. Return its outcome, or raise the refusal."""
         _require_user_id(user_id)
         query = SnapshotQuery(request.idempotency_key, *include)
+        if not _may_open(user_id, request.actor):
+            request = request._replace(may_open=False)
 
         def decide(snapshot: Snapshot) -> Outcome | Forecast:
             return verb(snapshot, request)
@@ -392,6 +395,13 @@ def _keyed_request(
 def _including(plan: str | None) -> tuple[str, str | None]:
     """What a snapshot includes for a change to this plan; None: the one that Clerk's assignments lead to."""
     return ("clerk", None) if plan is None else ("target", plan)
+
+
+def _may_open(user_id: str, actor: Actor) -> bool:
+    """Whether the actor may open a quota for this id: QUOTA_USER_IDS restricts services."""
+    if actor.kind != "service" or settings.QUOTA_USER_IDS == "any":
+        return True
+    return settings.QUOTA_USER_IDS == "clerk" and bool(values.CLERK_USER_ID.fullmatch(user_id))
 
 
 def _require_user_id(user_id: str) -> None:

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from django.conf import settings as django_settings
 from django.db import connection
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -168,6 +169,7 @@ class Machine(RuleBasedStateMachine):
         self.make_default("free")
 
     def teardown(self) -> None:
+        django_settings.QUOTA_USER_IDS = "any"
         statements.read_snapshot, statements._read_row = self.read, self.read_row
         for user_id, ledger in self.model.ledgers.items():
             stored = LedgerEntry.objects.filter(user_id=user_id).order_by("seq")
@@ -185,6 +187,10 @@ class Machine(RuleBasedStateMachine):
     def read_and_note(self, *asked: Any, **options: Any) -> statements.Statements[Snapshot]:
         self.seen = yield from self.read(*asked, **options)
         return self.seen
+
+    @rule(ids=st.sampled_from(["any", "clerk", "known"]))
+    def restrict_services(self, ids: str) -> None:
+        django_settings.QUOTA_USER_IDS = ids
 
     # Time
 
@@ -379,7 +385,8 @@ class Machine(RuleBasedStateMachine):
         include = ("target", plan) if plan else ("clerk", None)
         if plan is None:  # the verb opens a missing quota first, with an entry of its own
             self.step("open_missing", user_id, rule=verbs.open_missing, actor=actor)
-            if self.model.states[user_id].deleted_at:
+            state = self.model.states.get(user_id)
+            if state is None or state.deleted_at:
                 return
         self.step("change_plan", user_id, plan, on_change, rule=rule, include=include, actor=actor, key=key)
 
@@ -446,7 +453,8 @@ class Machine(RuleBasedStateMachine):
             )
         )
         by = actor or Actor("user", user_id)
-        request = Request(by, **recorded)
+        is_restricted = by.kind == "service" and django_settings.QUOTA_USER_IDS == "known"
+        request = Request(by, **recorded, may_open=not is_restricted)
         if key:
             mark = repr((arguments, recorded))
             request = request._replace(idempotency_key=f"{verb}:{by.kind}:{key}", fingerprint=mark)

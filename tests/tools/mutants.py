@@ -324,6 +324,13 @@ MUTANTS = [
         ("api/test_service.py::test_a_replay_of_a_refunded_spend_says_how_much_was_refunded", *SIMULATION),
     ),
     Mutant(
+        "a service opens the quota of an unknown user",
+        VERBS,
+        "if snapshot.state is None and not request.may_open:",
+        "if snapshot.state is None and not request:",
+        ("api/test_user_ids.py::test_the_sentence_names_the_fix",),
+    ),
+    Mutant(
         "a check writes down a refusal",
         VERBS,
         "return Forecast(effective(snapshot), refusal.cost, None, refusal)",

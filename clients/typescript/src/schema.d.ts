@@ -361,7 +361,7 @@ export interface components {
             title: string;
             status: number;
             /** @enum {string} */
-            code: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed" | "body_incomplete" | "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked" | "user_only" | "service_only" | "scope_missing" | "not_found" | "unknown_user_id" | "consumption_not_found" | "unknown_plan" | "not_opened_yet" | "method_not_allowed" | "body_timeout" | "adjustment_out_of_range" | "refund_too_large" | "already_refunded" | "user_deleted" | "history_pruned" | "length_required" | "body_too_large" | "unsupported_media_type" | "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future" | "quota_exhausted" | "server_error" | "database_unavailable" | "not_migrated" | "no_default_plan" | "keys_unavailable";
+            code: "bad_request" | "malformed_length" | "body_missing" | "malformed_json" | "invalid_request" | "idempotency_key_missing" | "idempotency_key_malformed" | "body_incomplete" | "token_missing" | "token_malformed" | "token_expired" | "token_not_yet_valid" | "token_signature" | "token_issuer" | "token_azp" | "token_kind" | "session_pending" | "key_unknown" | "key_expired" | "key_revoked" | "user_only" | "service_only" | "scope_missing" | "not_found" | "unknown_user_id" | "unknown_user" | "consumption_not_found" | "unknown_plan" | "not_opened_yet" | "method_not_allowed" | "body_timeout" | "adjustment_out_of_range" | "refund_too_large" | "already_refunded" | "user_deleted" | "history_pruned" | "length_required" | "body_too_large" | "unsupported_media_type" | "cost_exceeds_limit" | "unknown_action" | "cost_below_price" | "idempotency_key_reused" | "instant_in_future" | "quota_exhausted" | "server_error" | "database_unavailable" | "not_migrated" | "no_default_plan" | "keys_unavailable";
             /** @description One plain sentence that can be shown to users. */
             detail: string;
         };
@@ -688,7 +688,7 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Not Found: `not_found`, `unknown_user_id`, `consumption_not_found`, `unknown_plan`, `not_opened_yet` */
+        /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_user`, `consumption_not_found`, `unknown_plan`, `not_opened_yet` */
         404: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1336,7 +1336,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found: `not_found`, `unknown_user_id` */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_user` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1407,7 +1407,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found: `not_found`, `unknown_user_id` */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_user` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1495,7 +1495,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found: `not_found`, `unknown_user_id` */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_user` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1731,7 +1731,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found: `not_found`, `unknown_user_id`, `consumption_not_found` */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_user`, `consumption_not_found` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1826,7 +1826,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found: `not_found`, `unknown_user_id` */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_user` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1921,7 +1921,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found: `not_found`, `unknown_user_id` */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_user` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -2015,7 +2015,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_plan` */
+            /** @description Not Found: `not_found`, `unknown_user_id`, `unknown_user`, `unknown_plan` */
             404: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];

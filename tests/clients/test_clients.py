@@ -101,8 +101,7 @@ def test_the_server_of_the_readme_does_no_work_for_a_replay(readme_app: Path) ->
     saw, works, left = json.loads(done.stdout)
     repeated = "This attempt was made before: its work is not done twice."
     refunded = "This attempt failed and was refunded: start a new one."
-    known = re.search("^ +refunded:$", (ROOT / "docs/openapi.yaml").read_text(), re.MULTILINE)
-    assert saw == ["work 1", repeated, "no model", refunded if known else repeated, "work 2"]
+    assert saw == ["work 1", repeated, "no model", refunded, "work 2"]
     assert (works, left) == (2, 16)
 
 
@@ -145,9 +144,7 @@ def test_the_client_and_the_hook_work_with_a_running_server(built: Path, react: 
             QUOTASITE_URL=f"http://127.0.0.1:{port}",
             TOKENS_URL=tokens_url,
             SERVICE_KEY=key,
-            OPENAPI=str(ROOT / "docs/openapi.yaml"),
         )
-    print(*re.findall(r"^ok .* # SKIP .*$", done.stdout, re.MULTILINE), sep="\n")
     assert done.returncode == 0, done.stdout + done.stderr
     for user_id in ChallengeQuota.objects.values_list("user_id", flat=True):
         assert_sound(user_id)

@@ -26,7 +26,6 @@ from quotasite_client import (
 from tests.clients.conftest import Site
 from tests.clients.drivers import Clients, pauses
 from tests.clients.faults import CUT, CUT_BODY, HANG, Fault, MakeProxy, faulty, unavailable
-from tests.clients.schema import needs, needs_refunded
 from tests.tools import keys
 from tests.tools.postgres import free_port
 
@@ -139,7 +138,6 @@ def test_a_user_id_cannot_lead_to_another_address(service: Any) -> None:
     assert (error.status, error.code) == (404, "not_found")
 
 
-@needs("/api/v1/users/{user_id}/check")
 @pytest.mark.parametrize(("cost", "allowed", "left"), [(2, True, 18), (20, True, 0), (21, False, None)])
 def test_a_check_spends_nothing(
     service: Any, user: Any, user_id: str, cost: int, allowed: bool, left: int | None
@@ -149,7 +147,6 @@ def test_a_check_spends_nothing(
     assert service.quota(user_id).quota_remaining == 20
 
 
-@needs("/api/v1/users/{user_id}/check")
 def test_a_check_of_an_exhausted_quota_says_when_to_come_back(service: Any, user_id: str) -> None:
     service.consume(user_id, cost=20, key="k-1")
     check = service.check(user_id)
@@ -157,8 +154,6 @@ def test_a_check_of_an_exhausted_quota_says_when_to_come_back(service: Any, user
     assert 86_000 < check.retry_after <= 86_400
 
 
-@needs("/api/v1/users/{user_id}/consumptions/{consumption_id}")
-@needs_refunded
 def test_a_server_reads_what_a_browser_spent_and_what_was_given_back(
     service: Any, user: Any, user_id: str
 ) -> None:
@@ -169,7 +164,6 @@ def test_a_server_reads_what_a_browser_spent_and_what_was_given_back(
     assert service.consumption(user_id, spent.id).refunded == 2
 
 
-@needs_refunded
 def test_a_replay_says_what_was_given_back_since(service: Any, user_id: str) -> None:
     spent = service.consume(user_id, cost=3, key="k-1")
     assert spent.refunded == 0
@@ -178,7 +172,6 @@ def test_a_replay_says_what_was_given_back_since(service: Any, user_id: str) -> 
     assert (again.replayed, again.refunded) == (True, 3)
 
 
-@needs("/api/v1/users")
 def test_the_users_are_listed_over_pages_and_filtered(service: Any, user_id: str) -> None:
     before = datetime.now(UTC) - timedelta(hours=1)
     ids = [f"{user_id}_{letter}" for letter in "abc"]

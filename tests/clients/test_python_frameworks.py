@@ -10,7 +10,6 @@ import pytest
 from quotasite_client import Quotasite
 from tests.clients.apps import serving
 from tests.clients.conftest import Site
-from tests.clients.schema import needs_refunded
 from tests.clients.test_python_spending import GIVEN_BACK, SPENT, ledger
 from tests.tools.postgres import free_port
 
@@ -89,7 +88,6 @@ def test_the_same_attempt_is_not_worked_for_twice(generate: Generate, user_id: s
     assert ledger(user_id) == SPENT
 
 
-@needs_refunded
 def test_an_attempt_that_failed_needs_a_new_key(generate: Generate, user_id: str) -> None:
     generate(Attempt="a-1", Fail="502")
     again = generate(Attempt="a-1")

@@ -15,7 +15,6 @@ from tests import ROOT
 from tests.clients.apps import serving
 from tests.clients.conftest import Site
 from tests.clients.npm import APPS
-from tests.clients.schema import has
 from tests.clients.test_python_client import token
 from tests.clients.test_python_spending import SPENT, ledger
 
@@ -74,7 +73,7 @@ wsgi = get_wsgi_application()
 @pytest.mark.once
 def test_each_block_of_the_readme_is_run() -> None:
     kinds = [kind for kind, _ in BLOCKS]
-    assert sorted(kinds) == ["python"] * 4 + ["python django", "python fastapi", "python needs check", "sh"]
+    assert sorted(kinds) == ["python"] * 5 + ["python django", "python fastapi", "sh"]
 
 
 @pytest.mark.postgres
@@ -86,8 +85,6 @@ def test_what_the_readme_shows_works(
     monkeypatch.setenv("QUOTASITE_KEY", site.key)
     monkeypatch.setenv("SESSION_TOKEN", token(user_id))
     names = run(SCRIPT, user_id)
-    if has("/api/v1/users"):
-        run(next(block for kind, block in BLOCKS if kind == "python needs check"), user_id, **names)
     names["client"].reset(user_id, reason="for a test", key="t-1")
 
     async def generate() -> str:

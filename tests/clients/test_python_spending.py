@@ -13,7 +13,6 @@ from quotasite_client import AlreadyRefunded, AlreadySpent, AsyncQuotasite, Quot
 from tests.clients.conftest import Site
 from tests.clients.drivers import Clients
 from tests.clients.faults import CUT, HANG, LATE, MakeProxy
-from tests.clients.schema import needs_refunded
 from tests.tools.ledger import assert_sound
 
 pytestmark = [
@@ -93,7 +92,6 @@ def test_work_that_may_be_done_twice_runs_again_and_is_paid_for_once(service: An
     assert ledger(user_id) == SPENT
 
 
-@needs_refunded
 @pytest.mark.parametrize("on_replay", ["refuse", "run"])
 def test_a_refunded_key_pays_for_no_work(service: Any, user_id: str, on_replay: str) -> None:
     with pytest.raises(WorkFailed), service.spending(user_id, cost=2, key="k-1"):

@@ -1,7 +1,7 @@
 /** Quotasite's API, version 1: a client for the signed-in user, and one for servers with a service key. */
 
 import { connect, newKey, required, type GetToken, type Replay, type Site } from "./connection.js";
-import type { components, paths } from "./additions.js";
+import type { components, paths } from "./schema.js";
 
 export { QuotaError, QuotaExhausted, QuotaProblem, QuotaUnreachable } from "./errors.js";
 export { nextReset, type NextReset } from "./reset.js";

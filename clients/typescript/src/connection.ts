@@ -1,7 +1,7 @@
 /** One request of the schema: typed, with the token, and retried where that is safe. */
 
 import { QuotaError, QuotaExhausted, QuotaProblem, QuotaUnreachable } from "./errors.js";
-import type { components, paths } from "./additions.js";
+import type { components, paths } from "./schema.js";
 
 /** Clerk's `getToken`, or a function like it: it returns null if no user is signed in. */
 export type GetToken = (options?: { skipCache?: boolean }) => Promise<string | null>;

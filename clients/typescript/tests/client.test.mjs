@@ -10,7 +10,7 @@ import {
   QuotaProblem,
   QuotaUnreachable,
 } from "quotasite-client";
-import { SITE, lacks, mint, newUser, proxy, serviceKey, signedIn, unavailable } from "./site.mjs";
+import { SITE, mint, newUser, proxy, serviceKey, signedIn, unavailable } from "./site.mjs";
 
 const service = createServiceClient({ baseUrl: SITE, serviceKey });
 
@@ -389,7 +389,7 @@ test("a runtime without RelativeTimeFormat, such as React Native, gets the date"
   assert.equal(at("2026-09-25T10:52", "2026-09-24T10:52"), "Friday, 25 September 2026 at 10:52");
 });
 
-test("a consumption says what refunds gave back, in a replay too", lacks("refunded"), async () => {
+test("a consumption says what refunds gave back, in a replay too", async () => {
   const user = newUser();
   const spend = () => service.consume(user, { cost: 5 }, { key: "c-1" });
   const first = await spend();
@@ -398,7 +398,7 @@ test("a consumption says what refunds gave back, in a replay too", lacks("refund
   assert.deepEqual([first.refunded, again.refunded, again.replayed], [0, 2, true]);
 });
 
-test("a server reads a consumption", lacks("/api/v1/users/{user_id}/consumptions/{consumption_id}"), async () => {
+test("a server reads a consumption", async () => {
   const user = newUser();
   const { id } = await service.consume(user, { cost: 5 }, { key: "c-1" });
   await service.refund(user, id, { reason: "timeout" }, { key: "r-1" });
@@ -408,7 +408,7 @@ test("a server reads a consumption", lacks("/api/v1/users/{user_id}/consumptions
   assert.equal(error.code, "consumption_not_found");
 });
 
-test("a user checks what a spend would meet, and spends nothing", lacks("/api/v1/quota/check"), async () => {
+test("a user checks what a spend would meet, and spends nothing", async () => {
   const user = newUser();
   const client = clientOf(user);
   await client.consume({ cost: 18 });
@@ -421,8 +421,7 @@ test("a user checks what a spend would meet, and spends nothing", lacks("/api/v1
   assert.deepEqual(await spent(user), [18]);
 });
 
-const SERVER_CHECK = lacks("/api/v1/users/{user_id}/check");
-test("a server checks for a user; a lost response leaves nothing unknown", SERVER_CHECK, async (t) => {
+test("a server checks for a user; a lost response leaves nothing unknown", async (t) => {
   const { baseUrl, seen } = await proxy(t, ["cut", "cut", "cut"]);
   const error = await createServiceClient({ baseUrl, serviceKey }).check("user_1").catch((error) => error);
   assert.deepEqual([error.name, error.outcome_unknown, seen.length], ["QuotaUnreachable", false, 3]);
@@ -430,7 +429,7 @@ test("a server checks for a user; a lost response leaves nothing unknown", SERVE
   assert.deepEqual([allowed, code], [false, "cost_exceeds_limit"]);
 });
 
-test("a server lists users in pages", lacks("/api/v1/users"), async () => {
+test("a server lists users in pages", async () => {
   const [first, second] = [newUser(), newUser()];
   for (const user of [first, second]) await service.consume(user, { cost: 20 }, { key: "c-1" });
   const found = [];
@@ -444,7 +443,7 @@ test("a server lists users in pages", lacks("/api/v1/users"), async () => {
   assert.deepEqual([ids.includes(first), ids.includes(second)], [true, true]);
 });
 
-test("an explanation has a sentence", lacks("sentence"), async () => {
+test("an explanation has a sentence", async () => {
   assert.match((await service.explain(newUser())).sentence, /20 units/);
 });
 

@@ -1,18 +1,10 @@
 /** The running service that the tests use, and a proxy in front of it that loses responses. */
 
-import { readFileSync } from "node:fs";
 import { createServer, request } from "node:http";
 
 export const SITE = process.env.QUOTASITE_URL;
 export const serviceKey = process.env.SERVICE_KEY;
 let users = 0;
-const openapi = readFileSync(process.env.OPENAPI, "utf8");
-
-/** Skip a test of a path or member that the service does not describe yet. */
-export function lacks(name) {
-  const isDescribed = new RegExp(`^ +${name.replace(/[{}]/g, "\\$&")}:$`, "m").test(openapi);
-  return { skip: isDescribed ? false : `docs/openapi.yaml has no ${name}` };
-}
 
 /** Return the id of a user that the service does not know yet. */
 export const newUser = () => `user_${process.pid}_${(users += 1)}`;

@@ -444,7 +444,9 @@ test("a server lists users in pages", async () => {
 });
 
 test("an explanation has a sentence", async () => {
-  assert.match((await service.explain(newUser())).sentence, /20 units/);
+  const user = newUser();
+  await service.consume(user, { cost: 18 }, { key: "c-1" });
+  assert.match((await service.explain(user)).sentence, /20 units.*18 were used/);
 });
 
 function freePort() {

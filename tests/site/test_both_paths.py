@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
 
 VARYING = [
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "<instant>"),
+    (r"\d\d:\d\d(:\d\d)? UTC on \d+ \w+ \d{4}", "<instant>"),
     (r'("seconds_to_reset"|"retry_after"):\d+', r"\1:<seconds>"),
     (r";t=\d+", ";t=<seconds>"),
 ]

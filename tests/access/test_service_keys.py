@@ -618,7 +618,7 @@ EDITED = {
     "name": "mine",
     "allowance": "50",
     "reset_policy": "weekly",
-    "period_seconds": "3600",
+    "period_seconds": "1 h",
     "timezone": "Europe/Berlin",
     "actions_name": "draw",
     "actions_cost": "5",

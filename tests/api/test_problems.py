@@ -330,6 +330,7 @@ REFUSALS = [
     outcomes.AdjustmentOutOfRange(-50, 12),
     outcomes.AdjustmentOutOfRange(5, None),
     outcomes.UnknownPlan(),
+    outcomes.UnknownUser(),
     outcomes.ConsumptionNotFound(),
     outcomes.RefundTooLarge(5, 1),
     outcomes.AlreadyRefunded(),

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from quotas.models import ChallengeQuota, LedgerEntry
-from quotas.rules.values import Actor
+from quotas.rules.values import Actor, rfc3339
 from tests.api.test_service import service_with
 from tests.conftest import STAFF, USER
 
@@ -90,7 +90,7 @@ def test_an_own_entry_has_exactly_these_members(api, make_quota):
         "delta": -5,
         "balance_after": 7,
         "action": None,
-        "created_at": entry.created_at.isoformat().replace("+00:00", "Z"),
+        "created_at": rfc3339(entry.created_at),
         "metadata": {"a": [1]},
     }
 

@@ -45,6 +45,7 @@ NOT_OF_A_PERSON = {
     "plan_versions": "plans",
     "plans": "plans",
     "service_keys": "servers",
+    "webhook_refusals": "counts by day and reason",
 }
 
 

@@ -45,9 +45,10 @@ def install(*arguments: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def app(name: str, packed: Path, folder: Path) -> Path:
-    """Copy the app of that name into the folder, with its locked packages and the packed client."""
-    copy = shutil.copytree(APPS / name, folder / name, ignore=shutil.ignore_patterns("node_modules", ".next"))
+def app(source: str | Path, packed: Path, folder: Path) -> Path:
+    """Copy an app, from APPS or another folder, with its locked packages and the packed client."""
+    source, made = APPS / source, shutil.ignore_patterns("node_modules", ".next", "dist")
+    copy = shutil.copytree(source, folder / source.name, ignore=made)
     install("ci", cwd=copy)
     shutil.unpack_archive(packed, copy / "node_modules")
     (copy / "node_modules/package").rename(copy / "node_modules/quotasite-client")

@@ -20,7 +20,11 @@ from tests.tools import keys
 from tests.tools.ledger import assert_sound
 from tests.tools.site import served, url_of_the_test_database
 
-LOCKS = [CLIENT / "package-lock.json", *sorted(APPS.glob("*/package-lock.json"))]
+LOCKS = [
+    CLIENT / "package-lock.json",
+    ROOT / "examples/vite/package-lock.json",
+    *sorted(APPS.glob("*/package-lock.json")),
+]
 CONSUMER = {  # the strictest settings that an app may have
     "target": "ES2022",
     "module": "ESNext",

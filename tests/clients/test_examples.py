@@ -20,7 +20,7 @@ from tests.clients.test_python_spending import ledger
 from tests.tools import keys
 
 pytestmark = [pytest.mark.postgres, pytest.mark.django_db]
-FASTAPI = ROOT / "examples/fastapi"
+FASTAPI, VITE = ROOT / "examples/fastapi", ROOT / "examples/vite"
 CLERK = {"CLERK_JWT_KEY": keys.public_pem, "CLERK_AUTHORIZED_PARTIES": keys.PARTY}
 
 

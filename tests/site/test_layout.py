@@ -101,8 +101,10 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_links_between_the_pages_hold() -> None:
-    clients = [*ROOT.glob("clients/*.md"), *ROOT.glob("clients/python/*.md")]
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *clients]:
+    others = [
+        page for place in ("clients", "clients/python", "examples/*") for page in ROOT.glob(f"{place}/*.md")
+    ]
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *others]:
         for target, _, section in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text()):
             path = page.parent / target if target else page
             assert path.exists(), f"{page.name} links to {target}"

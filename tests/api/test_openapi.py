@@ -140,22 +140,6 @@ def who_may(endpoint):
     return "any"
 
 
-@once
-def test_the_guide_lists_every_problem_by_its_status():
-    table = GUIDE.partition("| status | codes |")[2]
-    listed = {
-        pair
-        for statuses, codes in re.findall(r"^\| ([\d, ]+) \| (.+) \|$", table, re.MULTILINE)
-        for pair in pairs([*map(int, statuses.split(", "))], re.findall(r"`(\w+)`", codes))
-    }
-    assert listed == {(declared.status, declared.code) for declared in PROBLEM_TYPES}
-
-
-def pairs(statuses, codes):
-    """One status has all codes of its row; several have one each."""
-    return zip(statuses * len(codes) if len(statuses) == 1 else statuses, codes, strict=True)
-
-
 BODIES = {
     "consumeOwn": {"cost": 2, "action": "generate", "metadata": {"model": "small"}},
     "checkOwn": {"action": "generate"},

@@ -286,6 +286,23 @@ def test_a_row_that_somebody_holds_stops_nobody_else_and_is_folded_when_it_is_fr
     assert spent() == 10
 
 
+def test_a_single_spend_of_a_held_row_stops_nobody_else() -> None:
+    """It has a statement of its own, which does not wait for the row either."""
+    opened(USER, OTHER)
+
+    async def work(driver: Batches) -> None:
+        await warmed(driver)
+        with held():
+            stuck = asyncio.create_task(spend(driver))
+            await until(lambda: bool(outside(waiting)))
+            async with asyncio.timeout(1):
+                await spend(driver, user_id=OTHER)
+        await stuck
+
+    run(work)
+    assert spent() == 1
+
+
 def test_a_held_row_in_a_batch_stops_none_of_the_others() -> None:
     opened(*USERS)
 

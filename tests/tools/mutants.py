@@ -406,7 +406,7 @@ MUTANTS = [
         STATEMENTS,
         'if key is None else {"user_id": user_id, "key": key}',
         'if key is None else {"user_id": user_id, "key": None}',
-        ("store/test_batches.py::test_a_key_spends_once_however_often_it_is_sent_at_once",),
+        ("store/test_round_trips.py::test_a_replay_takes_one",),
         postgres=True,
     ),
     Mutant(
@@ -488,10 +488,7 @@ MUTANTS = [
         SQL,
         "condition = _WITH_TIMEOUT if waits else _UNLESS_LOCKED",
         "condition = _WITH_TIMEOUT",
-        (
-            "store/test_batches.py::"
-            "test_a_row_that_somebody_holds_stops_nobody_else_and_is_folded_when_it_is_free",
-        ),
+        ("store/test_batches.py::test_a_single_spend_of_a_held_row_stops_nobody_else",),
         postgres=True,
     ),
     Mutant(
@@ -580,10 +577,7 @@ MUTANTS = [
         ERRORS,
         'LOST_RACE_STATES = ("40001", "40P01")',
         'LOST_RACE_STATES = ("40P01",)',
-        (
-            "store/test_races.py::test_64_threads_are_granted_exactly_50_under_any_default_isolation"
-            "[full-repeatable read]",
-        ),
+        ("store/test_races.py::test_64_threads_are_granted_exactly_50_under_any_default_isolation",),
         postgres=True,
     ),
     Mutant(

@@ -53,7 +53,9 @@ def test_the_fallbacks_are_a_list() -> None:
 def server() -> Iterator[Server]:
     """A server that asks everybody but its superuser for a password."""
     with Server(fsync=False, in_memory=True, connections=20) as server:
-        rules = ("local all all trust", "host all quotasite all trust", "host all all all scram-sha-256")
+        with psycopg.connect(server.url, autocommit=True) as session:
+            session.execute("CREATE ROLE postgres SUPERUSER LOGIN")
+        rules = ("local all all trust", "host all postgres all trust", "host all all all scram-sha-256")
         (server.data / "pg_hba.conf").write_text("\n".join(rules))
         server.restart()
         yield server
@@ -62,12 +64,16 @@ def server() -> Iterator[Server]:
 @pytest.mark.postgres
 @pytest.mark.once
 def test_the_roles_of_the_guide_replace_each_other(server: Server) -> None:
-    first, second = (server.url.replace("quotasite@", f"{role}:pw@") for role in ("quotas_1", "quotas_2"))
-    begun, ended = (
-        block for block in re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL) if "quotas_1" in block
+    admin_url, first, second = (
+        server.url.replace("quotasite@", f"{role}@")
+        for role in ("postgres", "quotasite:pw", "quotasite_2:pw")
     )
-    with psycopg.connect(server.url, autocommit=True) as admin:
-        admin.execute("CREATE ROLE quotas_1 LOGIN PASSWORD 'pw'; GRANT ALL ON SCHEMA public TO quotas_1")
+    begun, ended = (
+        block for block in re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL) if "ROLE quotasite" in block
+    )
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute("ALTER ROLE quotasite RENAME TO of_the_harness")
+        admin.execute("CREATE ROLE quotasite LOGIN PASSWORD 'pw'; GRANT ALL ON SCHEMA public TO quotasite")
         assert manage("migrate", "-v0", DATABASE_URL=first).returncode == 0
         admin.execute(begun.replace("NEW-PASSWORD", "pw"))
         for url in (first, second):  # both work while processes are replaced
@@ -76,7 +82,7 @@ def test_the_roles_of_the_guide_replace_each_other(server: Server) -> None:
         admin.execute(ended)
     assert manage("audit_ledger", DATABASE_URL=first).returncode == 1
     with psycopg.connect(second) as session:  # so the first role owns what the next migration makes
-        assert session.execute("SELECT current_user").fetchone() == ("quotas_1",)
+        assert session.execute("SELECT current_user").fetchone() == ("quotasite",)
     for command in (["migrate", "quotas", "0013"], ["migrate"]):  # only the owner of a table may alter it
         done = manage(*command, "-v0", DATABASE_URL=second)
         assert done.returncode == 0, done.stderr

@@ -116,6 +116,18 @@ def test_a_release_is_checked_and_migrated_as_the_procfile_says(
     assert ("migrate" in done[1]) is (status == 0)
 
 
+def test_both_pages_give_the_file_of_secrets_to_its_owner_and_its_group_alone() -> None:
+    example, page = ((ROOT / name).read_text() for name in (".env.example", "docs/deploy.md"))
+    assert re.findall(r"\(chmod ([0-9]+)", example) == re.findall(r"chmod ([0-9]+) \.env", page) == ["640"]
+
+
+def test_no_command_runs_the_release_again() -> None:
+    texts = [(ROOT / name).read_text() for name in ("docs/deploy.md", "docs/operations.md", "compose.yaml")]
+    commands = re.findall(r"docker compose run (.*?) web ", "\n".join(texts))
+    assert commands
+    assert all("--no-deps" in options for options in commands)
+
+
 def test_every_variable_that_they_name_is_one_of_ours() -> None:
     named = {variable["key"] for variable in WEB["envVars"]} - OF_RENDER
     named |= set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "compose.yaml").read_text()))
@@ -163,8 +175,8 @@ def test_they_run_the_python_and_the_postgresql_that_we_name() -> None:
     [least] = re.findall(r'requires-python = ">=([0-9.]+)"', (ROOT / "pyproject.toml").read_text())
     [image] = re.findall(r"^FROM python:([0-9.]+)-slim-bookworm$", DOCKERFILE, re.MULTILINE)
     [render] = [variable["value"] for variable in WEB["envVars"] if variable["key"] == "PYTHON_VERSION"]
-    assert re.fullmatch(rf"{re.escape(least)}\.[0-9]+", render)  # Render requires all three numbers
     assert re.fullmatch(rf"{re.escape(least)}\.[0-9]+", image)  # a patch version: each build has the same one
+    assert render == image  # Render requires all three numbers, of any release from 3.7.3 on
     [database] = RENDER["databases"]
     major = database["postgresMajorVersion"]
     assert re.fullmatch(rf"postgres:{major}\.[0-9]+-bookworm", COMPOSE["services"]["database"]["image"])

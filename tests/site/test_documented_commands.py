@@ -85,7 +85,9 @@ def test_whoever_follows_the_pages_has_a_sound_service_and_a_backup(server: Serv
         pytest.skip("not installed here: pg_dump")
     execute(server, blocks_of("operations", "sql")[0])  # the database of the restore drill
     url, restored = url_of(server, "quotasite"), url_of(server, "restored")
-    environment = {**GOOD, **ANSWERS, "DATABASE_URL": url, "DIRECT_URL": url, "RESTORED_URL": restored}
+    environment = {**ANSWERS, "DIRECT_URL": url, "RESTORED_URL": restored}
+    # The checkout's manage.py is a link, and would read the file where that leads.
+    environment["ENV_FILE"] = str(tmp_path / ".env")
     environment["PATH"] = f"{server.programs}{os.pathsep}{os.environ['PATH']}"
     folder, lines = checkout_in(tmp_path), [line for page in OPERATORS for line in commands_of(page)]
     lines = [line for line in lines if line not in not_run()]
@@ -97,6 +99,8 @@ def test_whoever_follows_the_pages_has_a_sound_service_and_a_backup(server: Serv
             [missing] = [what for command, what in NEEDS.items() if command in line] or [""]
             assert (done.returncode != 0) == bool(missing), f"{line}\n{done.stderr}"
             assert missing in done.stderr
+        if line.startswith("cp .env.example .env"):
+            fill_in(folder / ".env", {**GOOD, "DATABASE_URL": url})
     with running(url, workers=1, line=serve, folder=folder, PATH="/usr/bin:/bin") as (port, _):
         for line in questions:
             done = run(
@@ -105,6 +109,33 @@ def test_whoever_follows_the_pages_has_a_sound_service_and_a_backup(server: Serv
             assert '"ready"' in done.stdout, f"{line}\n{done.stderr}"
         with closing(HTTPConnection("127.0.0.1", port)) as client:
             assert ask(client, "POST", "/api/v1/quota/consume", "user_1", b"{}") == 201
+
+
+def fill_in(file: Path, values: dict[str, str]) -> None:
+    """Write the values into the copy of .env.example: no variable of the shell has them."""
+    lines = [line.partition("=")[::2] for line in file.read_text().splitlines()]
+    file.write_text(
+        "".join(f"{name}={values.get(name, old)}\n" for name, old in lines if name.isidentifier())
+    )
+
+
+ADDRESSES = [line for page in OPERATORS for line in commands_of(page) if re.search(r"\$\W?(\w+_URL)", line)]
+
+
+@pytest.mark.parametrize("line", ADDRESSES)
+def test_a_command_whose_address_is_not_set_names_the_variable_and_runs_nothing(
+    line: str, tmp_path: Path
+) -> None:
+    done = run(line, tmp_path, {"PATH": "/usr/bin:/bin"})
+    assert done.returncode != 0
+    assert re.search(r"(DIRECT|RESTORED)_URL: ", done.stderr), done.stderr
+
+
+def test_without_a_pooler_the_direct_address_comes_from_the_file(tmp_path: Path) -> None:
+    [line] = [line for line in commands_of("connections") if line.startswith("export ")]
+    (tmp_path / ".env").write_text("SECRET_KEY=a b\nDATABASE_URL=postgres://a:b%20c@d/e?sslmode=require\n")
+    done = run(f'{line}; echo "$DIRECT_URL"', tmp_path, {"PATH": "/usr/bin:/bin"})
+    assert done.stdout == "postgres://a:b%20c@d/e?sslmode=require\n", done.stderr
 
 
 def run(line: str, folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":

@@ -5,6 +5,7 @@ import http.client
 import re
 import shlex
 import shutil
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -15,13 +16,14 @@ from django.core.management import get_commands, load_command_class
 from quotas.models import ChallengeQuota
 from tests import ROOT
 from tests.tools.nginx import HOST, nginx
-from tests.tools.pages import checkout_in
+from tests.tools.pages import checkout_in, not_run
 from tests.tools.site import running, served, url_of_the_test_database
 
 UNIT = ROOT / "deploy/quotasite.service"
 CHECKOUT = "/srv/quotasite"  # in all files and pages
 CRON = (ROOT / "deploy/crontab").read_text()
 CRON_LINES = [line for line in CRON.splitlines() if line[:1].isdigit()]
+[DUMP_LINE] = [line.removeprefix("#") for line in CRON.splitlines() if re.match("#[0-9]", line)]
 RANGES = [(0, 59), (0, 23), (1, 31), (1, 12), (0, 7)]  # of cron's five fields
 
 needs_nginx = pytest.mark.skipif(not shutil.which("nginx"), reason="not installed here: nginx")
@@ -60,6 +62,40 @@ def test_nginx_leads_to_https_and_keeps_the_method() -> None:
     with nginx(site=1) as ports:
         client = http.client.HTTPConnection("127.0.0.1", ports.http, timeout=10)
         assert ask(client, "POST", "/api/v1/quota?a=b") == (308, f"https://{HOST}/api/v1/quota?a=b")
+
+
+@needs_nginx
+@pytest.mark.once
+def test_nginx_does_not_redirect_the_renewal_of_its_certificate() -> None:
+    with nginx(site=1) as ports:
+        client = http.client.HTTPConnection("127.0.0.1", ports.http, timeout=10)
+        assert ask(client, "GET", "/.well-known/acme-challenge/unknown") == (404, "")
+
+
+@needs_nginx
+@pytest.mark.once
+def test_nginx_speaks_http_2() -> None:
+    context = ssl._create_unverified_context()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        nginx(site=1) as ports,
+        socket.create_connection(("127.0.0.1", ports.https), timeout=10) as line,
+        context.wrap_socket(line) as encrypted,
+    ):
+        assert encrypted.selected_alpn_protocol() == "h2"
+
+
+@needs_nginx
+@pytest.mark.once
+def test_a_browser_cannot_read_the_502_of_nginx_while_the_site_is_down() -> None:
+    """So deploy/nginx.conf and docs/operations.md explain the error that the browser shows instead."""
+    with nginx(site=1) as ports:
+        context = ssl._create_unverified_context()
+        browser = http.client.HTTPSConnection("127.0.0.1", ports.https, context=context, timeout=10)
+        browser.request("GET", "/api/quota", headers={"Host": HOST, "Origin": "https://app.example.com"})
+        answer = browser.getresponse()
+        browser.close()
+        assert (answer.status, answer.getheader("Access-Control-Allow-Origin")) == (502, None)
 
 
 # systemd
@@ -144,11 +180,33 @@ def test_each_cron_line_works_and_prints_nothing_unless_it_finds_something(check
     assert "faults" in as_cron(audit, checkout)
 
 
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+@pytest.mark.skipif(not Path("/usr/bin/pg_dump").exists(), reason="not installed here: pg_dump")
+def test_the_cron_line_of_the_backup_dumps_the_database_that_the_file_names(checkout: Path) -> None:
+    (checkout / ".env").write_text(f"SECRET_KEY=a b\nDATABASE_URL={url_of_the_test_database()}\n")
+    assert as_cron(DUMP_LINE.replace("/var/backups/quotasite", str(checkout)), checkout) == ""
+    [dump] = checkout.glob("[1-7].dump")  # the day of the week
+    content = subprocess.run(["pg_restore", "--list", dump], capture_output=True, text=True).stdout
+    assert "TABLE DATA public ledger_entries" in content
+
+
+@pytest.mark.once
+def test_for_containers_each_cron_line_runs_in_the_container() -> None:
+    [line] = [line for line in not_run() if line.startswith("sed ")]
+    command, _, target = line.partition(" > ")
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
+    prefix = f" root cd {CHECKOUT} && docker compose exec -T web python manage.py "
+    assert target == "/etc/cron.d/quotasite"
+    assert [prefix in line for line in lines] == [True] * len(CRON_LINES)
+
+
 def as_cron(line: str, checkout: Path) -> str:
     """Run a line with the variables of the file, and return what cron would mail."""
     variables = dict(re.findall(r"^([A-Z]+)=(.*)$", CRON, re.MULTILINE))
     environment = {"PATH": "/usr/bin:/bin", "DATABASE_URL": url_of_the_test_database(), **variables}
-    command = line.split(" ", 6)[6].replace(CHECKOUT, str(checkout))
+    command = line.split(" ", 6)[6].replace(CHECKOUT, str(checkout)).replace(r"\%", "%")
     done = subprocess.run(
         [variables["SHELL"], "-c", command], env=environment, capture_output=True, text=True
     )

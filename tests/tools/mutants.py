@@ -406,7 +406,10 @@ MUTANTS = [
         STATEMENTS,
         'if key is None else {"user_id": user_id, "key": key}',
         'if key is None else {"user_id": user_id, "key": None}',
-        ("store/test_round_trips.py::test_a_replay_takes_one",),
+        (
+            "store/test_round_trips.py::test_a_replay_takes_one[fast path]",
+            "store/test_round_trips.py::test_a_replay_takes_one[full path]",
+        ),
         postgres=True,
     ),
     Mutant(
@@ -577,7 +580,12 @@ MUTANTS = [
         ERRORS,
         'LOST_RACE_STATES = ("40001", "40P01")',
         'LOST_RACE_STATES = ("40P01",)',
-        ("store/test_races.py::test_64_threads_are_granted_exactly_50_under_any_default_isolation",),
+        tuple(
+            "store/test_races.py::test_64_threads_are_granted_exactly_50_under_any_default_isolation"
+            f"[{state}-{level}]"
+            for state in ("full", "missing")
+            for level in ("repeatable read", "serializable")
+        ),
         postgres=True,
     ),
     Mutant(

@@ -57,7 +57,10 @@ def _configuration(folder: Path, site: int, ports: Ports, *, tls: bool) -> str:
     for old, new in {
         "127.0.0.1:8000;": f"127.0.0.1:{site};",
         "listen 80;": f"listen 127.0.0.1:{ports.http};",
-        "listen 443 ssl;": f"listen 127.0.0.1:{ports.https}{' ssl' if tls else ''};",
+        "listen [::]:80;": f"listen [::1]:{ports.http};" if _has_ipv6() else "",
+        "listen 443 ssl http2;": f"listen 127.0.0.1:{ports.https}{' ssl http2' if tls else ''};",
+        "listen [::]:443 ssl http2;": "",
+        "/var/www/html": str(folder),
         CERTIFICATES: f"{folder}/",
     }.items():
         assert old in text, f"deploy/nginx.conf lacks {old}"
@@ -68,6 +71,13 @@ def _configuration(folder: Path, site: int, ports: Ports, *, tls: bool) -> str:
         f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/errors; {user}\n"
         f"events {{ worker_connections 2048; }}\nhttp {{ access_log off;\n{paths}{text}}}\n"
     )
+
+
+def _has_ipv6() -> bool:
+    with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
 
 
 def _make_certificate(folder: Path) -> None:

@@ -123,8 +123,8 @@ MUTANTS = [
     Mutant(
         "a tombstone answers",
         VERBS,
-        "        return Deleted()\n",
-        "        pass\n",
+        "        return Deleted()\n    if (entry",
+        "        pass\n    if (entry",
         ("rules/test_verbs.py::test_a_deleted_user_is_gone_for_every_verb",),
     ),
     Mutant(

@@ -159,8 +159,8 @@ def refund(snapshot: Snapshot, request: Request, amount: int | None = None) -> O
 
 def show_consumption(snapshot: Snapshot, request: Request) -> Replay | Refusal:
     """Return what the snapshot's consumption was answered with, as a replay of it is."""
-    if snapshot.state and snapshot.state.deleted_at:
-        return Deleted()
+    if isinstance(decided := _already_decided(snapshot, request), Refusal):
+        return decided
     spend = snapshot.consumption
     if spend is None or spend.kind != EntryKind.CONSUMED:
         return ConsumptionNotFound()

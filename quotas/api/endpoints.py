@@ -41,7 +41,7 @@ from quotas.api.messages import (
     ResetRequest,
     SimpleQuotaAnswer,
     UserAnswer,
-    UsersAnswer,
+    UserPageAnswer,
 )
 from quotas.api.responses import Success
 from quotas.models import ChallengeQuota
@@ -232,7 +232,7 @@ def list_users(call: CheckedCall) -> Steps[Success]:
     limit = queries.number(given, "limit", queries.DEFAULT_PAGE_SIZE, queries.MAX_PAGE_SIZE)
     after = queries.matching(given, "cursor", USER_ID, "must be the next_cursor of the page before.")
     page = yield InThread(partial(users_page, wanted, after=after or "", limit=limit))
-    return Success(UsersAnswer([UserAnswer.of(*user) for user in page.users], page.next_after))
+    return Success(UserPageAnswer([UserAnswer.of(*user) for user in page.users], page.next_after))
 
 
 def list_plans(call: CheckedCall) -> Steps[Success]:
@@ -313,7 +313,7 @@ ENDPOINTS = [
         path="v1/users",
         access=Scope("read"),
         run=list_users,
-        answer=UsersAnswer,
+        answer=UserPageAnswer,
         parameters=("plan", "exhausted", "deleted", "seen_since", "limit", "user_cursor"),
         summary="The users in the order of their ids, with their quotas as of now",
         problems=("invalid_request", "unknown_plan", "instant_in_future"),

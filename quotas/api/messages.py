@@ -539,7 +539,7 @@ class UserAnswer(Struct):
         )
 
 
-class UsersAnswer(Struct):
+class UserPageAnswer(Struct):
     """A page may have fewer users than `limit`, even none: continue while there is a `next_cursor`."""
 
     users: list[UserAnswer]

@@ -83,7 +83,7 @@ ANSWERS = [
         spend=messages.SpendAnswer(1, True, None, None),
         entries=[messages.EntryAnswer.of(_entry())],
     ),
-    messages.UsersAnswer(
+    messages.UserPageAnswer(
         [
             messages.UserAnswer(
                 user_id=USER_EXAMPLE,

@@ -630,7 +630,7 @@ export interface components {
             last_reset_date: components["schemas"]["Instant"];
         };
         /** @description A page may have fewer users than `limit`, even none: continue while there is a `next_cursor`. */
-        Users: {
+        UserPage: {
             users: components["schemas"]["User"][];
             /** @description The `cursor` of the next page; null on the last page. */
             next_cursor: string | null;
@@ -1243,7 +1243,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Users"];
+                    "application/json": components["schemas"]["UserPage"];
                 };
             };
             /** @description Bad Request: `bad_request`, `invalid_request` */

@@ -25,6 +25,7 @@ QUOTA, ENTRIES = "a quota", "a list of entries"
 EXAMPLE = re.compile(r"^`(\w+ /api/[^`]+)`[^\n]*(?:\n[^\n]+)*\n\n```json\n(.*?)```", re.MULTILINE | re.DOTALL)
 EXAMPLES = dict(EXAMPLE.findall(PAGE))  # by their requests
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z")
+MOMENT = re.compile(r"\d\d:\d\d:\d\d UTC on \d+ \w+ \d{4}")  # in a sentence
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SECONDS = ("seconds_to_reset", "retry_after")
 
@@ -37,7 +38,7 @@ def normal(value: Any, name: str = "") -> Any:
         return [normal(item) for item in value]
     if name in SECONDS and isinstance(value, int):
         return "seconds"
-    return UUID.sub("id", INSTANT.sub("time", value)) if isinstance(value, str) else value
+    return UUID.sub("id", MOMENT.sub("time", INSTANT.sub("time", value))) if isinstance(value, str) else value
 
 
 def shape(value: Any) -> Any:

@@ -7,10 +7,10 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -31,6 +31,7 @@ USERS = (
     "FROM generate_series(1, %s) AS n"
 )
 KEPT = "challenge_quotas_before_quotasite"
+IN_PLACE = ("import_quotas", "--in-place", "--despite-sessions")  # the tests' own session is open
 LEFT = "SELECT user_id, quota_remaining FROM {} ORDER BY user_id"
 
 
@@ -40,16 +41,41 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def database(server: Server, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[Any]]:
+@contextmanager
+def old_database(server: Server, name: str) -> Iterator[psycopg.Connection[Any]]:
     """A session of a new database in which the old app's table stands, with 50 users."""
-    name = f"old_{abs(hash(request.node.name))}"
     with psycopg.connect(server.url, autocommit=True) as session:
         session.execute(f"CREATE DATABASE {name}")
     with psycopg.connect(f"{server.url.rpartition('/')[0]}/{name}", autocommit=True) as session:
         session.execute(SEED)
         session.execute(USERS, [50])
         yield session
+
+
+@pytest.fixture
+def database(server: Server, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[Any]]:
+    with old_database(server, f"old_{abs(hash(request.node.name))}") as session:
+        yield session
+
+
+class Moved(NamedTuple):
+    """A database that was taken over in its place, with the old rows before and what the command said."""
+
+    session: psycopg.Connection[Any]
+    before: list[Any]
+    done: "subprocess.CompletedProcess[str]"
+
+    @property
+    def url(self) -> str:
+        return url_of(self.session)
+
+
+@pytest.fixture(scope="module")
+def moved(server: Server) -> Iterator[Moved]:
+    """Once for all tests that only look, because it waits to see whether somebody writes."""
+    with old_database(server, "moved") as session:
+        before = rows(session, "SELECT * FROM challenge_quotas ORDER BY id")
+        yield Moved(session, before, manage(*IN_PLACE, DATABASE_URL=url_of(session)))
 
 
 def url_of(session: psycopg.Connection[Any]) -> str:
@@ -60,9 +86,7 @@ def url_of(session: psycopg.Connection[Any]) -> str:
 @pytest.fixture
 def in_place(database: psycopg.Connection[Any]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     def run(*options: str) -> "subprocess.CompletedProcess[str]":
-        """Run it; the session of the fixture is none of the old app's."""
-        command = ("import_quotas", "--in-place", "--despite-sessions", *options)
-        return manage(*command, DATABASE_URL=url_of(database))
+        return manage(*IN_PLACE, *options, DATABASE_URL=url_of(database))
 
     return run
 
@@ -120,23 +144,17 @@ def test_a_schema_of_its_own_is_the_other_way_out(database: psycopg.Connection[A
     )
 
 
-def test_in_place_the_old_table_is_kept_and_its_users_are_taken_over(
-    database: psycopg.Connection[Any], in_place: InPlace
-) -> None:
-    before = rows(database, "SELECT * FROM challenge_quotas ORDER BY id")
-    done = in_place()
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "rows 50, imported 50, already here 0, deleted here 0, left out 0\n"
-    assert rows(database, f"SELECT * FROM {KEPT} ORDER BY id") == before
-    assert rows(database, LEFT.format("challenge_quotas")) == rows(database, LEFT.format(KEPT))
-    assert manage("audit_ledger", DATABASE_URL=url_of(database)).returncode == 0
-    check = manage("check", "--database", "default", DATABASE_URL=url_of(database))
-    assert check.returncode == 0
+def test_in_place_the_old_table_is_kept_and_its_users_are_taken_over(moved: Moved) -> None:
+    assert moved.done.returncode == 0, moved.done.stderr
+    assert moved.done.stdout == "rows 50, imported 50, already here 0, deleted here 0, left out 0\n"
+    assert rows(moved.session, f"SELECT * FROM {KEPT} ORDER BY id") == moved.before
+    assert rows(moved.session, LEFT.format("challenge_quotas")) == rows(moved.session, LEFT.format(KEPT))
+    assert manage("audit_ledger", DATABASE_URL=moved.url).returncode == 0
+    assert manage("check", "--database", "default", DATABASE_URL=moved.url).returncode == 0
 
 
-def test_in_place_again_it_changes_nothing(database: psycopg.Connection[Any], in_place: InPlace) -> None:
-    in_place()
-    again = in_place()
+def test_in_place_again_it_changes_nothing(moved: Moved) -> None:
+    again = manage(*IN_PLACE, DATABASE_URL=moved.url)
     assert (again.returncode, again.stdout) == (
         0,
         "rows 50, imported 0, already here 50, deleted here 0, left out 0\n",
@@ -183,11 +201,12 @@ def test_in_place_a_role_that_may_not_read_the_table_is_named_the_fix(
 
 def test_in_place_the_first_plan_has_the_allowance_of_the_variable(database: psycopg.Connection[Any]) -> None:
     database.execute("UPDATE challenge_quotas SET quota_remaining = 45 WHERE id = 1")
-    run = ("import_quotas", "--in-place", "--despite-sessions")
     for allowance, warned in (("20", True), ("50", False)):
-        done = manage(*run, "--dry-run", DATABASE_URL=url_of(database), QUOTA_DEFAULT_ALLOWANCE=allowance)
+        done = manage(
+            *IN_PLACE, "--dry-run", DATABASE_URL=url_of(database), QUOTA_DEFAULT_ALLOWANCE=allowance
+        )
         assert ("1 users have more left than the plan's" in done.stderr) == warned
-    assert manage(*run, DATABASE_URL=url_of(database), QUOTA_DEFAULT_ALLOWANCE="50").returncode == 0
+    assert manage(*IN_PLACE, DATABASE_URL=url_of(database), QUOTA_DEFAULT_ALLOWANCE="50").returncode == 0
     assert rows(database, "SELECT allowance FROM plans") == [(50,)]
 
 
@@ -240,12 +259,11 @@ def test_in_place_without_an_old_table_it_names_the_other_way(server: Server) ->
     assert "There is no table challenge_quotas of another app in this database: name its" in done.stderr
 
 
-def test_users_who_are_left_behind_are_counted_by_check(
-    database: psycopg.Connection[Any], in_place: InPlace
-) -> None:
-    in_place()
-    database.execute(f"INSERT INTO {KEPT} (user_id, quota_remaining) VALUES ('user_a', 1), ('user_b', 2)")
-    done = manage("check", "--database", "default", DATABASE_URL=url_of(database))
+def test_users_who_are_left_behind_are_counted_by_check(moved: Moved) -> None:
+    new = f"INSERT INTO {KEPT} (user_id, quota_remaining) VALUES ('user_a', 1), ('user_b', 2)"
+    moved.session.execute(new)
+    done = manage("check", "--database", "default", DATABASE_URL=moved.url)
+    moved.session.execute(f"DELETE FROM {KEPT} WHERE user_id IN ('user_a', 'user_b')")
     assert done.returncode == 0
     assert "quotas.W010" in done.stderr
     assert f"Users of {KEPT} who have no quota here, counted up to a thousand: 2." in done.stderr
@@ -301,9 +319,9 @@ def test_a_table_in_sqlite_is_taken_over_in_its_place(tmp_path: Path) -> None:
         assert app.execute(f"SELECT user_id FROM {KEPT}").fetchall() == [("user_1",)]
 
 
-def test_going_back_over_an_import_is_refused(database: psycopg.Connection[Any], in_place: InPlace) -> None:
-    in_place()
-    done = manage("migrate", "quotas", "0014", DATABASE_URL=url_of(database))
+def test_going_back_over_an_import_is_refused(moved: Moved) -> None:
+    done = manage("migrate", "quotas", "0014", DATABASE_URL=moved.url)
     assert done.returncode == 1
     assert "quotas 0015 holds quotas that import_quotas made" in done.stderr
     assert "Traceback" not in done.stderr
+    assert manage("migrate", "-v0", DATABASE_URL=moved.url).returncode == 0

@@ -5,6 +5,7 @@ from typing import Annotated
 import challenges
 from auth import current_user
 from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from quotasite_client import AsyncQuotasite, Quota, QuotaError
@@ -35,10 +36,12 @@ async def create_challenge(wanted: Challenge, user_id: SignedIn, attempt: Attemp
         return Challenge(topic=wanted.topic, task=task)  # the first answer was lost: here it is again
     try:
         async with quotas.spending(user_id, cost=1, key=key):
-            task = challenges.generate(wanted.topic)
+            task = await run_in_threadpool(
+                challenges.generate, wanted.topic
+            )  # it blocks, the event loop must not
             challenges.save(user_id, key, task)
     except challenges.GenerationFailed:
-        raise HTTPException(502, "No challenge was generated, and nothing was spent: try again.") from None
+        raise HTTPException(502, "No challenge was generated: try again.") from None
     return Challenge(topic=wanted.topic, task=task)
 
 

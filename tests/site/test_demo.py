@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 
+import jwt
 import pytest
 
 from quotas.rules.values import EntryKind
@@ -160,6 +161,15 @@ def test_the_lines_that_the_demo_prints_and_those_of_the_readme_can_be_pasted(se
     for line in [*printed, *CURLS]:
         done = subprocess.run(["sh", "-c", f"{variables}\n{line} -sSf"], capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_a_backend_can_verify_the_tokens_of_the_demo_with_what_its_file_sets(served_demo: str) -> None:
+    variables = re.findall(r"^    (\. \S*)$", served_demo, re.MULTILINE)[0]
+    names = ("CLERK_JWT_KEY", "TOKEN", "CLERK_AUTHORIZED_PARTIES")
+    shown = "; ".join(f'printf "%s|" "${name}"' for name in names)
+    done = subprocess.run(["sh", "-c", f"{variables}; {shown}"], capture_output=True, text=True)
+    key, token, party, _ = done.stdout.split("|")
+    assert jwt.decode(token, key, algorithms=["RS256"])["azp"] == party
 
 
 def test_no_token_fills_the_screen(served_demo: str) -> None:

@@ -40,9 +40,11 @@ function Challenge() {
         },
         body: JSON.stringify({ topic: "lists" }),
       });
-      const { task, detail } = await response.json();
-      if (response.status !== 503) attempt.current = crypto.randomUUID(); // decided: the next click is a new attempt
-      setText(task ?? detail);
+      const { task, detail, code } = await response.json().catch(() => ({}));
+      // Decided, so the next click is a new attempt; not so while the work is under way, or if nobody knows.
+      if (detail !== undefined ? response.status !== 503 && code !== "already_spent" : task)
+        attempt.current = crypto.randomUUID();
+      setText(task ?? (typeof detail === "string" ? detail : "That failed: try again."));
     } catch {
       setText("No answer came. Try again: with the same key it is paid for once.");
     }

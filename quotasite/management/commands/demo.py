@@ -1,6 +1,7 @@
 """Run the tour, then serve the site."""
 
 import re
+import shlex
 import signal
 import tempfile
 import threading
@@ -13,7 +14,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from quotasite.demo import tour
-from quotasite.demo.pretend_clerk import PretendClerk
+from quotasite.demo.pretend_clerk import ORIGIN, PretendClerk
 
 ADDRESS = re.compile(r"(?:(127\.0\.0\.1|localhost):)?([0-9]{1,5})")
 TOKEN_LIFE = 12 * 3_600  # seconds
@@ -60,8 +61,10 @@ class Command(BaseCommand):
         self.say(f"Making {tour.HISTORY_USERS} users with {tour.HISTORY_DAYS} days of history …")
         tour.seed_history()
         name, password = tour.make_staff()
-        variables = {"SITE": address, "TOKEN": clerk.token(tour.LATE_USER, TOKEN_LIFE), "KEY": key}
-        lines = (f"export {variable}={value}\n" for variable, value in variables.items())
+        of_an_app = {"CLERK_JWT_KEY": clerk.public_key.strip(), "CLERK_AUTHORIZED_PARTIES": ORIGIN}
+        token = clerk.token(tour.LATE_USER, TOKEN_LIFE)
+        variables = {"SITE": address, "TOKEN": token, "KEY": key, **of_an_app}
+        lines = (f"export {variable}={shlex.quote(value)}\n" for variable, value in variables.items())
         (folder / "env").write_text("".join(lines))
         self.say(
             f"\nPage    {address}/demo"

@@ -16,6 +16,7 @@ from quotas.models import ChallengeQuota, LedgerEntry
 from quotas.store import commit
 from tests.conftest import USER
 from tests.tools.postgres import Server
+from tests.tools.waiting import wait_until
 from tests.tools.wire import Wire
 from webhooks.models import WebhookEvent
 
@@ -229,6 +230,14 @@ def no_session_left(server):
             while True:
                 held.enter_context(psycopg.connect(server.url))
         yield
+    wait_until(lambda: has_free_sessions(server))  # the server gives them up a moment after they are closed
+
+
+def has_free_sessions(server):
+    query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+    with suppress(psycopg.OperationalError), psycopg.connect(server.url) as session:
+        return session.execute(query).fetchone()[0] < 5
+    return False
 
 
 @writes

@@ -32,8 +32,6 @@ NAMES = {
 TABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?", re.ASCII)
 WHOLE = re.compile(r"(-?[0-9]{1,18})(\.0+)?")
 
-Fields = tuple[str | None, ...]
-
 
 class CannotRead(Exception):
     """There is no such source, or it lacks a column; the text names the option and the fix."""

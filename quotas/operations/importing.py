@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db import connection, reset_queries
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, Q
 from tqdm import tqdm
 
 from quotas.models import ChallengeQuota, LedgerEntry, Plan
@@ -126,31 +126,30 @@ class Import:
         self.opened_otherwise += _opened_otherwise(batch) if opened.present else 0
 
 
-def store_for(plan: str | None, source: str, *, dry_run: bool) -> Store:
-    """Return the store that opens quotas under the plan (None: the default plan), or only counts them.
+def destination(plan: str | None, source: str, *, dry_run: bool) -> tuple[Store, int | None]:
+    """Return the store that opens quotas under the plan (None: the default plan), and the plan's allowance.
 
-    Raises UnknownPlan.
+    The store of a dry run only counts. Raises UnknownPlan.
     """
-    if foreign_tables(
-        connection
-    ):  # there is no table of ours yet, and no plan but the one that migrate makes
+    quotas = ChallengeQuota.objects
+    count: Store = quotas.census
+    allowance: int | None = settings.QUOTA_DEFAULT_ALLOWANCE
+    if foreign_tables(connection):  # there is no table of ours yet; migrate makes the default plan alone
         if plan:
             raise UnknownPlan
-        if dry_run:
-            return lambda usages: Opened(len(usages), 0, 0)
-    elif plan and not Plan.objects.filter(pk=plan).exists():
-        raise UnknownPlan
+        count = _count_as_missing
+    else:
+        found = Plan.objects.filter(Q(pk=plan) if plan else Q(is_default=True)).first()
+        if plan and not found:
+            raise UnknownPlan
+        allowance = found.allowance if found else None
     if dry_run:
-        return ChallengeQuota.objects.census
-    return partial(ChallengeQuota.objects.import_many, plan=plan, reason=f"from {source}"[:200], actor=ACTOR)
+        return count, allowance
+    return partial(quotas.import_many, plan=plan, reason=f"from {source}"[:200], actor=ACTOR), allowance
 
 
-def allowance_of(plan: str | None) -> int | None:
-    """Return the allowance that the users get, as far as it is known before our tables are made."""
-    if foreign_tables(connection):
-        return settings.QUOTA_DEFAULT_ALLOWANCE
-    plans = Plan.objects.filter(pk=plan) if plan else Plan.objects.filter(is_default=True)
-    return plans.values_list("allowance", flat=True).first()
+def _count_as_missing(batch: Batch) -> Opened:
+    return Opened(len(batch), 0, 0)
 
 
 def _opened_otherwise(batch: Batch) -> int:

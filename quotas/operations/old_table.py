@@ -111,9 +111,10 @@ def rows_left_behind() -> int:
 
 def rows(*, dry_run: bool, despite_sessions: bool) -> Iterator[SourceRow]:
     """Take over the old table, unless it is a dry run, and return its rows. Raises CannotTakeOver."""
-    if not dry_run:
-        _take_over(despite_sessions=despite_sessions)
-    return own_rows(standing())
+    if dry_run:
+        return own_rows(standing())
+    _take_over(despite_sessions=despite_sessions)
+    return own_rows(KEPT_TABLE)
 
 
 def _take_over(*, despite_sessions: bool) -> None:

@@ -10,7 +10,7 @@ from quotas.management.arguments import time_zone
 from quotas.management.failures import explain_database_errors, explain_interrupt
 from quotas.operations import old_table
 from quotas.operations.import_sources import CannotRead, SourceRow, csv_rows, table_rows
-from quotas.operations.importing import Import, allowance_of, store_for
+from quotas.operations.importing import Import, destination
 from quotas.problems import NO_DEFAULT_PLAN
 from quotas.rules.outcomes import UnknownPlan
 from quotas.store.errors import NoDefaultPlan
@@ -54,9 +54,8 @@ class Command(BaseCommand):
             with explain_interrupt(lambda: f": {NEXT}"), explain_database_errors(then=lambda: NEXT):
                 if options["in_place"]:
                     old_table.standing()  # before the plans are looked for, whose table may not exist either
-                allowance = allowance_of(plan)
                 source = "CSV" if options["csv"] else options["table"]
-                store = store_for(plan, source, dry_run=dry_run)
+                store, allowance = destination(plan, source, dry_run=dry_run)
                 run.run(self.rows(dry_run=dry_run, **options), store, allowance)
         except (CannotRead, old_table.CannotTakeOver) as error:
             raise CommandError(str(error)) from error

@@ -24,7 +24,11 @@ def count_in_words(count: int) -> str:
     return f"{count:,}" if type(count) is int else str(count)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 user" or "2 users"."""
+    return f"{count_in_words(count)} {noun}{'' if count == 1 else 's'}"
+
+
 def users_in_words(count: int, one: str = "", many: str = "") -> str:
     """Return "1 user" or "2 users", and the verb that fits, if it is given."""
-    noun, verb = ("user", one) if count == 1 else ("users", many)
-    return f"{count_in_words(count)} {noun} {verb}".rstrip()
+    return f"{counted(count, 'user')} {one if count == 1 else many}".rstrip()

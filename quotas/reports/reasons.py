@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
+from quotas.models import DAY_SECONDS
+from quotas.reports.counts import counted
 from quotas.reports.history import Explanation
 from quotas.rules.values import NAMED_PERIODS, Plan, PlanSource, Quota
 
@@ -12,7 +14,6 @@ CHOSEN_BY = {
     PlanSource.DEFAULT: "",
 }
 CALENDAR_PERIODS = {"daily": "day", "weekly": "week", "monthly": "month"}
-DAY_SECONDS = 86_400
 UNITS_OF_TIME = (("day", DAY_SECONDS), ("hour", 3_600), ("minute", 60), ("second", 1))
 
 
@@ -26,7 +27,7 @@ def reason(explained: Explanation) -> str:
     end = _instant(_whole_second(quota.resets_at))
     if quota.quota_limit is None:
         return f"{plan} has no limit, so every spend is granted; its next period begins at {end}."
-    gives = f"{plan} gives {_counted(quota.quota_limit, 'unit')} {_every(quota.plan)}."
+    gives = f"{plan} gives {counted(quota.quota_limit, 'unit')} {_every(quota.plan)}."
     if explained.is_reset_due:
         due = f"A reset is due, which the next request carries out: {_left(quota)}."
         return f"{gives} {due} If that came now, the period would end at {end}."
@@ -57,11 +58,7 @@ def _every(plan: Plan) -> str:
     units = UNITS_OF_TIME if seconds > DAY_SECONDS else UNITS_OF_TIME[1:]  # a day is 24 hours
     unit, size = next((unit, size) for unit, size in units if seconds % size == 0)
     count = seconds // size
-    return f"every {unit}" if count == 1 else f"every {_counted(count, unit)}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"every {unit}" if count == 1 else f"every {counted(count, unit)}"
 
 
 def _instant(at: datetime) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from django.db import connection
 
 from quotas.models import ChallengeQuota
-from quotas.reports.counts import MoreThan, users_in_words
+from quotas.reports.counts import MoreThan, counted, users_in_words
 from quotas.rules.outcomes import Deleted
 from quotas.rules.values import PLAN_NAME, Actor
 from quotas.store.direct import await_assignments
@@ -120,8 +120,7 @@ def sentences(found: Collection[Waiting]) -> Iterator[str]:
     """Yield a sentence for each plan, and if there are more than MAX_PLANS_LISTED one for the rest."""
     for number, waiting in enumerate(found):
         if number == MAX_PLANS_LISTED:
-            more = len(found) - number
-            yield f"and {more:,} more plan{'' if more == 1 else 's'}"
+            yield f"and {counted(len(found) - number, 'more plan')}"
             return
         yield waiting.sentence
 

@@ -71,6 +71,11 @@ class AlreadyRefunded(AlreadySpent):
     code: str = "already_refunded"
 
 
+def may_pass(error: QuotaError) -> bool:
+    """Whether the service, or the way to it, failed: the same request may succeed later."""
+    return isinstance(error, QuotaUnreachable) or (isinstance(error, QuotaProblem) and error.status >= 500)
+
+
 PROBLEM_TYPE = "application/problem+json"
 
 
@@ -96,7 +101,7 @@ def answer_to(error: QuotaError) -> ProblemAnswer:
         return ProblemAnswer(error.status, headers, dict(error.problem))
     if isinstance(error, AlreadySpent):
         return ProblemAnswer(409, headers, _problem(409, "Conflict", error.code, str(error)))
-    if isinstance(error, QuotaUnreachable) or (isinstance(error, QuotaProblem) and error.status >= 500):
+    if may_pass(error):
         sentence = "The quota service is not available: try again in a moment."
         body = _problem(503, "Service Unavailable", "quota_unavailable", sentence)
         return ProblemAnswer(503, {"Retry-After": "1", **headers}, body)

@@ -10,7 +10,14 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import httpx
 
 from quotasite_client.calls import Call
-from quotasite_client.errors import QuotaError, QuotaExhausted, QuotaProblem, QuotaUnreachable
+from quotasite_client.errors import (
+    PROBLEM_TYPE,
+    QuotaError,
+    QuotaExhausted,
+    QuotaProblem,
+    QuotaUnreachable,
+    may_pass,
+)
 from quotasite_client.version import VERSION
 
 T = TypeVar("T")
@@ -85,7 +92,7 @@ class Attempts(Generic[T]):
             try:
                 return (yield from self._attempt(token))
             except QuotaError as error:
-                if not _may_pass(error) or (error.retry_after or 0) > MAX_PAUSE:
+                if not may_pass(error) or (error.retry_after or 0) > MAX_PAUSE:
                     raise
                 wait = error.retry_after or 0
             yield Pause(max(wait, pause * random.uniform(0.5, 1.5)))  # noqa: S311 - a jitter
@@ -101,12 +108,8 @@ class Attempts(Generic[T]):
             self.may_be_done |= self._call.key is not None and not isinstance(cause, NEVER_SENT)
             raise QuotaUnreachable("The quota service could not be reached: no answer came.") from cause
         except QuotaError as error:
-            self.may_be_done |= self._call.key is not None and _may_pass(error)
+            self.may_be_done |= self._call.key is not None and may_pass(error)
             raise
-
-
-def _may_pass(error: QuotaError) -> bool:
-    return isinstance(error, QuotaUnreachable) or (isinstance(error, QuotaProblem) and error.status >= 500)
 
 
 def _token() -> Generator[Step, Any, str | None]:
@@ -146,7 +149,7 @@ def _answer(call: Call[T], response: httpx.Response) -> T:
 
 
 def _refusal(response: httpx.Response) -> QuotaError:
-    if not response.headers.get("Content-Type", "").startswith("application/problem+json"):
+    if not response.headers.get("Content-Type", "").startswith(PROBLEM_TYPE):
         return _elsewhere("came from another server", response)
     try:
         error = QuotaProblem.of(response.json())

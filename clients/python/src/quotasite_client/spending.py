@@ -83,9 +83,9 @@ class Spending:
     def __enter__(self) -> Consumption:
         try:
             self._consumption = self._client._run(self._steps.begin())
-        except Exception:
+        except Exception:  # the spend was decided, or says that it may stand
             raise
-        except BaseException:
+        except BaseException:  # Ctrl-C
             self._client._run(self._steps.interrupted())
             raise
         return self._consumption
@@ -104,7 +104,7 @@ class AsyncSpending:
     async def __aenter__(self) -> Consumption:
         try:
             self._consumption = await self._client._run(self._steps.begin())
-        except Exception:
+        except Exception:  # the spend was decided, or says that it may stand
             raise
         except BaseException:  # cancelled
             with anyio.CancelScope(shield=True):

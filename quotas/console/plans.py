@@ -10,6 +10,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.functional import SimpleLazyObject
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
@@ -117,7 +118,7 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 for name, act in ACTS.items()
                 if plan and may_act and name != "give" and act.is_possible(plan)
             ],
-            "waiting": waiting_list(),
+            "waiting": SimpleLazyObject(waiting_list),  # not for a save, which shows no page
             "show_save_and_add_another": False,
             "show_save_and_continue": False,
         }

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from quotas.console import plan_acts
 from quotas.models import ChallengeQuota, LedgerEntry, Plan, PlanVersion
@@ -42,6 +43,13 @@ def table(page: str) -> dict[str, list[int]]:
     """The preview's figures of each state: now, after saving, and if used units counted."""
     lines = re.findall(r'class="chip (\w+)">.*?((?:<td class="number">\d+</td>)+)', page)
     return {state: [int(figure) for figure in re.findall(r">(\d+)<", cells)] for state, cells in lines}
+
+
+def test_a_save_does_not_count_the_users_who_wait(root: Client) -> None:
+    with CaptureQueriesContext(connection) as captured:
+        saved = root.post(FREE, {**RULES, "allowance": "50", "confirmed": "1"})
+    assert (saved.status_code, Plan.objects.get().allowance) == (302, 50)
+    assert [query["sql"] for query in captured if "plan_assignments" in query["sql"]] == []
 
 
 def test_new_rules_are_shown_before_they_are_saved(root: Client, make_quota: Make) -> None:

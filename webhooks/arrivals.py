@@ -42,7 +42,7 @@ class Refused(NamedTuple):
 
 
 class Arrivals(NamedTuple):
-    """The quotas that were opened in the last DAYS, by whom, and Clerk's deliveries."""
+    """The quotas that were opened in the last DAYS, by opener, and Clerk's deliveries."""
 
     opened: Counter[str]  # by the keys of OPENED_BY
     last: datetime | None  # when the newest delivery of the inbox was handled

@@ -125,7 +125,7 @@ class PlanAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return super().changeform_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
     def act_view(self, name: str, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Show what the act changes and whom it touches; carry it out if this is confirmed."""
+        """Show what the act changes and which users it affects; carry it out if this is confirmed."""
         plan, act = get_object_or_404(Plan, pk=unquote(object_id)), ACTS[name]
         if not self.has_change_permission(request, plan):
             raise PermissionDenied

@@ -21,13 +21,13 @@ from quotas.reports.waiting import waiting_for_ours, waiting_for_unknown
 
 
 class PlanChange(NamedTuple):
-    """What the file changes in a plan, and whom it touches."""
+    """What the file changes in a plan, and which users this affects."""
 
     name: str
     is_new: bool
     edits: list[Edit]
     impact: PlanImpact | None  # of rules that are edited
-    sentences: list[str]  # whom it touches that the plan becomes the default, or is archived
+    sentences: list[str]  # which users a new default, or the archiving, affects
     waiting: int  # users who get the plan because Clerk assigned it already
 
 

@@ -110,14 +110,14 @@ def impact_of(plan: values.Plan) -> PlanImpact:
 
 
 def of_new_default() -> str:
-    """Say whom it touches that another plan becomes the default."""
+    """Return which users a new default plan affects, in words."""
     old = Plan.objects.filter(is_default=True).first()
     keep = f" {_users_of(old.name)} {old}, and keep it." if old else ""
     return f"New users get this plan, and users whom Clerk no longer assigns one.{keep}"
 
 
 def of_archiving(name: str) -> str:
-    """Say whom it touches that a plan is archived."""
+    """Return which users the archiving of a plan affects, in words."""
     return (
         f"{_users_of(name)} this plan, and keep it. Clerk can still assign it; staff and the API cannot give "
         "it to anybody else."

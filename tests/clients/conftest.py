@@ -77,7 +77,7 @@ def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
 
 @pytest.fixture
 def user_id() -> str:
-    """The id of a user whom the service does not know yet."""
+    """The id of a user that the service does not know yet."""
     return f"{USER}{next(NUMBERS)}"
 
 

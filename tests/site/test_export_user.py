@@ -57,7 +57,7 @@ def export(user_id: str) -> Any:
 
 @pytest.fixture
 def person(deliver: Callable[..., HttpResponse], settings: Any) -> str:
-    """A person of whom each part of the service knows something."""
+    """A person with rows in every part of the service."""
     settings.CLERK_PLAN_METADATA_KEY = "plan"
     Plan.objects.create(name="pro", allowance=500, actions={"draw": 2})
     addresses = [{"id": "idn_1", "email_address": EMAIL}]

@@ -1,4 +1,4 @@
-"""Users whom Clerk assigned a plan before it existed here, from the backfill to a report without drift."""
+"""Users with a plan of Clerk's that did not exist here, from the backfill to a report without drift."""
 
 import io
 from collections.abc import Callable, Iterator
